@@ -1,0 +1,1 @@
+"""Default options as YAML: overall, per model and per data set."""

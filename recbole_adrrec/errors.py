@@ -1,0 +1,17 @@
+"""Errors that a user can mend. Each message names the option or file, the value and the remedy."""
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong; the command line prints the message alone."""
+
+
+class OptionError(UserError):
+    """An option is unknown, of a wrong type, out of range, or at odds with another."""
+
+
+class DataError(UserError):
+    """A data file is missing, malformed or unfit for sequential recommendation."""
+
+
+class CheckpointError(UserError):
+    """A saved file is truncated, tampered with or made for something else."""

@@ -1,0 +1,1 @@
+"""Models: each reads its options and joins layers."""
