@@ -1,1 +1,24 @@
-"""Models: each reads its options and joins layers."""
+"""Models: each reads its options and joins layers.
+
+The package can be called: ``recbole_adrrec.models()`` lists the names of the models that it registers.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+
+MODULES = {
+    "ADRRec": "recbole_adrrec.models.adrrec",
+    "MEANTIME": "recbole_adrrec.models.meantime",
+}
+"""Name of each model that RecBole is told about, and the module that holds it."""
+
+
+class _ModelsPackage(types.ModuleType):
+    def __call__(self) -> list[str]:
+        """Names of the models that ``register`` makes known to RecBole."""
+        return sorted(MODULES)
+
+
+sys.modules[__name__].__class__ = _ModelsPackage

@@ -1,0 +1,43 @@
+# make run     set up, then train MODEL on DATASET to early stopping
+# make test    set up, then the whole test suite (a few minutes on two cores)
+# make e2e     the slow tests on whole data sets
+# make lint    ruff and mypy
+
+PYTHON ?= python3
+MODEL ?= ADRRec
+DATASET ?= ml-100k
+ARGS ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test e2e lint setup clean
+
+run: $(READY)
+	$(BIN)/python run_recbole.py --model=$(MODEL) --dataset=$(DATASET) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+
+e2e: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# Debian splits venv from python3; virtualenv from pip makes the same folder where it is missing.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV) && $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,6 @@
+"""Data: exact times, and training rows that are built when a batch asks for them."""
+
+from recbole_adrrec.data.dataset import SequenceDataset
+from recbole_adrrec.data.rows import Events, PrefixRows, WindowRows
+
+__all__ = ["Events", "PrefixRows", "SequenceDataset", "WindowRows"]

@@ -1,0 +1,299 @@
+"""RecBole's sequential dataset with exact times and rows built on demand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from torch import Tensor
+
+from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
+from recbole_adrrec.data.times import check_times, to_seconds, unreadable_line
+from recbole_adrrec.errors import DataError
+
+SECONDS_A_DAY = 86_400
+
+
+class SequenceDataset(SequentialDataset):
+    """Every user's events once, in exact order of time; training rows made when a batch asks for them.
+
+    It takes the place of RecBole's ``SequentialDataset`` and gives the same samples in the same order, less RecBole's
+    rounding of time: with ``exact_time: true`` the time field is int64 seconds from the file to the model, ties
+    keep the order of the file, and no normalisation touches it; with ``exact_time: false`` times are float32 as in
+    RecBole 1.2.1.
+
+    Options read: ``exact_time``, ``time_unit_in``, ``train_rows``, ``train_stride``, ``objective`` (``cloze`` cuts
+    windows of events that are masked, instead of windows that predict the next event).
+    """
+
+    windows: WindowRows | None = None
+
+    def __init__(self, config: Any) -> None:
+        self.exact_time = config["exact_time"]
+        self.time_unit_in = config["time_unit_in"]
+        self.train_rows = config["train_rows"]
+        self.cloze = config["objective"] == "cloze"
+        length = config["MAX_ITEM_LIST_LENGTH"]
+        self.train_stride = config["train_stride"] or max(1, length // 2)
+        super().__init__(config)
+
+    # Loading
+
+    def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
+        try:
+            return super()._load_feat(filepath, source)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{filepath}: not readable as {self.config['encoding']} ({error})") from error
+        except (ValueError, pd.errors.ParserError) as error:
+            raise DataError(self._explain_unreadable(filepath, error)) from error
+
+    def _explain_unreadable(self, filepath: str, error: Exception) -> str:
+        separator, encoding = self.config["field_separator"], self.config["encoding"]
+        with open(filepath, encoding=encoding) as lines:
+            head = lines.readline().rstrip("\n")
+        if not head:
+            return f"{filepath}: the file is empty; expected a header of name:type columns and a line for each event"
+        untyped = [column for column in head.split(separator) if column.count(":") != 1]
+        if untyped:
+            return (
+                f"{filepath}: header column {untyped[0]!r} is not of the form name:type (as in "
+                f"user_id:token); are columns separated by field_separator, {separator!r}?"
+            )
+        for column in head.split(separator):
+            name, kind = column.split(":")
+            place = unreadable_line(filepath, name, separator, encoding) if kind == "float" else None
+            if place:
+                return f"{filepath}: {name} is not a number at {place}; correct or remove that line"
+        return f"{filepath}: {error}"
+
+    def _load_inter_feat(self, token: str, dataset_path: str) -> None:
+        path = Path(dataset_path) / f"{token}.inter"
+        if self.benchmark_filename_list is None and not path.is_file():
+            raise DataError(
+                f"{path}: file not found; put the data set's interactions there, or point data_path at the folder "
+                f"that holds {token}/{token}.inter"
+            )
+        super()._load_inter_feat(token, dataset_path)
+        if self.inter_feat is None or self.time_field not in self.inter_feat:
+            raise DataError(
+                f"{path}: no column {self.time_field!r} was loaded (TIME_FIELD); sequential models need it: add "
+                f"{self.time_field}:float to the file and {self.time_field} to load_col"
+            )
+        for field in (self.uid_field, self.iid_field):
+            if field not in self.inter_feat:
+                raise DataError(f"{path}: no column {field!r} was loaded; add {field}:token to the file")
+        if self.exact_time:
+            values = self.inter_feat[self.time_field].to_numpy()
+            if values.dtype != np.float64:
+                raise DataError(
+                    f"{path}: {self.time_field} is a token column; declare it as {self.time_field}:float"
+                )
+            for remark in check_times(values, self.time_unit_in, str(path)):
+                self.logger.warning(f"{path}: {remark}")
+        self._count_duplicates()
+
+    def _count_duplicates(self) -> None:
+        fields = [self.uid_field, self.iid_field, self.time_field]
+        twice = int(self.inter_feat.duplicated(subset=fields).sum())
+        if twice and self.config["rm_dup_inter"] is None:
+            self.logger.info(
+                f"{twice} events repeat an earlier one (same user, item and time) and are kept; "
+                "rm_dup_inter: first would drop them"
+            )
+
+    # Filtering and preparation
+
+    def _remove_duplication(self) -> None:
+        if self.config["rm_dup_inter"] is not None and self.time_field in self.inter_feat:
+            # RecBole sorts here by an unstable sort, which would lose the order of ties in the file.
+            self.inter_feat.sort_values(by=[self.time_field], kind="stable", inplace=True)
+            self.inter_feat.drop_duplicates(
+                subset=[self.uid_field, self.iid_field], keep=self.config["rm_dup_inter"], inplace=True
+            )
+            return
+        super()._remove_duplication()
+
+    def _reset_index(self) -> None:
+        for name in self.feat_name_list:
+            if getattr(self, name).empty:
+                raise DataError(
+                    f"{self.dataset_name}: filtering left nothing in {name}; loosen user_inter_num_interval "
+                    f"({self.config['user_inter_num_interval']}), item_inter_num_interval "
+                    f"({self.config['item_inter_num_interval']}) or val_interval"
+                )
+        super()._reset_index()
+
+    @property
+    def float_like_fields(self) -> list[str]:
+        """Float fields as RecBole lists them to normalise them all: without the time field, where time is exact."""
+        fields: list[str] = super().float_like_fields
+        return [field for field in fields if not (self.exact_time and field == self.time_field)]
+
+    def _normalize(self) -> None:
+        if self.exact_time and self.time_field in (self.config["normalize_field"] or []):
+            raise DataError(
+                f"normalize_field: {self.time_field} would take the times' unit away; remove it from the list, or "
+                "set exact_time: false"
+            )
+        super()._normalize()
+
+    def _change_feat_format(self) -> None:
+        if self.exact_time:
+            values = self.inter_feat[self.time_field].to_numpy()
+            if self.time_unit_in in ("ms", "us") or (values != np.floor(values)).any():
+                # Fractions of a second order the events, though the models see whole seconds.
+                self.inter_feat = self.inter_feat.sort_values(by=self.time_field, kind="stable")
+        super()._change_feat_format()
+
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
+        interaction = super()._dataframe_to_interaction(data)
+        if self.exact_time and self.time_field in data:
+            seconds = to_seconds(data[self.time_field].to_numpy(), self.time_unit_in)
+            interaction[self.time_field] = torch.from_numpy(seconds)
+        return interaction
+
+    # Rows
+
+    def data_augmentation(self) -> None:
+        """Sort the events by user and time and index one row for each event but the users' first.
+
+        Replaces RecBole's loop over all prefixes; ``inter_feat`` becomes :class:`PrefixRows`.
+        """
+        self._aug_presets()
+        self._check_field("uid_field", "time_field")
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        columns = {field: self.inter_feat[field] for field in self.inter_feat}
+        events = Events.from_sorted(columns, self.uid_field, self.user_num)
+        everything = torch.arange(len(events))
+        targets = everything[everything != events.first(everything)]
+        self._report_events(events, targets)
+        self.inter_feat = PrefixRows(
+            events, targets, self.max_item_list_len, self.config["LIST_SUFFIX"], self.item_list_length_field
+        )
+
+    def _report_events(self, events: Events, targets: Tensor) -> None:
+        if len(targets) == 0:
+            raise DataError(
+                f"{self.dataset_name}: no user has two events, so there is nothing to predict; check USER_ID_FIELD "
+                f"({self.uid_field}) and the filters"
+            )
+        users = events.column(self.uid_field, torch.arange(len(events)))
+        counts = torch.bincount(users, minlength=self.user_num)
+        single = int((counts == 1).sum())
+        if single:
+            self.logger.info(f"{single} users have a single event: nothing to predict, so they have no row")
+        times = events.columns[self.time_field]
+        tied = float((times[targets] == times[targets - 1]).double().mean())
+        kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
+        self.logger.info(
+            f"Times are {kind}; {tied:.1%} of the gaps between a user's consecutive events are zero "
+            "(ties keep the order of the file)"
+        )
+
+    def build(self) -> list[SequenceDataset]:
+        """Split as RecBole does; with ``train_rows: sequence`` training rows are windows with a target everywhere.
+
+        Returns
+        -------
+        list of SequenceDataset
+            For training, validation and test.
+        """
+        datasets: list[SequenceDataset] = super().build()
+        if self.train_rows == "sequence" and isinstance(datasets[0].inter_feat, PrefixRows):
+            train = datasets[0]
+            train.windows = WindowRows(train.inter_feat, self.train_stride, self.cloze)
+        return datasets
+
+    def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[SequenceDataset]:
+        """Hold out each user's last rows: RecBole's split and order, without its loop over rows.
+
+        Parameters
+        ----------
+        group_by : str
+            The user field.
+        leave_one_mode : {'valid_and_test', 'valid_only', 'test_only'}
+            Which of validation and test get a row of each user.
+
+        Returns
+        -------
+        list of SequenceDataset
+            Training, validation and test.
+        """
+        if group_by is None or leave_one_mode not in ("valid_and_test", "valid_only", "test_only"):
+            return super().leave_one_out(group_by, leave_one_mode)
+        held_out = 2 if leave_one_mode == "valid_and_test" else 1
+        codes, users = pd.factorize(self.inter_feat[group_by].numpy())
+        order = np.argsort(codes, kind="stable")
+        counts = np.bincount(codes, minlength=len(users))
+        from_end = np.repeat(counts.cumsum(), counts) - 1 - np.arange(len(order))
+        legal = np.minimum(held_out, np.repeat(counts, counts) - 1)
+        parts = [order[from_end >= legal]]
+        for place in range(held_out - 1, -1, -1):
+            parts.append(order[(from_end == place) & (from_end < legal)])
+        if leave_one_mode == "valid_only":
+            parts.append(order[:0])
+        elif leave_one_mode == "test_only":
+            parts.insert(1, order[:0])
+        self._drop_unused_col()
+        return [self.copy(self.inter_feat[index]) for index in parts]
+
+    def copy(self, new_inter_feat: Interaction) -> SequenceDataset:
+        """The same dataset over other rows."""
+        other = copy.copy(self)
+        other.inter_feat = new_inter_feat
+        other.windows = None
+        return other
+
+    def __len__(self) -> int:
+        return len(self.windows if self.windows is not None else self.inter_feat)
+
+    def __getitem__(self, index: Index, join: bool = True) -> Interaction:
+        rows = (self.windows if self.windows is not None else self.inter_feat)[index]
+        built = rows.build() if isinstance(rows, PrefixRows | WindowRows) else rows
+        return self.join(built) if join else built
+
+    # What models ask
+
+    def trained_days(self, include_targets: bool) -> Tensor:
+        """Days that training shows to a model.
+
+        Parameters
+        ----------
+        include_targets : bool
+            Whether the times of the training targets count too, as with ``use_query_time`` or a cloze objective;
+            else a user's last training event is predicted but its time never seen.
+
+        Returns
+        -------
+        int64 Tensor, [n_days]
+            Whole days since 1970-01-01 UTC, ascending, each once.
+        """
+        rows = self.inter_feat
+        if not isinstance(rows, PrefixRows):
+            return torch.div(rows[self.time_field], SECONDS_A_DAY, rounding_mode="floor").long().unique()
+        targets = rows.targets.long()
+        first = rows.events.first(targets)
+        edge = torch.zeros(len(rows.events) + 1, dtype=torch.int64)
+        last = torch.zeros(len(rows.events), dtype=torch.int64).scatter_reduce_(0, first, targets, "amax")
+        user_first = first.unique()
+        edge[user_first] += 1
+        edge[last[user_first] + int(include_targets)] -= 1
+        times = rows.events.columns[self.time_field][edge[:-1].cumsum(0) > 0]
+        return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
+
+    def histories(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Each user's id, items and times, in order of time: what exactness is checked against."""
+        events = self.inter_feat.events
+        users = events.column(self.uid_field, torch.arange(len(events)))
+        ids, counts = users.unique_consecutive(return_counts=True)
+        parts = counts.tolist()
+        items = events.columns[self.iid_field].long().split(parts)
+        times = events.columns[self.time_field].split(parts)
+        yield from zip(ids.tolist(), items, times, strict=True)

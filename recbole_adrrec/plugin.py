@@ -1,0 +1,268 @@
+"""The one place that touches RecBole's look-ups: models, options, data sets, loaders, processes.
+
+RecBole finds things by name in its own folders. Each hook below adds ours to one such look-up and leaves what was
+there as it was; faults of RecBole are mended in :mod:`recbole_adrrec.compat` instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from recbole_adrrec import compat, models, options
+from recbole_adrrec.errors import OptionError
+
+RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
+"""Programs whose command line is never meant for RecBole."""
+
+PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
+"""Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
+
+_given: dict[str, Any] | None = None  # what stands for the command line, where that isn't the host program's
+_strict = False  # whether every name given must be known, as on our own command line
+_registered = False
+
+
+class Parsed(dict[str, Any]):
+    """Options whose values have their types already, so that RecBole's ``eval`` of strings leaves them alone."""
+
+
+def register() -> None:
+    """Mend RecBole, then add our models, options, dataset and loader to its look-ups. Harmless when repeated.
+
+    Raises
+    ------
+    RuntimeError
+        RecBole's insides are not as expected; the message names the attribute and the version.
+    """
+    global _registered
+    if _registered:
+        return
+    compat.check()
+    compat.apply()
+    _hook_models()
+    _hook_config()
+    _hook_data()
+    _hook_processes()
+    _registered = True
+
+
+@contextmanager
+def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None]:
+    """While this lasts, ``given`` is the command line that every ``Config`` reads, and ``sys.argv`` is not.
+
+    Parameters
+    ----------
+    given : mapping of str to object
+        Options with their values already of their types.
+    strict : bool
+        Refuse every unknown option, here and in configuration files; else only near-misses of our own.
+    """
+    global _given, _strict
+    before = _given, _strict
+    _given, _strict = dict(given), strict
+    try:
+        yield
+    finally:
+        _given, _strict = before
+
+
+@contextmanager
+def watch_trainers() -> Iterator[list[Any]]:
+    """Collect the trainers that ``run_recbole`` makes meanwhile, each with what it evaluated last as ``evaluated``."""
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    original = quick_start.get_trainer
+    trainers: list[Any] = []
+
+    def get_trainer(model_type: Any, model_name: str) -> Callable[..., Any]:
+        trainer_class = original(model_type, model_name)
+
+        def make(config: Any, model: Any) -> Any:
+            trainer = trainer_class(config, model)
+            evaluate = trainer.evaluate
+
+            def remember(eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+                trainer.evaluated = eval_data
+                return evaluate(eval_data, *args, **kwargs)
+
+            trainer.evaluate = remember
+            trainers.append(trainer)
+            return trainer
+
+        return make
+
+    quick_start.get_trainer = get_trainer
+    try:
+        yield trainers
+    finally:
+        quick_start.get_trainer = original
+
+
+# Models
+
+
+def _hook_models() -> None:
+    """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
+    for name, path in models.MODULES.items():
+        module = importlib.import_module(path)
+        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = module
+        compat.allow(getattr(module, name))
+
+
+# Options
+
+
+def _hook_config() -> None:
+    """Lay our options over RecBole's own, below the user's (config/configurator.py:239), and check all of them."""
+    config_class = importlib.import_module("recbole.config.configurator").Config
+    load_internal = config_class._load_internal_config_dict
+    load_variable = config_class._load_variable_config_dict
+    merge = config_class._get_final_config_dict
+
+    def load_command_line(self: Any) -> dict[str, Any]:
+        return dict(_given) if _given is not None else _foreign_command_line()
+
+    @functools.wraps(load_variable)
+    def load_variable_config_dict(self: Any, config_dict: dict[str, Any] | None) -> dict[str, Any]:
+        return dict(config_dict) if isinstance(config_dict, Parsed) else load_variable(self, config_dict)
+
+    @functools.wraps(load_internal)
+    def load_internal_config_dict(self: Any, model: str, model_class: type, dataset: str) -> None:
+        load_internal(self, model, model_class, dataset)
+        if _is_sequential(model_class):
+            ours = options.load_properties("overall", "overall")
+            ours.update(options.load_properties("model", model))
+            ours.update(options.load_properties("dataset", dataset))
+            self.internal_config_dict.update(ours)
+            if "train_neg_sample_args" not in ours and "train_neg_sample_args" not in self.external_config_dict:
+                self._follow_loss = not hasattr(model_class, "input_type")
+
+    @functools.wraps(merge)
+    def get_final_config_dict(self: Any) -> dict[str, Any]:
+        final: dict[str, Any] = merge(self)
+        if self.__dict__.pop("_follow_loss", False) and final.get("loss_type") == "CE":
+            final["train_neg_sample_args"] = None
+        if _strict or self.model in models.MODULES:
+            given = {**dict(_foreign_arguments()), **self.external_config_dict}
+            given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
+            options.check_names(given, self.model, strict=_strict, where="the options given")
+            options.check_values(final, self.model)
+        return final
+
+    config_class._load_cmd_line = load_command_line
+    config_class._load_variable_config_dict = load_variable_config_dict
+    config_class._load_internal_config_dict = load_internal_config_dict
+    config_class._get_final_config_dict = get_final_config_dict
+
+
+def _is_sequential(model_class: Any) -> bool:
+    model_type = importlib.import_module("recbole.utils.enum_type").ModelType
+    return getattr(model_class, "type", None) == model_type.SEQUENTIAL
+
+
+def _foreign_arguments() -> Iterator[tuple[str, str]]:
+    """Arguments of somebody else's program that have RecBole's own form, ``--key=value``."""
+    program = sys.argv[0] if sys.argv else ""
+    if _given is not None or any(part in RUNNERS for part in program.split(os.sep)[-2:]):
+        return
+    for argument in sys.argv[1:]:
+        name, equals, text = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and equals and name not in PROCESS_OPTIONS:
+            yield name, text
+
+
+def _foreign_command_line() -> dict[str, Any]:
+    """Options among the arguments of somebody else's program.
+
+    RecBole reads the host program's ``sys.argv`` always, and warns about, or evaluates, whatever else stands there.
+    Here unknown names and other forms are left to the program they were meant for.
+    """
+    found: dict[str, Any] = {}
+    known = options.known_options(None)
+    for name, text in _foreign_arguments():
+        if name in known:
+            value = options.parse_value(text)
+            if name in found and found[name] != value:
+                raise OptionError(f"{name}: given twice, as {found[name]!r} and {value!r}; give it once")
+            found[name] = value
+    return found
+
+
+# Data
+
+
+def _hook_data() -> None:
+    """Give every sequential model our dataset, and windows their loader (data/utils.py:40, :296)."""
+    data_utils = importlib.import_module("recbole.data.utils")
+    dataset_module = importlib.import_module("recbole.data.dataset")
+    ours = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
+    loader = importlib.import_module("recbole_adrrec.data.loader").WindowTrainDataLoader
+    create, get_loader = data_utils.create_dataset, data_utils.get_dataloader
+
+    @functools.wraps(create)
+    def create_dataset(config: Any) -> Any:
+        name = f"{config['model']}Dataset"
+        if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
+            setattr(dataset_module, name, ours)
+        return create(config)
+
+    @functools.wraps(get_loader)
+    def get_dataloader(config: Any, phase: str) -> Any:
+        if phase == "train" and config["train_rows"] == "sequence":
+            return loader
+        return get_loader(config, phase)
+
+    compat.replace_everywhere(create, create_dataset)
+    compat.replace_everywhere(get_loader, get_dataloader)
+    compat.count_as_dataset_argument("data_path", "objective", *options.load_properties("overall", "overall"))
+    compat.allow_pickled("recbole_adrrec.data.dataset", "SequenceDataset")
+    compat.allow_pickled("recbole_adrrec.data.loader", "WindowTrainDataLoader")
+    for name in ("Events", "PrefixRows", "WindowRows"):
+        compat.allow_pickled("recbole_adrrec.data.rows", name)
+
+
+# Processes
+
+
+def _hook_processes() -> None:
+    """``run`` spawns processes that import RecBole alone (quick_start/quick_start.py:81): let them register too."""
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    run = quick_start.run
+
+    @functools.wraps(run)
+    def run_registered(
+        model: Any,
+        dataset: Any,
+        config_file_list: list[str] | None = None,
+        config_dict: dict[str, Any] | None = None,
+        saved: bool = True,
+        nproc: int = 1,
+        world_size: int = -1,
+        **where: Any,
+    ) -> Any:
+        if nproc > 1 or world_size > 0:
+            # The children don't read a command line: they get this process's, above the dict as always.
+            typed = dict(config_dict or {})
+            if not isinstance(config_dict, Parsed):
+                config_class = importlib.import_module("recbole.config.configurator").Config
+                typed = config_class._convert_config_dict(None, typed)
+            config_dict = Parsed(typed | (dict(_given) if _given is not None else _foreign_command_line()))
+        return run(model, dataset, config_file_list, config_dict, saved, nproc, world_size, **where)
+
+    compat.replace_everywhere(run, run_registered)
+    quick_start.run_recboles = run_child
+
+
+def run_child(rank: int, *args: Any) -> None:
+    """What each process of ``--nproc`` runs: register, then RecBole's ``run_recbole`` as the given rank."""
+    register()
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    *positional, keywords = args
+    keywords["config_dict"] = Parsed(keywords.get("config_dict", {}) | {"local_rank": rank})
+    with command_line({}, strict=False):
+        quick_start.run_recbole(*positional[:3], **keywords)
