@@ -92,9 +92,7 @@ class SequenceDataset(SequentialDataset):
         if self.exact_time:
             values = self.inter_feat[self.time_field].to_numpy()
             if values.dtype != np.float64:
-                raise DataError(
-                    f"{path}: {self.time_field} is a token column; declare it as {self.time_field}:float"
-                )
+                raise DataError(f"{path}: {self.time_field} is a token column; declare it as {self.time_field}:float")
             for remark in check_times(values, self.time_unit_in, str(path)):
                 self.logger.warning(f"{path}: {remark}")
         self._count_duplicates()

@@ -48,7 +48,5 @@ class WindowTrainDataLoader(TrainDataLoader):
         drawn = self._sampler.sample_by_user_ids(users.numpy(), items[where].numpy(), self.neg_sample_num)
         negatives = torch.zeros(*items.shape, self.neg_sample_num, dtype=torch.int64)
         negatives[where] = drawn.view(self.neg_sample_num, -1).T  # RecBole draws (sample_num, n) in a row
-        inter_feat[self.neg_prefix + self.iid_field] = (
-            negatives.squeeze(-1) if self.neg_sample_num == 1 else negatives
-        )
+        inter_feat[self.neg_prefix + self.iid_field] = negatives.squeeze(-1) if self.neg_sample_num == 1 else negatives
         return inter_feat

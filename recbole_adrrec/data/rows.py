@@ -159,9 +159,7 @@ class PrefixRows(_Rows):
     user's with the suffix ``[N, L]``, padded right with zeros; the length field ``[N]``.
     """
 
-    def __init__(
-        self, events: Events, targets: Tensor, max_length: int, list_suffix: str, length_field: str
-    ) -> None:
+    def __init__(self, events: Events, targets: Tensor, max_length: int, list_suffix: str, length_field: str) -> None:
         self.events = events
         self.targets = targets.int() if len(events) < 2**31 else targets.long()
         self.max_length = max_length
@@ -188,9 +186,7 @@ class PrefixRows(_Rows):
         return _gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
 
     def _select(self, index: Tensor) -> PrefixRows:
-        rows = PrefixRows(
-            self.events, self.targets[index], self.max_length, self.list_suffix, self.length_field
-        )
+        rows = PrefixRows(self.events, self.targets[index], self.max_length, self.list_suffix, self.length_field)
         rows.extra = {name: values[index] for name, values in self.extra.items()}
         rows.dropped = self.dropped
         return rows
@@ -246,9 +242,7 @@ class WindowRows(_Rows):
 
     def __init__(self, rows: PrefixRows, stride: int, cloze: bool) -> None:
         if not 1 <= stride <= rows.max_length:
-            raise ValueError(
-                f"train_stride: {stride} must lie between 1 and MAX_ITEM_LIST_LENGTH, {rows.max_length}"
-            )
+            raise ValueError(f"train_stride: {stride} must lie between 1 and MAX_ITEM_LIST_LENGTH, {rows.max_length}")
         self.events = rows.events
         self.max_length = rows.max_length
         self.list_suffix = rows.list_suffix

@@ -21,9 +21,7 @@ LARGEST_SECONDS = 1e11
 """Year 5138: a larger number is not meant as seconds since 1970."""
 
 
-def check_times(
-    values: NDArray[np.float64], unit: str | None, source: str, first_line: int = 2
-) -> list[str]:
+def check_times(values: NDArray[np.float64], unit: str | None, source: str, first_line: int = 2) -> list[str]:
     """Refuse times that cannot be what the user means; say what is unusual about the rest.
 
     Parameters
