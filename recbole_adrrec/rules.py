@@ -1,0 +1,523 @@
+"""What values options may have: a rule for each option, and for options that depend on each other.
+
+Defaults are not here but in ``properties/*.yaml``; every option there has its rule here.
+"""
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from recbole_adrrec.errors import OptionError
+
+TIME_KERNELS = frozenset({"day", "hour", "weekday", "month", "sinusoid", "exponential", "log1p"})
+"""Kernels that read times: without a unit of time they mean nothing."""
+
+
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.7) -> str | None:
+    """Find the candidate most like ``name``, if any is near; case and ``-`` for ``_`` don't count."""
+    plain = {candidate.lower(): candidate for candidate in sorted(candidates)}
+    wanted = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(wanted, plain, n=1, cutoff=cutoff)
+    return plain[near[0]] if near else None
+
+
+def suggestion(name: str, candidates: Iterable[str], cutoff: float = 0.7) -> str:
+    """``"; did you mean X?"`` for the candidate nearest to ``name``, or nothing."""
+    near = nearest(name, candidates, cutoff)
+    return f"; did you mean {near}?" if near else ""
+
+
+class Rule(Protocol):
+    """What one option may be."""
+
+    def fault(self, value: Any) -> str | None:
+        """Say what is wrong with ``value`` (``"0 is not a whole number of at least 1"``), if so."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number within bounds; a bool is none."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        kind = numbers.Integral if self.whole else numbers.Real
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value)
+        fits = fits and (value > self.low if self.above else value >= self.low)
+        fits = fits and (value < self.high if self.below else value <= self.high)
+        return None if fits else f"{value!r} is not {self._wanted()}"
+
+    def _wanted(self) -> str:
+        bounds = []
+        if self.low > -math.inf:
+            bounds.append(f"{'above' if self.above else 'of at least'} {self.low:g}")
+        if self.high < math.inf:
+            bounds.append(f"{'below' if self.below else 'of at most'} {self.high:g}")
+        kind = "a whole number" if self.whole else "a number"
+        return f"{kind} {' and '.join(bounds)}".strip()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false, nothing that merely looks so."""
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        return None if isinstance(value, bool) else f"{value!r} is neither true nor false"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few names, given as a list or as a function that finds them when they are needed."""
+
+    names: Sequence[str] | Callable[[], Sequence[str]]
+    any_case: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        names = self.names() if callable(self.names) else self.names
+        found = value.lower() if self.any_case and isinstance(value, str) else value
+        if isinstance(value, str) and found in names:
+            return None
+        near = suggestion(value, names, cutoff=0.6) if isinstance(value, str) else ""
+        return f"{value!r} is none of {', '.join(names)}{near}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string."""
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        return None if isinstance(value, str) else f"{value!r} is not text"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A user or item as a data file names it: text, or a whole number."""
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return None if whole or isinstance(value, str) else f"{value!r} is not a name"
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A mapping."""
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        if isinstance(value, Mapping):
+            return None
+        return f"{value!r} is not a mapping such as {{name: value}}"
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list whose entries all follow one rule."""
+
+    entry: Rule
+    or_one: bool = False
+    distinct: bool = False
+    filled: bool = False
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        if not isinstance(value, list | tuple):
+            if self.or_one:
+                return self.entry.fault(value)
+            return f"{value!r} is not a list; write it as [a, b]"
+        if self.filled and not value:
+            return "the list is empty"
+        for place, each in enumerate(value, 1):
+            fault = self.entry.fault(each)
+            if fault:
+                return f"entry {place}: {fault}"
+            if self.distinct and each in value[: place - 1]:
+                return f"{each!r} is listed twice"
+        return None
+
+
+@dataclass(frozen=True)
+class Unset:
+    """Another rule, or no value at all."""
+
+    rule: Rule
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        return None if value is None else self.rule.fault(value)
+
+
+@dataclass(frozen=True)
+class Anything:
+    """A value that RecBole itself judges."""
+
+    def fault(self, value: Any) -> str | None:
+        """See :meth:`Rule.fault`."""
+        return None
+
+
+def _absolute_kernels() -> list[str]:
+    from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS
+
+    return list(ABSOLUTE_KERNELS)
+
+
+def _relative_kernels() -> list[str]:
+    from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
+
+    return list(RELATIVE_KERNELS)
+
+
+def _gap_kernels() -> list[str]:
+    return [name for name in _relative_kernels() if name != "distance"]
+
+
+COUNT = Number(low=1, whole=True)
+DROPOUT = Number(low=0, high=1, below=True)
+POSITIVE = Number(low=0, above=True)
+
+OVERALL_RULES: dict[str, Rule] = {
+    "exact_time": Flag(),
+    "time_unit_in": Unset(Choice(("s", "ms", "us"))),
+    "train_rows": Choice(("prefix", "sequence")),
+    "train_stride": Unset(COUNT),
+    "show_user": Unset(Token()),
+}
+"""Rules of the options in ``properties/overall.yaml``."""
+
+_MEANTIME_RULES: dict[str, Rule] = {
+    "n_layers": COUNT,
+    "hidden_size": COUNT,
+    "inner_size": COUNT,
+    "hidden_dropout_prob": DROPOUT,
+    "attn_dropout_prob": DROPOUT,
+    "layer_norm_eps": POSITIVE,
+    "initializer_range": POSITIVE,
+    "absolute_kernels": ListOf(Choice(_absolute_kernels)),
+    "relative_kernels": ListOf(Choice(_gap_kernels)),
+    "time_unit": POSITIVE,
+    "kernel_freq": Number(low=1, above=True),
+    "use_query_time": Flag(),
+    "mask_ratio": Number(low=0, high=1, above=True, below=True),
+    "loss_type": Choice(("CE", "BPR")),
+    "train_rows": OVERALL_RULES["train_rows"],
+}
+
+MODEL_RULES: dict[str, dict[str, Rule]] = {
+    "MEANTIME": _MEANTIME_RULES,
+    "ADRRec": {
+        **_MEANTIME_RULES,
+        "relative_kernels": ListOf(Choice(_relative_kernels)),
+        "max_distance": COUNT,
+        "objective": Choice(("causal", "cloze")),
+        "lni_weight": Number(low=0),
+        "lni_sigma": POSITIVE,
+        "lni_noise": Choice(("gaussian", "uniform", "in_manifold")),
+        "lni_layers": Unset(ListOf(COUNT, distinct=True, filled=True)),
+        "lni_layer_weights": Unset(ListOf(Number(low=0), filled=True)),
+        "lni_stop_gradient": Flag(),
+    },
+}
+"""Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
+
+SPLITS = ("LS", "RS", "TS")
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+
+RECBOLE_RULES: dict[str, Rule] = {
+    "gpu_id": Anything(),
+    "worker": Number(low=0, whole=True),
+    "use_gpu": Flag(),
+    "seed": Number(low=0, high=2**32 - 1, whole=True),
+    "state": Unset(Choice(("info", "debug", "error", "warning", "critical"), any_case=True)),
+    "reproducibility": Flag(),
+    "data_path": Text(),
+    "checkpoint_dir": Text(),
+    "show_progress": Flag(),
+    "save_dataset": Flag(),
+    "save_dataloaders": Flag(),
+    "log_wandb": Flag(),
+    "shuffle": Flag(),
+    "epochs": Number(low=0, whole=True),
+    "train_batch_size": COUNT,
+    "eval_batch_size": COUNT,
+    "learner": Choice(LEARNERS, any_case=True),
+    "learning_rate": POSITIVE,
+    "weight_decay": Number(low=0),
+    "eval_step": Number(low=0, whole=True),
+    "stopping_step": Number(low=0, whole=True),
+    "clip_grad_norm": Unset(Entries()),
+    "loss_decimal_place": Number(low=0, whole=True),
+    "metric_decimal_place": Number(low=0, whole=True),
+    "enable_amp": Flag(),
+    "enable_scaler": Flag(),
+    "eval_args": Entries(),
+    "repeatable": Flag(),
+    "topk": ListOf(COUNT, or_one=True, filled=True),
+    "MAX_ITEM_LIST_LENGTH": COUNT,
+    "load_col": Unset(Entries()),
+    "normalize_all": Unset(Flag()),
+    "normalize_field": Unset(ListOf(Text())),
+    "nproc": COUNT,
+}
+"""Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
+
+_DATASET_ONLY: dict[str, Rule] = {name: Text() for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")}
+_JUDGED_BY_RECBOLE = (
+    "unload_col",
+    "user_inter_num_interval",
+    "item_inter_num_interval",
+    "val_interval",
+    "threshold",
+    "rm_dup_inter",
+    "metrics",
+    "valid_metric",
+)
+
+DATASET_RULES: dict[str, Rule] = {
+    **{name: RECBOLE_RULES[name] for name in ("eval_args", "repeatable", "topk", "load_col")},
+    **{name: RECBOLE_RULES[name] for name in ("normalize_all", "normalize_field")},
+    **_DATASET_ONLY,
+    **{name: Anything() for name in _JUDGED_BY_RECBOLE},
+}
+"""Rules of the options in ``properties/dataset/<name>.yaml``, all of them RecBole's."""
+
+
+def rules_of(model: str) -> dict[str, Rule]:
+    """Rules of every option that is checked for ``model``, ours or one of RecBole's."""
+    return {**RECBOLE_RULES, **_DATASET_ONLY, **OVERALL_RULES, **MODEL_RULES.get(model, {})}
+
+
+def check_values(config: Mapping[str, Any], model: str) -> None:
+    """Refuse values that no run could use, before any data is read.
+
+    Parameters
+    ----------
+    config : Mapping
+        The options of a run, RecBole's and ours; those that are absent aren't checked.
+    model : str
+        Name of the model, ours or RecBole's.
+
+    Raises
+    ------
+    OptionError
+        Naming the option, its value and what would be right.
+    """
+    for name, rule in rules_of(model).items():
+        if name in config:
+            fault = rule.fault(config[name])
+            if fault:
+                raise OptionError(f"{name}: {fault}")
+    _check_gpu(config)
+    _check_metrics(config)
+    _check_eval_args(config)
+    _check_negatives(config)
+    _check_rows(config, model)
+    if model in MODEL_RULES:
+        _check_kernels(config, model)
+        _check_noise(config)
+        _check_time(config)
+        _check_transform(config, model)
+
+
+def _check_gpu(config: Mapping[str, Any]) -> None:
+    if "gpu_id" not in config:
+        return
+    value = config["gpu_id"]
+    parts = value if isinstance(value, tuple) else str(value).split(",")
+    ids = [str(part).strip() for part in parts]
+    named = isinstance(value, str | int | tuple) and not isinstance(value, bool)
+    if not named or not all(part.isdigit() for part in ids if ids != [""]):
+        raise OptionError(f"gpu_id: {value!r} names no GPU; give one as '0', several as '0,1', none as ''")
+
+
+def _metric_names() -> list[str]:
+    """Names of RecBole's metrics, from its source, without importing it."""
+    import importlib.util
+    import re
+
+    spec = importlib.util.find_spec("recbole")
+    places = spec.submodule_search_locations if spec else None
+    if not places:
+        return []
+    source = Path(next(iter(places)), "evaluator", "metrics.py").read_text(encoding="utf-8")
+    return re.findall(r"^class (\w+)\(", source, re.MULTILINE)
+
+
+VALUE_METRICS = frozenset({"auc", "gauc", "mae", "rmse", "logloss"})
+"""Metrics without a length of list: their results aren't named ``metric@k``."""
+
+
+def _check_metrics(config: Mapping[str, Any]) -> None:
+    if "metrics" not in config:
+        return
+    metrics = config["metrics"]
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    fault = ListOf(Text(), filled=True).fault(metrics)
+    if fault:
+        raise OptionError(f"metrics: {fault}")
+    names = _metric_names()
+    known = {name.lower() for name in names}
+    for metric in metrics:
+        if metric.lower() not in known:
+            raise OptionError(f"metrics: {metric!r} is no metric of RecBole{suggestion(metric, names, 0.5)}")
+    if "valid_metric" not in config or "topk" not in config or config.get("eval_step", 1) == 0:
+        return
+    topk = config["topk"]
+    _check_valid_metric(config["valid_metric"], metrics, topk if isinstance(topk, list | tuple) else [topk])
+
+
+def _check_valid_metric(valid_metric: Any, metrics: Sequence[str], topk: Sequence[int]) -> None:
+    results = [
+        name
+        for metric in metrics
+        for name in ([metric] if metric.lower() in VALUE_METRICS else [f"{metric}@{k}" for k in topk])
+    ]
+    known = {name.lower() for name in results}
+    if not isinstance(valid_metric, str) or valid_metric.lower() not in known:
+        raise OptionError(f"valid_metric: {valid_metric!r} is not computed; metrics and topk give {', '.join(results)}")
+
+
+def _check_eval_args(config: Mapping[str, Any]) -> None:
+    known = ("split", "group_by", "order", "mode")
+    eval_args = config.get("eval_args", {})
+    for name in eval_args:
+        if name not in known:
+            raise OptionError(f"eval_args: {name!r} is none of {', '.join(known)}{suggestion(str(name), known, 0.6)}")
+    split = eval_args.get("split")
+    if "split" in eval_args and not (isinstance(split, Mapping) and len(split) == 1 and next(iter(split)) in SPLITS):
+        raise OptionError(
+            f"eval_args: split {split!r} should be {{'LS': 'valid_and_test'}}, {{'RS': [shares]}} or {{'TS': [shares]}}"
+        )
+
+
+def _samples_negatives(config: Mapping[str, Any]) -> bool:
+    """Whether ``train_neg_sample_args`` asks for negatives, in any form RecBole takes or makes."""
+    args = config.get("train_neg_sample_args")
+    if isinstance(args, Mapping):
+        args = args.get("distribution", "uniform")
+    return args is not None and str(args).lower() != "none"
+
+
+def _check_negatives(config: Mapping[str, Any]) -> None:
+    if "train_neg_sample_args" not in config or "loss_type" not in config:
+        return
+    args = config["train_neg_sample_args"]
+    if args not in (None, "None") and not isinstance(args, Mapping):
+        raise OptionError(
+            f"train_neg_sample_args: {args!r} is not a mapping such as "
+            "{distribution: uniform, sample_num: 1}, nor unset"
+        )
+    samples = _samples_negatives(config)
+    if config["loss_type"] == "CE" and samples:
+        raise OptionError(
+            f"train_neg_sample_args: {args!r} contradicts loss_type CE, which compares with all "
+            "items; leave it out, or choose loss_type BPR"
+        )
+    if config["loss_type"] == "BPR" and not samples:
+        raise OptionError(
+            f"train_neg_sample_args: {args!r} contradicts loss_type BPR, which needs sampled "
+            "negatives; leave it out, or choose loss_type CE"
+        )
+
+
+def _check_rows(config: Mapping[str, Any], model: str) -> None:
+    length = config.get("MAX_ITEM_LIST_LENGTH")
+    stride = config.get("train_stride")
+    if length is not None and stride is not None and stride > length:
+        raise OptionError(
+            f"train_stride: {stride} is more than MAX_ITEM_LIST_LENGTH ({length}), so events "
+            f"between two windows would never be trained; choose 1 to {length}"
+        )
+    cloze = config.get("objective", "cloze" if model == "MEANTIME" else None) == "cloze"
+    if cloze and length == 1:
+        raise OptionError(
+            "MAX_ITEM_LIST_LENGTH: 1 leaves a masked event nothing to be predicted from; "
+            "choose at least 2, or objective causal"
+        )
+    if config.get("train_rows") != "sequence":
+        return
+    if model not in MODEL_RULES:
+        raise OptionError(
+            f"train_rows: {model} has no loss at every position of a window; choose prefix, or one "
+            f"of {', '.join(sorted(MODEL_RULES))}"
+        )
+    args = config.get("train_neg_sample_args")
+    if isinstance(args, Mapping) and args.get("dynamic"):
+        raise OptionError(
+            "train_neg_sample_args: dynamic negatives need a row for each target; choose dynamic "
+            "false, or train_rows prefix"
+        )
+
+
+def _kernels(config: Mapping[str, Any]) -> list[str]:
+    return [*config.get("absolute_kernels", []), *config.get("relative_kernels", [])]
+
+
+def _check_kernels(config: Mapping[str, Any], model: str) -> None:
+    if "absolute_kernels" not in config or "relative_kernels" not in config:
+        return
+    heads = len(_kernels(config))
+    if heads == 0:
+        raise OptionError(
+            f"absolute_kernels, relative_kernels: both are empty, but {model} has one attention "
+            "head per kernel and needs at least one"
+        )
+    width = config.get("hidden_size", heads)
+    if width % heads:
+        below = width // heads * heads
+        near = f"{below} or {below + heads}" if below else f"{heads}"
+        raise OptionError(
+            f"hidden_size: {width} cannot be divided among {heads} kernels (heads); choose a "
+            f"multiple of {heads}, for instance {near}, or change "
+            "absolute_kernels/relative_kernels"
+        )
+
+
+def _check_noise(config: Mapping[str, Any]) -> None:
+    depth = config.get("n_layers")
+    layers = config.get("lni_layers")
+    weights = config.get("lni_layer_weights")
+    if depth is None:
+        return
+    if layers is not None and max(layers) > depth:
+        raise OptionError(f"lni_layers: there is no layer {max(layers)} among n_layers ({depth}); layers count from 1")
+    noisy = depth if layers is None else len(layers)
+    if weights is not None and len(weights) != noisy:
+        source = "n_layers" if layers is None else "lni_layers"
+        raise OptionError(f"lni_layer_weights: {len(weights)} weights for {noisy} layers ({source}); give one for each")
+
+
+def _check_time(config: Mapping[str, Any]) -> None:
+    time_field = config.get("TIME_FIELD", "timestamp")
+    fields = config.get("normalize_field") or []
+    scaled = time_field in fields or (config.get("normalize_all") and not fields)
+    reading = [name for name in _kernels(config) if name in TIME_KERNELS]
+    if config.get("exact_time", True) or not scaled or not reading:
+        return
+    option = "normalize_field" if time_field in fields else "normalize_all"
+    raise OptionError(
+        f"{option}: with exact_time false it scales {time_field} to [0, 1], where times have no "
+        f"unit, but {', '.join(reading)} read times in seconds; choose normalize_all false and no "
+        f"normalize_field with {time_field}, or exact_time true"
+    )
+
+
+def _check_transform(config: Mapping[str, Any], model: str) -> None:
+    transform = config.get("transform")
+    if transform not in (None, "user_defined"):
+        raise OptionError(
+            f"transform: {transform!r} changes items but not their times, so {model} can't take it; leave it out"
+        )
