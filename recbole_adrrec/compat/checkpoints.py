@@ -1,0 +1,287 @@
+"""Checkpoints that are saved whole and loaded without running what is in them.
+
+A checkpoint of RecBole pickles the ``Config``, whose constructor evaluates strings, and with it references to classes.
+``torch.load(weights_only=True)`` lets a file call whatever class is allowed, with any arguments, so allowing ``Config``
+itself would let a file run code. What is allowed here are stand-ins: one for ``Config`` that takes no arguments, and one
+per class that a checkpoint merely mentions, which can't be called. Real ones take their place once the file is read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib
+import os
+import pickle
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.compat.patching import overlay, override
+from recbole_adrrec.compat.plain_numpy import plain_dtype, plain_scalar
+from recbole_adrrec.compat.tuning import QUICK_START
+from recbole_adrrec.errors import CheckpointError
+
+TRAINER = "recbole.trainer.trainer"
+PARTS = ("config", "epoch", "state_dict", "optimizer")
+
+_stand_ins: dict[str, Any] = {}  # by the full name that files use
+
+
+class _Mention:
+    """Stands for a class that a file mentions; it can't be called."""
+
+    def resolve(self) -> Any:
+        return getattr(importlib.import_module(self.__module__), self.__dict__["__name__"])
+
+
+StoredConfig = type("Config", (), {"__doc__": "Stands for ``Config`` while a file is read; it takes no arguments."})
+
+
+def _stand_in(value: Any, module: str, name: str) -> None:
+    """Let files say ``module.name`` and get ``value``, to which torch matches the name by these attributes."""
+    value.__module__, value.__name__, value.__qualname__ = module, name, name
+    _stand_ins[f"{module}.{name}"] = value
+
+
+def _function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of ``function`` that can be given another name."""
+    return types.FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
+
+
+def allow(*classes: type) -> None:
+    """Let checkpoints mention these classes, as the model class that their ``Config`` names.
+
+    Parameters
+    ----------
+    *classes : type
+        Known to files by ``__module__`` and ``__qualname__``. A file can't call them.
+    """
+    for cls in classes:
+        _stand_in(_Mention(), cls.__module__, cls.__qualname__)
+
+
+@functools.cache
+def _recbole_models() -> tuple[tuple[str, str], ...]:
+    """Module and name of RecBole's own models, by their YAML files; importing them all would take long."""
+    root = Path(str(importlib.import_module("recbole").__file__)).parent
+    modules = {path.stem: path for path in root.glob("model/*_recommender/*.py")}
+    names = (path.stem for path in root.glob("properties/model/*.yaml"))
+    return tuple(
+        (".".join(modules[name.lower()].relative_to(root.parent).with_suffix("").parts), name)
+        for name in names
+        if name.lower() in modules
+    )
+
+
+def _by_value(enum: Any) -> Callable[[Any], Any]:
+    """Look a member up; with the class itself allowed, a file could change the members."""
+    return lambda value: enum(value)
+
+
+def allow_what_recbole_saves() -> None:
+    """Allow what RecBole's checkpoints were seen to hold beyond tensors and plain values."""
+    enums = importlib.import_module("recbole.utils.enum_type")
+    for name in ("ModelType", "InputType", "EvaluatorType"):
+        _stand_in(_by_value(getattr(enums, name)), "recbole.utils.enum_type", name)
+    _stand_in(StoredConfig, "recbole.config.configurator", "Config")
+    _stand_in(_Mention(), "yaml.loader", "FullLoader")
+    for module, name in _recbole_models():
+        _stand_in(_Mention(), module, name)
+    for core in ("numpy._core.multiarray", "numpy.core.multiarray"):  # since and until numpy 2
+        _stand_in(_function(plain_scalar), core, "scalar")
+    _stand_in(_function(plain_dtype), "numpy", "dtype")
+    for cls in {type(np.dtype(code)) for code in "?bhilqBHILQefd"}:
+        _stand_ins[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    for kind in (datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone):
+        _stand_ins[f"datetime.{kind.__name__}"] = kind
+
+
+@contextmanager
+def _stand_ins_alone() -> Iterator[None]:
+    """Allow our stand-ins, and not what somebody allowed for other files, while this lasts."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(_stand_ins.values()))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def load(file: Any, map_location: Any = None, **_: Any) -> Any:
+    """Load a checkpoint of RecBole; runs nothing that the file brings.
+
+    Parameters
+    ----------
+    file : str or path-like
+    map_location
+        As of ``torch.load``; whatever else is given is ignored.
+
+    Returns
+    -------
+    dict
+        ``config`` (``Config``), ``epoch``, ``state_dict``, ``optimizer`` and more.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, it is truncated, it is not a checkpoint, or it holds a class that isn't allowed.
+    """
+    path = os.fspath(file)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        with _stand_ins_alone():
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_reason(str(error))}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or a truncated one ({_first_line(error)}); train again or take another copy"
+        ) from error
+    if not isinstance(checkpoint, dict) or not all(part in checkpoint for part in PARTS):
+        raise CheckpointError(f"{path}: not a checkpoint of RecBole, which holds {', '.join(PARTS)}")
+    checkpoint["config"] = _real_config(path, checkpoint["config"])
+    return checkpoint
+
+
+def _reason(text: str) -> str:
+    """What ``torch.load`` objects to, in one line."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global|unsupported GLOBAL (\S+)", text)
+    if found:
+        name = found[1] or found[2]
+        return f"holds {name}, which checkpoints of RecBole don't; not loaded, since it may run code"
+    return f"not a checkpoint of RecBole, or a damaged one ({_first_line(text)})"
+
+
+def _first_line(error: object) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Unpickler error" in line or "WeightsUnpickler" in line), (lines or [""])[0])
+
+
+def _real_config(path: str, stored: Any) -> Any:
+    """The ``Config`` that a stand-in was filled for."""
+    if type(stored) is not StoredConfig or not isinstance(vars(stored).get("final_config_dict"), dict):
+        raise CheckpointError(f"{path}: not a checkpoint of RecBole; its config is something else")
+    config_class = importlib.import_module("recbole.config.configurator").Config
+    config = config_class.__new__(config_class)
+    for name, value in vars(stored).items():
+        if hasattr(config_class, name):
+            raise CheckpointError(f"{path}: its config has a {name} of its own; not loaded")
+        config.__dict__[name] = value.resolve() if isinstance(value, _Mention) else value
+    return config
+
+
+def save(state: Any, file: Any, **_: Any) -> None:
+    """Save a checkpoint in torch's default format, completely or not at all.
+
+    Parameters
+    ----------
+    state : object
+    file : str or path-like
+        What stands there stays until the new file is complete.
+    """
+    with AtomicFile(os.fspath(file)) as handle:
+        torch.save(state, handle)
+
+
+def mend_trainer() -> None:
+    """Save and load checkpoints in one format, without trusting them (trainer/trainer.py:308, :323, :583, :770, :999).
+
+    RecBole saves with ``pickle_protocol=4``, which ``weights_only=True``, torch's default since 2.6, can't read
+    (``Unsupported operand 149``); it loads by that default, which refuses ``Config``; before 2.6 the default ran whatever
+    a file said. A write that failed left half a file in the place of the last good one.
+    """
+    allow_what_recbole_saves()
+    module = importlib.import_module(TRAINER)
+    overlay(module, "torch", save=save, load=load)
+    override(module.Trainer, "resume_checkpoint", _fitting)
+
+
+def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def resume_checkpoint(self: Any, resume_file: Any) -> None:
+        with _fits(resume_file, self.config["model"]):
+            original(self, resume_file)
+
+    return resume_checkpoint
+
+
+@contextmanager
+def _fits(file: Any, model: str) -> Iterator[None]:
+    """Say in one line that a checkpoint was made for another model, or other data."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        detail = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), _first_line(error))
+        raise CheckpointError(
+            f"{file}: made for another model, other options or other data than {model}: {detail}"
+        ) from error
+
+
+def mend_load_data_and_model() -> None:
+    """Load a saved model by the same rules (quick_start/quick_start.py:250), on whatever machine it is now.
+
+    The function imports torch by itself, so that it has to be replaced as a whole. Besides, a model trained on a GPU, or
+    by several processes, couldn't be loaded without one, or by a single one.
+    """
+    module = importlib.import_module(QUICK_START)
+    override(module, "load_data_and_model", lambda _: load_data_and_model)
+    importlib.import_module("recbole.quick_start").load_data_and_model = module.load_data_and_model
+
+
+def load_data_and_model(model_file: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """RecBole's ``load_data_and_model``.
+
+    Parameters
+    ----------
+    model_file : str or path-like
+        A checkpoint.
+
+    Returns
+    -------
+    tuple
+        Config, model, dataset, and the loaders for training, validation and test.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`load`; also where model and file don't fit each other.
+    """
+    recbole = importlib.import_module(QUICK_START)
+    checkpoint = load(model_file, map_location="cpu")
+    config = checkpoint["config"]
+    _bring_home(config)
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    recbole.init_logger(config)
+    recbole.getLogger().info(config)
+
+    dataset = recbole.create_dataset(config)
+    recbole.getLogger().info(dataset)
+    train_data, valid_data, test_data = recbole.data_preparation(config, dataset)
+
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    with _fits(model_file, config["model"]):
+        model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+def _bring_home(config: Any) -> None:
+    """Forget the GPU and the other processes that are not here."""
+    if torch.device(config["device"]).type == "cuda" and not torch.cuda.is_available():
+        config["device"] = torch.device("cpu")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        config["single_spec"], config["local_rank"] = True, 0

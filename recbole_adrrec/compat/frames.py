@@ -1,0 +1,92 @@
+"""RecBole's datasets under pandas 3."""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_adrrec.compat.patching import overlay
+
+DATASET = "recbole.data.dataset.dataset"
+MODULES_WITH_SEQUENCES = (DATASET, "recbole.data.dataset.kg_dataset", "recbole.data.dataset.sequential_dataset")
+
+
+def copies_columns() -> bool:
+    """Whether ``frame[column].fillna(inplace=True)`` leaves the frame as it is (always since pandas 3)."""
+    frame = pd.DataFrame({"a": [np.nan]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame["a"].fillna(value=0.0, inplace=True)
+    return bool(frame["a"].isna().any())
+
+
+def aggregates_whole() -> bool:
+    """Whether ``Series.agg(len)`` counts the rows instead of the elements of each (since pandas 3)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return not isinstance(pd.Series([[1, 2], [3]]).agg(len), pd.Series)
+
+
+def mend_fill_nan() -> None:
+    """Fill missing values where they are (data/dataset/dataset.py:648, :650).
+
+    Under pandas 3 a column taken from a frame is a copy, so RecBole's ``feat[field].fillna(..., inplace=True)`` changes
+    nothing: missing floats stay NaN, missing tokens become huge negative numbers.
+    """
+    if copies_columns():
+        importlib.import_module(DATASET).Dataset._fill_nan = _fill_nan
+
+
+def _fill_nan(self: Any) -> None:
+    """Missing tokens become 0 (``[PAD]``), missing floats the mean of the column, missing sequences empty ones."""
+    feature_type = importlib.import_module("recbole.utils").FeatureType
+    for feat_name in self.feat_name_list:
+        feat = getattr(self, feat_name)
+        for field in feat:
+            ftype = self.field2type[field]
+            if ftype == feature_type.TOKEN:
+                feat[field] = feat[field].fillna(value=0)
+            elif ftype == feature_type.FLOAT:
+                feat[field] = feat[field].fillna(value=feat[field].mean())
+            else:
+                empty = np.array([], dtype=np.int64 if ftype == feature_type.TOKEN_SEQ else np.float64)
+                feat[field] = feat[field].apply(lambda row, empty=empty: empty if isinstance(row, float) else row)
+
+
+def mend_sequence_columns() -> None:
+    """Read missing sequences as empty ones (data/dataset/dataset.py:501).
+
+    The same chained ``fillna`` as above: under pandas 3 the missing value reaches ``.split`` as a float (:504).
+    """
+    if copies_columns():
+        overlay(importlib.import_module(DATASET), "pd", read_csv=_read_csv)
+
+
+def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+    frame = pd.read_csv(*args, **kwargs)
+    for column in frame.columns:
+        if str(column).endswith("_seq"):  # the header still has "field:token_seq" here
+            frame[column] = frame[column].fillna(value="")
+    return frame
+
+
+def mend_lengths() -> None:
+    """Count the elements of each row again (data/dataset/dataset.py:712, :792, :809, :1217; kg_dataset.py:316;
+    sequential_dataset.py:165).
+
+    ``feat[field].agg(len)`` is the length of every row up to pandas 2, but the number of rows in pandas 3, so sequences
+    are cut at the wrong places. ``agg(np.concatenate)`` means the same in both.
+    """
+    if aggregates_whole():
+        for name in MODULES_WITH_SEQUENCES:
+            importlib.import_module(name).len = _len  # type: ignore[attr-defined]
+
+
+def _len(value: Any) -> Any:
+    """``len``, but of each row of a column, which is how those modules use it on one."""
+    return value.map(builtins.len) if isinstance(value, pd.Series) else builtins.len(value)

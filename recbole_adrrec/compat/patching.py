@@ -1,0 +1,83 @@
+"""Tools to mend RecBole alone, leaving the libraries it shares with everyone as they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Mend:
+    """One fault of RecBole and what mends it."""
+
+    name: str
+    """Short name, as a table shows it."""
+    where: str
+    """RecBole's file and line, of version 1.2.1."""
+    fault: str
+    """What goes wrong, and with which versions."""
+    needed: Callable[[], bool]
+    """Whether the libraries installed here have the fault; reads versions and attributes only."""
+    apply: Callable[[], None]
+    """The mend. Does nothing where it isn't needed, nor when repeated."""
+
+
+class Overlay(ModuleType):
+    """A module with some names replaced, to stand where one module of RecBole looks.
+
+    ``trainer.torch = Overlay(torch, save=...)`` changes what ``torch.save`` means in RecBole's trainer and nowhere else.
+    """
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        super().__init__(module.__name__, f"{module.__name__}, with {', '.join(names)} of our own")
+        self.__dict__.update(names, __overlaid__=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["__overlaid__"], name)
+
+
+def overlay(module: ModuleType, name: str, **names: Any) -> None:
+    """Lay ``names`` over what ``module`` knows as ``name``; a second overlay adds to the first."""
+    current = getattr(module, name)
+    if isinstance(current, Overlay):
+        current.__dict__.update(names)
+    else:
+        setattr(module, name, Overlay(current, **names))
+
+
+def replace_everywhere(old: Any, new: Any) -> None:
+    """Rebind ``old`` to ``new`` in every loaded module of RecBole that has it under any name.
+
+    ``from recbole.utils import get_model`` copies the name, so replacing it in one module reaches that module alone.
+
+    Parameters
+    ----------
+    old, new : object
+        Compared by identity. Modules that are loaded later and take the name from one already mended get ``new``.
+    """
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == "recbole" and isinstance(module, ModuleType):
+            for name, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, name, new)
+
+
+def mark(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark ``function`` as ours, so that it is not laid over itself."""
+    function.__recbole_adrrec__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def is_ours(function: Any) -> bool:
+    """Whether ``function`` was marked by :func:`mark`."""
+    return getattr(function, "__recbole_adrrec__", False) is True
+
+
+def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    """Set ``owner.name`` to ``make(original)``, once."""
+    original = owner.__dict__[name] if isinstance(owner, type) and name in owner.__dict__ else getattr(owner, name)
+    if not is_ours(original):
+        setattr(owner, name, mark(make(original)))
