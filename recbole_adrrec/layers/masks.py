@@ -1,0 +1,46 @@
+"""Which keys a query may attend to, and the softmax that obeys it.
+
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places of a row.
+"""
+
+import torch
+from torch import Tensor
+
+
+def attention_mask(valid: Tensor, causal: bool) -> Tensor:
+    """Keys that each query may attend to.
+
+    Parameters
+    ----------
+    valid : Bool[B, L]
+        True at events, false at padding.
+    causal : bool
+        Whether query ``i`` is kept from keys ``j > i``.
+
+    Returns
+    -------
+    Bool[B, 1, L, L]
+        True where query ``i`` may attend to key ``j``.
+    """
+    length = valid.size(1)
+    mask = valid[:, None, None, :].expand(-1, 1, length, -1)
+    return mask.tril() if causal else mask
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the allowed keys; a query without any gets zeros, in values and gradients.
+
+    Parameters
+    ----------
+    scores : Float[B, H, L, L]
+        Attention scores, query by key.
+    mask : Bool[B, 1, L, L]
+        True where a key may be attended to.
+
+    Returns
+    -------
+    Float[B, H, L, L]
+        Weights: rows sum to one, or to zero where no key is allowed.
+    """
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)

@@ -1,0 +1,25 @@
+"""MEANTIME: mixture of attention mechanisms with multi-temporal embeddings.
+
+Reference: Cho, Park, Yoo, "MEANTIME", RecSys 2020, arXiv 2008.08273.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recbole_adrrec.models.base import MixAttentionRecommender
+
+
+class MEANTIME(MixAttentionRecommender):
+    """Mix-attention over kernels of position and time, trained to fill masked events.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        RecBole's options and those of ``properties/model/MEANTIME.yaml``.
+    dataset : recbole.data.dataset.SequentialDataset
+        Training data; see ``MixAttentionRecommender``.
+    """
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset, objective="cloze")

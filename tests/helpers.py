@@ -1,0 +1,110 @@
+"""Small stand-ins for RecBole's objects, so that models are tested without the data layer."""
+
+from types import SimpleNamespace
+
+import torch
+
+ADRREC_OPTIONS = {
+    "n_layers": 2,
+    "hidden_size": 16,
+    "inner_size": 32,
+    "hidden_dropout_prob": 0.0,
+    "attn_dropout_prob": 0.0,
+    "layer_norm_eps": 1e-5,
+    "initializer_range": 0.5,
+    "absolute_kernels": ["position", "day"],
+    "relative_kernels": ["sinusoid", "distance"],
+    "time_unit": 3600.0,
+    "kernel_freq": 10000.0,
+    "max_distance": 3,
+    "objective": "causal",
+    "use_query_time": False,
+    "mask_ratio": 0.3,
+    "loss_type": "CE",
+    "lni_weight": 0.0,
+    "lni_sigma": 0.1,
+    "lni_noise": "gaussian",
+    "lni_layers": None,
+    "lni_layer_weights": None,
+    "lni_stop_gradient": False,
+}
+
+RECBOLE_OPTIONS = {
+    "USER_ID_FIELD": "user_id",
+    "ITEM_ID_FIELD": "item_id",
+    "TIME_FIELD": "timestamp",
+    "LIST_SUFFIX": "_list",
+    "ITEM_LIST_LENGTH_FIELD": "item_length",
+    "NEG_PREFIX": "neg_",
+    "MAX_ITEM_LIST_LENGTH": 7,
+    "device": torch.device("cpu"),
+    "seed": 2020,
+}
+
+N_ITEMS = 20
+FIRST_TIME = 1_300_000_000
+
+
+def options(**changes):
+    """ADRRec's options with RecBole's, a small model."""
+    return {**RECBOLE_OPTIONS, **ADRREC_OPTIONS, **changes}
+
+
+def dataset(n_items=N_ITEMS, days=None):
+    """A data set that knows its number of items and its trained days."""
+    if days is None:
+        days = torch.arange(60) * 2 + FIRST_TIME // 86400
+    return SimpleNamespace(num=lambda field: n_items, trained_days=lambda use_query_time: days)
+
+
+def build(model_class, seed=0, dtype=torch.float64, data=None, **changes):
+    """Make a model with seeded weights, biases included, in evaluation mode."""
+    torch.manual_seed(seed)
+    model = model_class(options(**changes), dataset() if data is None else data).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+    return model.eval()
+
+
+def rows(lengths, width=7, seed=0, n_items=N_ITEMS, targets="row"):
+    """A batch as the data layer gives it: prefix rows (``row``), ``causal`` or ``cloze`` rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high, *shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    length = torch.tensor(lengths)
+    valid = torch.arange(width) < length.unsqueeze(1)
+    count = len(lengths)
+    items = draw(1, n_items, count, width + 1)
+    times = FIRST_TIME + draw(0, 20 * 86400, count, width + 1).cumsum(1)
+    negatives = draw(1, n_items, count, width)
+    batch = {
+        "user_id": torch.arange(1, count + 1),
+        "item_id_list": items[:, :width] * valid,
+        "timestamp_list": times[:, :width] * valid,
+        "item_length": length,
+    }
+    following = length.unsqueeze(1)
+    if targets == "row":
+        batch["item_id"] = items.gather(1, following).squeeze(1)
+        batch["timestamp"] = times.gather(1, following).squeeze(1)
+        batch["neg_item_id"] = negatives[:, 0]
+    else:
+        shift = 1 if targets == "causal" else 0
+        batch["item_id"] = items[:, shift : width + shift] * valid
+        batch["timestamp"] = times[:, shift : width + shift] * valid
+        batch["neg_item_id"] = negatives * valid
+    return batch
+
+
+def written_out_features(name, query_time, key_time, width, time_unit, freq):
+    """Features of a gap kernel by their definition, [B, L, L, width] in float64."""
+    gap = ((query_time.unsqueeze(2) - key_time.unsqueeze(1)).double() / time_unit).unsqueeze(-1)
+    if name == "sinusoid":
+        angle = gap * freq ** (-torch.arange(0, width, 2).double() / width)
+        return torch.cat([angle.sin(), angle.cos()], -1)
+    scaled = gap.abs() * freq ** (-torch.arange(width).double() / width)
+    return torch.exp(-scaled) if name == "exponential" else torch.log1p(scaled)
