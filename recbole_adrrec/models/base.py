@@ -46,7 +46,7 @@ class MixAttentionRecommender(SequentialRecommender):
     config : recbole.config.Config
         RecBole's options and the model's; ``properties/model`` describes them.
     dataset : recbole.data.dataset.SequentialDataset
-        Training data. ``trained_days(use_query_time)`` is asked for the days of the day kernel;
+        Training data. ``trained_days(include_targets)`` is asked for the days of the day kernel;
         without it, they are read off the interactions.
     objective : str
         ``causal``: position ``i`` predicts event ``i + 1``; ``cloze``: masked events are predicted
@@ -119,7 +119,8 @@ class MixAttentionRecommender(SequentialRecommender):
 
     def _trained_days(self, dataset: Any) -> Tensor:
         if hasattr(dataset, "trained_days"):
-            return dataset.trained_days(self.use_query_time)
+            # A cloze model sees each event, as a key or by its time; a causal one never the last.
+            return dataset.trained_days(self.use_query_time or self.objective == "cloze")
         return whole_days(dataset.inter_feat[self.TIME]).unique()
 
     def _init_weights(self, module: nn.Module) -> None:
