@@ -26,6 +26,7 @@ __all__ = [
     "check_names",
     "check_values",
     "comments",
+    "describe_options",
     "known_options",
     "load_properties",
     "missing_data",
@@ -158,19 +159,40 @@ def property_names(kind: Kind) -> list[str]:
 
 def comments(kind: Kind, name: str = "overall") -> dict[str, str]:
     """What each option of a file in ``properties/`` means, from the comment beside it."""
+    return _comments(_property_text(kind, name))
+
+
+def _comments(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     option = None
-    for line in _property_text(kind, name).splitlines():
-        start = re.match(r"(\w+):.*?\s#\s(.*)", line)
-        more = re.match(r"\s+#\s(.*)", line)
+    for line in text.splitlines():
+        start = re.match(r"(\w+):.*?\s#\s*(.*)", line)
+        more = re.match(r"\s+#\s*(.*)", line)
         if start:
             option = start[1]
-            found[option] = start[2]
+            found[option] = start[2].strip()
         elif more and option:
-            found[option] += f" {more[1]}"
+            found[option] += f" {more[1].strip()}"
         else:
             option = None
     return found
+
+
+def describe_options(model: str) -> list[tuple[str, Any, str]]:
+    """Options that a model has beyond those of every run: name, default and meaning.
+
+    Parameters
+    ----------
+    model : str
+        One of ``model_names()``.
+    """
+    if model in MODEL_RULES:
+        defaults, meanings = load_properties("model", model), comments("model", model)
+    else:
+        file = _model_yaml(model)
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+        defaults, meanings = _load_yaml(text, str(file)) or {}, _comments(text)
+    return [(name, default, meanings.get(name, "")) for name, default in defaults.items()]
 
 
 # --- RecBole's names --------------------------------------------------------------------------
@@ -347,7 +369,7 @@ def _misspelt(name: str, candidates: set[str]) -> str | None:
     return None
 
 
-def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str) -> None:
+def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str, warn: bool = True) -> None:
     """Refuse misspelt option names, and warn of options that the model doesn't read.
 
     Parameters
@@ -362,6 +384,8 @@ def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str) 
         names of our own options are refused.
     where : str
         Where the options stood, for the message: ``"command line"``, ``"config file a.yaml"``.
+    warn : bool
+        Whether options that the model doesn't read are named in a warning.
 
     Raises
     ------
@@ -384,7 +408,8 @@ def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str) 
         near = _misspelt(name, ours - _recbole_options())
         if near:
             raise OptionError(f"{where}: unknown option {name}; did you mean {near}?")
-    _warn_unread(given, model, read, own, where)
+    if warn:
+        _warn_unread(given, model, read, own, where)
 
 
 def _warn_unread(
@@ -580,7 +605,7 @@ _PAGES = {
     "ml-": "https://grouplens.org/datasets/movielens/",
     "amazon-": "https://jmcauley.ucsd.edu/data/amazon/",
 }
-_RECBOLE_PAGE = "https://recbole.io/dataset_list.html"
+_RECBOLE_PAGE = "https://github.com/RUCAIBox/RecDatasets"
 
 
 def _download_links() -> dict[str, str]:

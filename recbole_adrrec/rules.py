@@ -4,8 +4,10 @@ Defaults are not here but in ``properties/*.yaml``; every option there has its r
 """
 
 import difflib
+import importlib.util
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +324,7 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
                 raise OptionError(f"{name}: {fault}")
     _check_gpu(config)
     _check_metrics(config)
-    _check_eval_args(config)
+    _check_eval_args(config, model)
     _check_negatives(config)
     _check_rows(config, model)
     if model in MODEL_RULES:
@@ -345,9 +347,6 @@ def _check_gpu(config: Mapping[str, Any]) -> None:
 
 def _metric_names() -> list[str]:
     """Names of RecBole's metrics, from its source, without importing it."""
-    import importlib.util
-    import re
-
     spec = importlib.util.find_spec("recbole")
     places = spec.submodule_search_locations if spec else None
     if not places:
@@ -390,9 +389,11 @@ def _check_valid_metric(valid_metric: Any, metrics: Sequence[str], topk: Sequenc
         raise OptionError(f"valid_metric: {valid_metric!r} is not computed; metrics and topk give {', '.join(results)}")
 
 
-def _check_eval_args(config: Mapping[str, Any]) -> None:
+def _check_eval_args(config: Mapping[str, Any], model: str) -> None:
     known = ("split", "group_by", "order", "mode")
-    eval_args = config.get("eval_args", {})
+    eval_args = config.get("eval_args")
+    if eval_args is None:
+        return
     for name in eval_args:
         if name not in known:
             raise OptionError(f"eval_args: {name!r} is none of {', '.join(known)}{suggestion(str(name), known, 0.6)}")
@@ -400,6 +401,17 @@ def _check_eval_args(config: Mapping[str, Any]) -> None:
     if "split" in eval_args and not (isinstance(split, Mapping) and len(split) == 1 and next(iter(split)) in SPLITS):
         raise OptionError(
             f"eval_args: split {split!r} should be {{'LS': 'valid_and_test'}}, {{'RS': [shares]}} or {{'TS': [shares]}}"
+        )
+    mode = eval_args.get("mode", "full")
+    for each in mode.values() if isinstance(mode, Mapping) else [mode]:
+        if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(each)):
+            raise OptionError(
+                f"eval_args: mode {each!r} should be full, labeled, or uni or pop with a number of items, as in uni100"
+            )
+    if model in MODEL_RULES and eval_args.get("order") != "TO":
+        raise OptionError(
+            f"eval_args: {dict(eval_args)!r} does not order events by time; {model} needs order TO, as in "
+            "{split: {LS: valid_and_test}, order: TO, group_by: user, mode: full} (given eval_args replace all of them)"
         )
 
 
@@ -476,14 +488,21 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
             "head per kernel and needs at least one"
         )
     width = config.get("hidden_size", heads)
-    if width % heads:
-        below = width // heads * heads
-        near = f"{below} or {below + heads}" if below else f"{heads}"
-        raise OptionError(
-            f"hidden_size: {width} cannot be divided among {heads} kernels (heads); choose a "
-            f"multiple of {heads}, for instance {near}, or change "
-            "absolute_kernels/relative_kernels"
-        )
+    paired = "sinusoid" in config["relative_kernels"]
+    step = math.lcm(heads, 2) if paired else heads
+    if width % step == 0:
+        return
+    below = width // step * step
+    near = f"{below} or {below + step}" if below else f"{step}"
+    fault = (
+        f"cannot be divided among {heads} kernels (heads)"
+        if width % heads
+        else "is odd, but the sinusoid kernel pairs sines with cosines"
+    )
+    raise OptionError(
+        f"hidden_size: {width} {fault}; choose a multiple of {step}, for instance {near}, or change "
+        "absolute_kernels/relative_kernels"
+    )
 
 
 def _check_noise(config: Mapping[str, Any]) -> None:
