@@ -1,0 +1,396 @@
+"""What must hold for ADRRec and MEANTIME on any batch."""
+
+import copy
+import itertools
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recbole_adrrec.layers.attention import MixAttention, captured_weights
+from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, KernelSettings, MixKernels, Moments
+from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.transformer import TransformerEncoder
+from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.meantime import MEANTIME
+from tests import helpers
+
+FEW = settings(max_examples=12, deadline=None)
+WIDTH = 7
+ALL_KERNELS = {
+    "hidden_size": 20,
+    "absolute_kernels": list(ABSOLUTE_KERNELS),
+    "relative_kernels": list(RELATIVE_KERNELS),
+}
+
+lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=4)
+seeds = st.integers(0, 10_000)
+objectives = st.sampled_from(["causal", "cloze"])
+row_kinds = st.sampled_from(["row", "sequence"])
+
+
+def every_kernel(**changes):
+    return helpers.build(ADRRec, **{**ALL_KERNELS, **changes})
+
+
+def batch_for(model, counts, seed, kind="row"):
+    return helpers.rows(counts, seed=seed, targets="row" if kind == "row" else model.objective)
+
+
+def loss_of(model, batch, seed=0):
+    """Training loss under a seed, in training mode."""
+    torch.manual_seed(seed)
+    return model.train().calculate_loss(batch)
+
+
+def states_and_scores(model, batch):
+    """Causal states at every place."""
+    items, time = model._history(batch)
+    moments = model._causal_moments(time, batch["item_length"], batch["timestamp"])
+    return model.eval()(items, moments).detach()
+
+
+@FEW
+@given(lengths, seeds, objectives, st.booleans(), row_kinds, st.sampled_from(["CE", "BPR"]))
+def test_padding_content_changes_nothing(counts, seed, objective, use_query_time, kind, loss_type):
+    model = every_kernel(
+        objective=objective, use_query_time=use_query_time, loss_type=loss_type, lni_weight=0.5, lni_noise="in_manifold"
+    )
+    batch = batch_for(model, counts, seed, kind)
+    padding = torch.arange(WIDTH) >= batch["item_length"].unsqueeze(1)
+    filled = dict(batch)
+    for field, value in (("item_id_list", 3), ("timestamp_list", -(2**40)), ("timestamp", 2**40), ("neg_item_id", 2)):
+        if filled[field].dim() == 2:
+            filled[field] = filled[field].masked_fill(padding, value)
+    twin = copy.deepcopy(model)
+    assert torch.equal(loss_of(model, batch), loss_of(twin, filled))
+    if kind == "row":
+        assert torch.equal(model.eval().full_sort_predict(batch), twin.eval().full_sort_predict(filled))
+
+
+@FEW
+@given(lengths, seeds, objectives, st.booleans())
+def test_scores_do_not_depend_on_the_rest_of_the_batch(counts, seed, objective, use_query_time):
+    model = every_kernel(objective=objective, use_query_time=use_query_time)
+    batch = batch_for(model, counts, seed)
+    together = model.full_sort_predict(batch)
+    assert together.shape == (len(counts), helpers.N_ITEMS)
+    alone = model.predict(batch)
+    torch.testing.assert_close(alone, together.gather(1, batch["item_id"][:, None])[:, 0], rtol=0, atol=1e-9)
+    for row in range(len(counts)):
+        single = {name: value[row : row + 1] for name, value in batch.items()}
+        torch.testing.assert_close(model.full_sort_predict(single)[0], together[row], rtol=0, atol=1e-9)
+
+
+@FEW
+@given(seeds, st.integers(0, WIDTH - 1), st.booleans())
+def test_a_causal_state_depends_on_no_later_event(seed, changed, use_query_time):
+    model = every_kernel(use_query_time=use_query_time)
+    batch = batch_for(model, [WIDTH], seed)
+    before = states_and_scores(model, batch)
+
+    items = dict(batch, item_id_list=batch["item_id_list"].clone())
+    items["item_id_list"][0, changed] = batch["item_id_list"][0, changed] % (helpers.N_ITEMS - 1) + 1
+    after = states_and_scores(model, items)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.equal(before[:, changed], after[:, changed])
+
+    times = dict(batch, timestamp_list=batch["timestamp_list"].clone())
+    times["timestamp_list"][0, changed] += 40_000
+    after = states_and_scores(model, times)
+    # A place is asked at the time of the event after it.
+    first = max(0, changed - 1) if use_query_time else changed
+    assert torch.equal(before[:, :first], after[:, :first])
+    # The first place sees but itself, whatever the kernels say.
+    first = max(1, first)
+    assert not torch.equal(before[:, first], after[:, first])
+
+
+@FEW
+@given(lengths, seeds, objectives, st.booleans(), st.integers(-(10**9), 10**9))
+def test_shifting_all_times_is_seen_by_kernels_of_absolute_time_alone(counts, seed, objective, use_query_time, shift):
+    model = every_kernel(
+        objective=objective,
+        use_query_time=use_query_time,
+        absolute_kernels=["position"],
+    )
+    batch = batch_for(model, counts, seed)
+    shifted = dict(batch, timestamp=batch["timestamp"] + shift, timestamp_list=batch["timestamp_list"] + shift)
+    torch.testing.assert_close(model.full_sort_predict(batch), model.full_sort_predict(shifted), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("hour", 3600), ("day", 86400), ("weekday", 86400), ("month", 86400 * 40)]
+)
+def test_kernels_of_absolute_time_see_a_shift(name, seconds):
+    model = every_kernel(absolute_kernels=[name])
+    batch = batch_for(model, [5], 0)
+    shifted = dict(batch, timestamp=batch["timestamp"] + seconds, timestamp_list=batch["timestamp_list"] + seconds)
+    assert not torch.allclose(model.full_sort_predict(batch), model.full_sort_predict(shifted))
+
+
+@FEW
+@given(st.integers(1, 5), seeds, st.booleans())
+def test_rows_without_keys_get_zero_weights_and_finite_gradients(length, seed, causal):
+    torch.manual_seed(seed)
+    settings_ = KernelSettings(20, 9, lambda: torch.arange(3), 60.0, 10000.0, 2)
+    kernels = MixKernels(list(ABSOLUTE_KERNELS), list(RELATIVE_KERNELS), settings_, 0.0)
+    attention = MixAttention(20, len(ABSOLUTE_KERNELS), len(RELATIVE_KERNELS), 0.0)
+    times = torch.randint(0, 10**6, (2, length))
+    valid = torch.tensor([[True], [False]]).expand(2, length)
+    at = Moments(torch.arange(length).expand(2, -1), times, times, valid)
+    hidden = torch.randn(2, length, 20, requires_grad=True)
+    with captured_weights(attention) as weights:
+        output = attention(hidden, attention_mask(valid, causal), kernels(at, hidden.dtype))
+    assert torch.equal(weights[0].refined[1], torch.zeros_like(weights[0].refined[1]))
+    torch.testing.assert_close(output[1], attention.output.bias.expand(length, -1))
+    output.sum().backward()
+    assert hidden.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in attention.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("objective", ["causal", "cloze"])
+@pytest.mark.parametrize("use_query_time", [False, True])
+def test_an_empty_history_gives_finite_scores(objective, use_query_time):
+    model = every_kernel(objective=objective, use_query_time=use_query_time)
+    assert model.full_sort_predict(batch_for(model, [0, 3], 0)).isfinite().all()
+
+
+@settings(max_examples=4, deadline=None)
+@given(seeds, objectives, st.sampled_from(["gaussian", "uniform", "in_manifold"]))
+def test_the_same_seed_gives_the_same_training(seed, objective, lni_noise):
+    def train():
+        model = every_kernel(
+            objective=objective,
+            hidden_dropout_prob=0.3,
+            attn_dropout_prob=0.3,
+            lni_weight=0.5,
+            lni_noise=lni_noise,
+        ).train()
+        torch.manual_seed(seed)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        losses = []
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = model.calculate_loss(batch_for(model, [7, 2, 5], step, "sequence"))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, model.state_dict()
+
+    losses, state = train()
+    again, other = train()
+    assert losses == again
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seeds, st.booleans(), st.sampled_from([(["position"], ["sinusoid"]), (["hour"], ["log1p", "distance"])]))
+def test_gradients_of_mix_attention_agree_with_finite_differences(seed, causal, names):
+    absolute, relative = names
+    torch.manual_seed(seed)
+    width = 2 * (len(absolute) + len(relative))
+    settings_ = KernelSettings(width, 9, lambda: torch.arange(3), 3600.0, 100.0, 1)
+    kernels = MixKernels(absolute, relative, settings_, 0.0).double()
+    attention = MixAttention(width, len(absolute), len(relative), 0.0).double()
+    times = torch.randint(0, 86400, (2, 4)).cumsum(1)
+    valid = torch.tensor([[True] * 3, [True, True, False]])
+    at = Moments(torch.arange(3).expand(2, -1), times[:, 1:], times[:, :-1], valid)
+    mask = attention_mask(valid, causal)
+    names_, parameters = zip(*attention.named_parameters(), strict=True)
+
+    def attend(hidden, *values):
+        given_ = dict(zip(names_, values, strict=True))
+        context = kernels(at, hidden.dtype)
+        return torch.func.functional_call(attention, given_, (hidden, mask, context))
+
+    hidden = torch.randn(2, 3, width, dtype=torch.float64, requires_grad=True)
+    values = [parameter.detach().requires_grad_() for parameter in parameters]
+    assert torch.autograd.gradcheck(attend, (hidden, *values), fast_mode=True)
+
+
+@FEW
+@given(st.integers(1, WIDTH), seeds, st.booleans(), st.sampled_from(["CE", "BPR"]))
+def test_a_window_trains_what_its_prefixes_train(length, seed, use_query_time, loss_type):
+    """A causal window's loss and gradients are the mean of those of its prefixes."""
+    model = every_kernel(use_query_time=use_query_time, loss_type=loss_type)
+    window = batch_for(model, [length], seed, "sequence")
+    prefix_length = torch.arange(1, length + 1)
+    inside = torch.arange(WIDTH) < prefix_length.unsqueeze(1)
+    prefixes = {
+        "item_id_list": window["item_id_list"] * inside,
+        "timestamp_list": window["timestamp_list"] * inside,
+        "item_length": prefix_length,
+        **{name: window[name][0, :length] for name in ("item_id", "timestamp", "neg_item_id")},
+    }
+    parameters = list(model.parameters())
+    one, many = loss_of(model, window), loss_of(model, prefixes)
+    torch.testing.assert_close(one, many, rtol=0, atol=1e-10)
+    for gradient, other in zip(
+        torch.autograd.grad(one, parameters), torch.autograd.grad(many, parameters), strict=True
+    ):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
+
+
+@FEW
+@given(st.integers(2, WIDTH), seeds)
+def test_a_masked_event_shows_its_time_only_with_query_time(length, seed):
+    model = every_kernel(objective="cloze", use_query_time=False)
+    batch = batch_for(model, [length], seed, "sequence")
+    torch.manual_seed(seed)
+    shown = model._training_batch(batch)
+    masked = shown.targets > 0
+    assert torch.equal(shown.items == model.mask_token, masked)
+    assert torch.equal(shown.targets[masked], batch["item_id"][:, :length][masked])
+    moved = dict(batch, timestamp_list=batch["timestamp_list"].clone())
+    moved["timestamp_list"][:, :length][masked] += 12_345
+    assert torch.equal(loss_of(model, batch, seed), loss_of(model, moved, seed))
+    aware = every_kernel(objective="cloze", use_query_time=True)
+    assert not torch.equal(loss_of(aware, batch, seed), loss_of(aware, moved, seed))
+
+
+@pytest.mark.parametrize("objective", ["causal", "cloze"])
+@pytest.mark.parametrize("use_query_time", [False, True])
+def test_the_time_of_the_target_is_seen_only_with_query_time(objective, use_query_time):
+    model = every_kernel(objective=objective, use_query_time=use_query_time)
+    batch = batch_for(model, [7, 3], 0)
+    later = dict(batch, timestamp=batch["timestamp"] + 50_000)
+    same = torch.equal(model.full_sort_predict(batch), model.full_sort_predict(later))
+    assert same != use_query_time
+
+
+@pytest.mark.parametrize("use_query_time", [False, True])
+def test_an_undefined_target_time_is_not_used(use_query_time):
+    """A place without a target has no target time; its place in the history still has its own."""
+    model = every_kernel(use_query_time=use_query_time)
+    batch = batch_for(model, [7, 4], 0, "sequence")
+    batch["item_id"][0, 2] = batch["item_id"][1, 3] = 0
+    undefined = dict(batch, timestamp=batch["timestamp"].masked_fill(batch["item_id"] == 0, 2**40))
+    assert torch.equal(loss_of(model, batch), loss_of(model, undefined))
+
+
+@pytest.mark.parametrize(("length", "kept"), [(WIDTH, 6), (3, 3)])
+def test_the_mask_token_stays_inside_the_places(length, kept):
+    """With a full history the oldest event falls off, and the mask token is at the last place."""
+    model = every_kernel(objective="cloze")
+    batch = batch_for(model, [length], 0)
+    seen = {}
+    model.item_embedding.register_forward_pre_hook(lambda _, inputs: seen.update(items=inputs[0]))
+    model.kernels.register_forward_pre_hook(lambda _, inputs: seen.update(moments=inputs[0]))
+    model.full_sort_predict(batch)
+    expected = [*batch["item_id_list"][0, length - kept : length].tolist(), model.mask_token]
+    assert seen["items"][0].tolist() == expected
+    assert seen["moments"].position[0].tolist() == list(range(WIDTH - len(expected), WIDTH))
+    oldest = dict(batch, item_id_list=batch["item_id_list"].clone())
+    oldest["item_id_list"][0, 0] = oldest["item_id_list"][0, 0] % (helpers.N_ITEMS - 1) + 1
+    same = torch.equal(model.full_sort_predict(batch), model.full_sort_predict(oldest))
+    assert same == (length == WIDTH)
+
+
+def test_prefix_rows_may_mask_the_target():
+    model = every_kernel(objective="cloze", mask_ratio=0.999999)
+    batch = batch_for(model, [3] * 50, 0)
+    torch.manual_seed(0)
+    shown = model._training_batch(batch)
+    events = torch.cat([batch["item_id_list"][:, :3], batch["item_id"][:, None]], 1)
+    masked = shown.targets > 0
+    assert torch.equal(torch.where(masked, shown.targets, shown.items), events)
+    assert masked.sum(1).tolist() == [3] * 50
+    assert masked.any(0).all()
+
+
+@pytest.mark.parametrize(("weight", "calls"), [(0.0, 1), (0.5, 2)])
+def test_without_weight_there_is_no_second_pass(weight, calls, monkeypatch):
+    count = itertools.count(1)
+    forward = TransformerEncoder.forward
+    last = []
+
+    def counted(*arguments):
+        last.append(next(count))
+        return forward(*arguments)
+
+    monkeypatch.setattr(TransformerEncoder, "forward", counted)
+    loss_of(every_kernel(lni_weight=weight), helpers.rows([5, 2]))
+    assert last[-1] == calls
+
+
+def test_noise_adds_to_the_loss_and_keeps_dropout():
+    batch = helpers.rows([5, 2])
+    plain = loss_of(every_kernel(hidden_dropout_prob=0.3), batch)
+    tiny = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=1e-9), batch)
+    noisy = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=0.5), batch)
+    torch.testing.assert_close(tiny, plain, rtol=0, atol=1e-8)
+    assert noisy > plain
+
+
+@pytest.mark.parametrize("kind", ["row", "sequence"])
+@pytest.mark.parametrize("objective", ["causal", "cloze"])
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_training_lowers_the_loss(kind, objective, loss_type):
+    model = helpers.build(
+        ADRRec,
+        dtype=torch.float32,
+        objective=objective,
+        loss_type=loss_type,
+        lni_weight=0.1,
+        initializer_range=0.02,
+    )
+    batch = batch_for(model, [7, 5, 6, 2], 0, kind)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    first = loss_of(model, batch).item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    assert loss_of(model, batch) < 0.7 * first
+
+
+def test_a_batch_without_targets_has_a_zero_loss():
+    model = every_kernel()
+    batch = batch_for(model, [4, 2], 0, "sequence")
+    batch["item_id"].zero_()
+    loss = loss_of(model, batch)
+    loss.backward()
+    assert loss == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_meantime_is_adrrec_with_two_parts_off():
+    changes = {"relative_kernels": ["sinusoid", "log1p"], "use_query_time": True}
+    ours = helpers.build(ADRRec, objective="cloze", lni_weight=0.0, **changes)
+    meantime = helpers.build(MEANTIME, lni_weight=0.5, objective="causal", **changes)
+    state = ours.state_dict()
+    state.pop("noise.step")
+    meantime.load_state_dict(state)
+    batch = batch_for(ours, [7, 3], 0)
+    assert torch.equal(ours.full_sort_predict(batch), meantime.full_sort_predict(batch))
+    sequence = batch_for(ours, [7, 3], 0, "sequence")
+    assert torch.equal(loss_of(ours, sequence), loss_of(meantime, sequence))
+
+
+def test_inexact_times_work_too():
+    """``exact_time: false`` gives float32 seconds, as RecBole does."""
+    model = every_kernel()
+    batch = batch_for(model, [7, 3], 0)
+    rounded = dict(batch, timestamp_list=batch["timestamp_list"].float(), timestamp=batch["timestamp"].float())
+    whole = dict(batch, timestamp_list=rounded["timestamp_list"].long(), timestamp=rounded["timestamp"].long())
+    assert torch.equal(model.full_sort_predict(rounded), model.full_sort_predict(whole))
+
+
+def test_the_log_says_when_the_query_time_is_known(caplog):
+    with caplog.at_level(logging.INFO):
+        every_kernel(use_query_time=False)
+        assert "use_query_time" not in caplog.text
+        every_kernel(use_query_time=True)
+    assert caplog.text.count("use_query_time: true") == 1
+
+
+def test_a_plain_dataset_gives_its_days():
+    """A RecBole data set without our hook: days are read off the interactions."""
+    data = helpers.dataset()
+    del data.trained_days
+    data.inter_feat = {"timestamp": torch.tensor([86400.0 * 5, 86400.0 * 3, 86400.0 * 5 + 1])}
+    model = helpers.build(ADRRec, data=data)
+    assert model.kernels.absolute[1].trained_days.tolist() == [3, 5]

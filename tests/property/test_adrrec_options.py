@@ -1,0 +1,113 @@
+"""Every option of the models changes the model or its training, and bad values are refused."""
+
+import pytest
+import torch
+import yaml
+
+from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.meantime import MEANTIME
+from recbole_adrrec.options import load_properties
+from tests import helpers
+
+# Another value for each option, and what else has to be set for it to matter.
+CHANGES = {
+    "n_layers": (1, {}),
+    "hidden_size": (32, {}),
+    "inner_size": (48, {}),
+    "hidden_dropout_prob": (0.4, {}),
+    "attn_dropout_prob": (0.4, {}),
+    "layer_norm_eps": (0.1, {}),
+    "initializer_range": (0.05, {}),
+    "absolute_kernels": (["position", "hour"], {}),
+    "relative_kernels": (["exponential", "log1p"], {}),
+    "time_unit": (60.0, {}),
+    "kernel_freq": (50.0, {}),
+    "max_distance": (1, {}),
+    "objective": ("cloze", {}),
+    "use_query_time": (True, {}),
+    "mask_ratio": (0.8, {"objective": "cloze"}),
+    "loss_type": ("BPR", {}),
+    "lni_weight": (0.5, {}),
+    "lni_sigma": (0.3, {"lni_weight": 0.5}),
+    "lni_noise": ("uniform", {"lni_weight": 0.5}),
+    "lni_layers": ([2], {"lni_weight": 0.5}),
+    "lni_layer_weights": ([1.0, 0.2], {"lni_weight": 0.5}),
+    "lni_stop_gradient": (True, {"lni_weight": 0.5}),
+}
+# The data layer reads it.
+OF_THE_DATA = {"train_rows"}
+
+
+def trained_loss(model_class, changes):
+    """Losses before and after one step of training."""
+    if model_class is MEANTIME:
+        changes = {"relative_kernels": ["sinusoid", "log1p"], **changes}
+    model = helpers.build(model_class, **changes).train()
+    batch = helpers.rows([7, 4, 6], targets=model.objective)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        loss = model.calculate_loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("model_class", [ADRRec, MEANTIME])
+def test_each_default_is_covered_here(model_class):
+    names = set(load_properties("model", model_class.__name__)) - OF_THE_DATA
+    assert names <= set(CHANGES)
+    if model_class is ADRRec:
+        assert names == set(CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "option"),
+    [
+        (model_class, option)
+        for model_class in (ADRRec, MEANTIME)
+        for option in load_properties("model", model_class.__name__)
+        if option not in OF_THE_DATA
+    ],
+)
+def test_each_option_changes_training(model_class, option):
+    value, others = CHANGES[option]
+    assert trained_loss(model_class, {**others, option: value}) != trained_loss(model_class, others)
+
+
+@pytest.mark.parametrize("model_class", [ADRRec, MEANTIME])
+def test_the_defaults_build_a_model_that_trains(model_class):
+    defaults = load_properties("model", model_class.__name__)
+    model = helpers.build(model_class, dtype=torch.float32, **defaults).train()
+    kind = "causal" if model_class is ADRRec else "cloze"
+    assert model.calculate_loss(helpers.rows([7, 4], targets=kind)).isfinite()
+    assert yaml.safe_dump(defaults)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("objective", "casual"),
+        ("loss_type", "CEE"),
+        ("mask_ratio", 1.0),
+        ("mask_ratio", 0.0),
+        ("lni_weight", -0.1),
+        ("lni_sigma", 0.0),
+        ("lni_noise", "white"),
+        ("lni_layers", [3]),
+        ("lni_layer_weights", [1.0]),
+        ("hidden_size", 18),
+        ("time_unit", 0.0),
+        ("kernel_freq", 1.0),
+        ("max_distance", 0),
+        ("absolute_kernels", ["positon"]),
+        ("relative_kernels", ["sinus"]),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(option, value):
+    others = {"objective": "cloze"} if option == "mask_ratio" else {}
+    with pytest.raises(ValueError, match=option):
+        helpers.build(ADRRec, **{**others, option: value})

@@ -1,0 +1,237 @@
+"""Masks, mix attention and the encoder against plain forms."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from recbole_adrrec.layers.attention import Attention, MixAttention, Refinement, captured_weights
+from recbole_adrrec.layers.kernels import KernelSettings, MixKernels, Moments
+from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.transformer import TransformerEncoder, TransformerLayer
+from tests import helpers
+
+UNIT, FREQ, FARTHEST = 86400.0, 10000.0, 2
+
+
+def settings(width):
+    first_day = helpers.FIRST_TIME // 86400
+    return KernelSettings(width, 99, lambda: torch.arange(first_day, first_day + 40), UNIT, FREQ, FARTHEST)
+
+
+def moments(rows, length):
+    times = helpers.FIRST_TIME + torch.randint(0, 86400, (rows, length + 1)).cumsum(1)
+    valid = torch.ones(rows, length, dtype=torch.bool)
+    valid[0, length // 2 :] = False
+    return Moments(torch.arange(length).expand(rows, -1), times[:, 1:], times[:, :-1], valid)
+
+
+def plain_mix_attention(attention, kernels, names, hidden, at, mask):
+    """Section 3 of MEANTIME word by word, with ``L x L x d`` features, head by head."""
+    rows, length, width = hidden.shape
+    size = width // attention.n_heads
+    query, key, value = (
+        part(hidden).view(rows, length, attention.n_heads, size)
+        for part in (attention.query, attention.key, attention.value)
+    )
+    outputs, all_weights = [], []
+    for head, name in enumerate(names):
+        q, k, v = query[:, :, head], key[:, :, head], value[:, :, head]
+        if head < attention.n_absolute:
+            on_query, on_key = kernels.absolute[head](at)
+            q = q + attention.absolute_query[head](on_query)
+            k = k + attention.absolute_key[head](on_key)
+            scores = torch.einsum("bid,bjd->bij", q, k)
+        else:
+            relative = head - attention.n_absolute
+            if name == "distance":
+                place = torch.arange(length)
+                index = (place.unsqueeze(1) - place).clamp(-FARTHEST, FARTHEST) + FARTHEST
+                features = kernels.relative[relative].embedding(index).expand(rows, -1, -1, -1)
+            else:
+                features = helpers.written_out_features(name, at.query_time, at.key_time, width, UNIT, FREQ)
+            pairs = attention.relative_key[relative](features.to(hidden.dtype))  # [B, L, L, dh]
+            biased = q + attention.relative_bias[relative]
+            scores = torch.einsum("bid,bjd->bij", q, k) + torch.einsum("bid,bijd->bij", biased, pairs)
+        scores = (scores / size**0.5).masked_fill(~mask[:, 0], -torch.inf)
+        weights = torch.nan_to_num(scores.softmax(-1))
+        all_weights.append(weights)
+        outputs.append(weights @ v)
+    return attention.output(torch.cat(outputs, -1)), torch.stack(all_weights, 1)
+
+
+def mix(width, absolute, relative):
+    torch.manual_seed(0)
+    kernels = MixKernels(absolute, relative, settings(width), 0.0).double()
+    attention = MixAttention(width, len(absolute), len(relative), 0.0).double()
+    with torch.no_grad():
+        attention.relative_bias.normal_()
+    return kernels, attention
+
+
+MIXES = [
+    (["position", "day"], ["sinusoid", "distance"]),
+    (["weekday"], ["log1p", "exponential"]),
+    ([], ["sinusoid"]),
+    (["constant", "hour", "month"], []),
+]
+
+
+@pytest.mark.parametrize(("absolute", "relative"), MIXES)
+@pytest.mark.parametrize("causal", [True, False])
+def test_mix_attention_equals_the_plain_form(absolute, relative, causal):
+    kernels, attention = mix(12, absolute, relative)
+    at = moments(2, 6)
+    hidden = torch.randn(2, 6, 12, dtype=torch.float64, requires_grad=True)
+    mask = attention_mask(at.valid, causal)
+    with captured_weights(attention) as weights:
+        fast = attention(hidden, mask, kernels(at, hidden.dtype))
+    plain, plain_weights = plain_mix_attention(attention, kernels, absolute + relative, hidden, at, mask)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
+    torch.testing.assert_close(weights[0].plain, plain_weights.detach(), rtol=0, atol=1e-10)
+    inputs = [hidden, *(p for p in (*attention.parameters(), *kernels.parameters()) if p.numel())]
+    factors = torch.randn_like(fast)
+    gradients = torch.autograd.grad((fast * factors).sum(), inputs)
+    expected = torch.autograd.grad((plain * factors).sum(), inputs)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation makes."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        self.largest = max(self.largest, *sizes, 0)
+        return result
+
+
+def largest_tensor(run):
+    with LargestTensor() as record:
+        run().sum().backward()
+    return record.largest
+
+
+def test_no_features_of_pairs_are_built_for_sinusoid_and_distance():
+    length, width = 48, 64
+    names = ["sinusoid", "distance"]
+    kernels, attention = mix(width, ["position", "day"], names)
+    at = moments(1, length)
+    hidden = torch.randn(1, length, width, dtype=torch.float64, requires_grad=True)
+    mask = attention_mask(at.valid, True)
+    pairs_of_features = length * length * width * 8
+    fast = largest_tensor(lambda: attention(hidden, mask, kernels(at, hidden.dtype)))
+    # Room for the scores of all heads and little else.
+    assert fast <= 4 * length * length * 8
+    assert fast < pairs_of_features / 10
+    kinds = ["position", "day", *names]
+    plain = largest_tensor(lambda: plain_mix_attention(attention, kernels, kinds, hidden, at, mask)[0])
+    assert plain >= pairs_of_features
+
+
+def test_smooth_kernels_keep_no_features_for_the_backward_pass():
+    kernels, attention = mix(64, [], ["log1p", "exponential"])
+    at = moments(1, 48)
+    hidden = torch.randn(1, 48, 64, dtype=torch.float64, requires_grad=True)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attention(hidden, attention_mask(at.valid, True), kernels(at, hidden.dtype))
+    assert max(kept) <= 2 * 48 * 48
+
+
+def test_mask_and_softmax():
+    valid = torch.tensor([[True, True, False], [False, False, False]])
+    causal = attention_mask(valid, True)
+    assert causal.tolist()[0] == [[[True, False, False], [True, True, False], [True, True, False]]]
+    assert not causal[1].any()
+    assert torch.equal(attention_mask(valid, False)[0, 0], valid[0].expand(3, -1))
+    scores = torch.randn(2, 4, 3, 3, requires_grad=True)
+    weights = masked_softmax(scores, causal)
+    assert torch.equal(weights[1], torch.zeros(4, 3, 3))
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(4, 3))
+    assert torch.equal(weights[0][:, ~causal[0, 0]], torch.zeros(4, 4))
+    weights.pow(2).sum().backward()
+    assert scores.grad.isfinite().all()
+    assert torch.equal(scores.grad[1], torch.zeros(4, 3, 3))
+
+
+@pytest.mark.parametrize("extreme", [torch.finfo(torch.float32).min, torch.inf, torch.nan])
+def test_masked_scores_are_not_looked_at(extreme):
+    mask = torch.tensor([[[[True, False]]]])
+    weights = masked_softmax(torch.tensor([[[[0.0, extreme]]]]), mask)
+    assert weights.tolist() == [[[[1.0, 0.0]]]]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [((10, 2, 2), "hidden_size: 10.*4"), ((8, 0, 0), "absolute_kernels, relative_kernels")]
+)
+def test_heads_must_divide_the_width(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        MixAttention(*sizes, 0.0)
+
+
+class Halved(Refinement):
+    def forward(self, weights, mask):
+        return weights / 2
+
+
+def test_a_refinement_works_on_the_weights_before_dropout():
+    class Probe(Attention):
+        def score(self, hidden, context):
+            return hidden
+
+        def aggregate(self, weights, hidden, context):
+            return weights
+
+    scores, mask = torch.randn(1, 2, 3, 3), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+    attention = Probe(0.5, Halved())
+    with captured_weights(attention) as weights:
+        dropped = attention(scores, mask, None)
+    torch.testing.assert_close(weights[0].plain, scores.softmax(-1))
+    torch.testing.assert_close(weights[0].refined, scores.softmax(-1) / 2)
+    # What dropout keeps it doubles.
+    assert ((dropped == 0) | torch.isclose(dropped, weights[0].plain)).all()
+    attention(scores, mask, None)
+    assert len(weights) == 1
+
+
+def encoder(layers=2, dropout=0.0, eps=1e-5):
+    torch.manual_seed(0)
+    stack = (TransformerLayer(MixAttention(8, 1, 1, 0.0), 8, 16, dropout, eps) for _ in range(layers))
+    return TransformerEncoder(stack)
+
+
+def run(stack, perturb=None):
+    torch.manual_seed(1)
+    kernels = MixKernels(["position"], ["log1p"], settings(8), 0.0)
+    at = moments(2, 4)
+    return stack(torch.randn(2, 4, 8), attention_mask(at.valid, True), kernels(at, torch.float32), perturb)
+
+
+def test_the_encoder_gives_each_layers_output_and_disturbs_inputs():
+    plain = run(encoder())
+    assert len(plain) == 2
+    seen = []
+
+    def second_only(layer, hidden):
+        seen.append((layer, hidden))
+        return hidden + (layer == 2)
+
+    disturbed = run(encoder(), second_only)
+    assert [layer for layer, _ in seen] == [1, 2]
+    assert torch.equal(seen[1][1], plain[0])
+    assert torch.equal(disturbed[0], plain[0])
+    assert not torch.allclose(disturbed[1], plain[1])
+
+
+def test_layer_norm_eps_and_dropout_reach_the_layers():
+    assert not torch.allclose(run(encoder(eps=1e-5))[1], run(encoder(eps=1.0))[1])
+    assert not torch.allclose(run(encoder(dropout=0.0))[1], run(encoder(dropout=0.5))[1])

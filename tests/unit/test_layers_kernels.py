@@ -1,0 +1,195 @@
+"""Kernels against their definitions, written out."""
+
+import datetime
+
+import pytest
+import torch
+
+from recbole_adrrec.layers import kernels
+from recbole_adrrec.layers.kernels import (
+    ABSOLUTE_KERNELS,
+    RELATIVE_KERNELS,
+    DayKernel,
+    DistanceKernel,
+    HourKernel,
+    KernelSettings,
+    MixKernels,
+    Moments,
+    MonthKernel,
+    SinusoidKernel,
+    WeekdayKernel,
+)
+from tests import helpers
+
+WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2
+SETTINGS = KernelSettings(WIDTH, 9, lambda: torch.arange(15000, 15100), UNIT, FREQ, FARTHEST)
+
+
+def moments(rows=3, length=5, own_query_time=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    gaps = torch.randint(0, 5 * 86400, (rows, length + 1), generator=generator)
+    times = helpers.FIRST_TIME + gaps.cumsum(1)
+    key = times[:, :-1]
+    return Moments(
+        torch.arange(length).expand(rows, -1),
+        key if own_query_time else times[:, 1:],
+        key,
+        torch.ones(rows, length, dtype=torch.bool),
+    )
+
+
+def written_out_scores(name, kernel, projected, constant, at):
+    if name == "distance":
+        place = torch.arange(projected.size(1))
+        index = (place.unsqueeze(1) - place).clamp(-FARTHEST, FARTHEST) + FARTHEST
+        features = kernel.embedding(index).unsqueeze(0)
+    else:
+        features = helpers.written_out_features(name, at.query_time, at.key_time, WIDTH, UNIT, FREQ)
+    return (projected.unsqueeze(2) * features).sum(-1) + constant
+
+
+@pytest.mark.parametrize("name", RELATIVE_KERNELS)
+@pytest.mark.parametrize("own_query_time", [True, False])
+@pytest.mark.parametrize("block", [1, 40, 1 << 20])
+def test_scores_and_gradients_equal_the_definition(name, own_query_time, block, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", block)
+    torch.manual_seed(0)
+    kernel = RELATIVE_KERNELS[name].build(SETTINGS).double()
+    at = moments(own_query_time=own_query_time)
+    projected = torch.randn(3, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(3, 5, 1, dtype=torch.float64, requires_grad=True)
+    inputs = [projected, constant, *kernel.parameters()]
+    weights = torch.randn(3, 5, 5, dtype=torch.float64)
+
+    fast = kernel(at, torch.float64)(projected, constant)
+    plain = written_out_scores(name, kernel, projected, constant, at)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-9)
+    gradients = torch.autograd.grad((fast * weights).sum(), inputs)
+    expected = torch.autograd.grad((plain * weights).sum(), inputs)
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["exponential", "log1p"])
+def test_smooth_kernels_pass_gradcheck(name):
+    kernel = RELATIVE_KERNELS[name].build(SETTINGS)
+    scorer = kernel(moments(2, 3), torch.float64)
+    projected = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(2, 3, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(scorer, (projected, constant))
+
+
+@pytest.mark.parametrize("name", ["sinusoid", "exponential", "log1p"])
+def test_a_second_is_seen_in_float32_at_todays_times(name):
+    """Unix seconds in float32 come in steps of 128; differences taken before rounding don't."""
+    first = 1_750_000_000
+    times = torch.tensor([[first, first + 1, first + 3]])
+    at = Moments(torch.arange(3)[None], times, times, torch.ones(1, 3, dtype=torch.bool))
+    kernel = RELATIVE_KERNELS[name](WIDTH, 1.0, FREQ)
+    projected = torch.randn(1, 3, WIDTH)
+    scores = kernel(at, torch.float32)(projected, torch.zeros(1, 3, 1))
+    features = helpers.written_out_features(name, times, times, WIDTH, 1.0, FREQ)
+    expected = (projected.unsqueeze(2) * features.float()).sum(-1)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
+
+
+def test_float_times_are_taken_as_they_are():
+    """RecBole's normalised times are fractions."""
+    exact = moments()
+    half = exact.key_time.double() / 2
+    halves = Moments(exact.position, half, half, exact.valid)
+    projected = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    constant = torch.zeros(3, 5, 1, dtype=torch.float64)
+    full_unit = SinusoidKernel(WIDTH, UNIT, FREQ)(exact, torch.float64)(projected, constant)
+    half_unit = SinusoidKernel(WIDTH, UNIT / 2, FREQ)(halves, torch.float64)(projected, constant)
+    torch.testing.assert_close(full_unit, half_unit, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ABSOLUTE_KERNELS)
+def test_absolute_kernels_embed_both_sides(name):
+    kernel = ABSOLUTE_KERNELS[name].build(SETTINGS)
+    query, key = kernel(moments())
+    assert query is key
+    assert query.shape == (3, 5, WIDTH)
+    at = moments(own_query_time=False)
+    query, key = kernel(at)
+    torch.testing.assert_close(key, kernel(moments())[1])
+    shifted = Moments(at.position, at.query_time, at.query_time, at.valid)
+    torch.testing.assert_close(query, kernel(shifted)[1])
+
+
+def test_a_constant_kernel_ignores_places_and_a_position_kernel_does_not():
+    constant, position = (ABSOLUTE_KERNELS[name].build(SETTINGS) for name in ("constant", "position"))
+    assert torch.equal(constant(moments())[0], constant(moments(seed=1))[0])
+    assert constant(moments())[0].flatten(0, 1).unique(dim=0).size(0) == 1
+    assert torch.equal(position(moments())[0][0], position.embedding.weight[:5])
+
+
+def test_an_untrained_day_reads_the_nearest_trained_one():
+    kernel = DayKernel(WIDTH, torch.tensor([-3, 10, 20, 21]))
+    days = torch.tensor([[-50, -3, 3, 4, 15, 16, 21, 99]])
+    expected = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3]])
+    for second in (0, 43200, 86399):
+        assert torch.equal(kernel.index(days * 86400 + second), expected)
+
+
+def test_trained_days_travel_with_the_weights():
+    trained, other = (DayKernel(WIDTH, torch.tensor(days)) for days in ([1, 2, 3], [4, 5, 6]))
+    other.load_state_dict(trained.state_dict())
+    assert torch.equal(other.trained_days, trained.trained_days)
+
+
+@pytest.mark.parametrize("days", [[], [2, 1], [1, 1]])
+def test_trained_days_must_rise(days):
+    with pytest.raises(ValueError, match="trained_days"):
+        DayKernel(WIDTH, torch.tensor(days, dtype=torch.long))
+
+
+def test_calendar_kernels_agree_with_the_calendar():
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    generator = torch.Generator().manual_seed(0)
+    times = torch.randint(-(10**10), 10**10, (1, 2000), generator=generator)
+    edges = [
+        datetime.datetime(year, month, day, tzinfo=datetime.timezone.utc) - epoch
+        for year in (1600, 1900, 1968, 1969, 1970, 2000, 2024, 2100)
+        for month, day in ((1, 1), (2, 28), (3, 1), (12, 31))
+    ]
+    seconds = torch.tensor([[int(edge.total_seconds()) + shift for edge in edges for shift in (-1, 0)]])
+    times = torch.cat([times, seconds], 1)
+    moments_in_time = [epoch + datetime.timedelta(seconds=second) for second in times[0].tolist()]
+    for kernel, part in (
+        (HourKernel, lambda moment: moment.hour),
+        (WeekdayKernel, lambda moment: moment.weekday()),
+        (MonthKernel, lambda moment: moment.month - 1),
+    ):
+        expected = torch.tensor([[part(moment) for moment in moments_in_time]])
+        assert torch.equal(kernel.build(SETTINGS).index(times), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: SinusoidKernel(5, UNIT, FREQ), "hidden_size: 5"),
+        (lambda: SinusoidKernel(WIDTH, 0.0, FREQ), "time_unit: 0"),
+        (lambda: SinusoidKernel(WIDTH, float("nan"), FREQ), "time_unit: nan"),
+        (lambda: SinusoidKernel(WIDTH, UNIT, 1.0), "kernel_freq: 1"),
+        (lambda: DistanceKernel(WIDTH, 0), "max_distance: 0"),
+        (
+            lambda: DistanceKernel.build(KernelSettings(WIDTH, 9, SETTINGS.trained_days, UNIT, FREQ)),
+            "max_distance: not set",
+        ),
+        (lambda: MixKernels(["weekdy"], [], SETTINGS, 0.0), "absolute_kernels: weekdy"),
+        (lambda: MixKernels([], ["day"], SETTINGS, 0.0), "relative_kernels: day"),
+    ],
+)
+def test_refused_options_are_named(make, option):
+    with pytest.raises(ValueError, match=option):
+        make()
+
+
+def test_dropout_leaves_one_tensor_for_both_sides():
+    mix = MixKernels(["position", "hour"], [], SETTINGS, 0.5).train()
+    (position, same), (hour, other) = mix(moments(own_query_time=False), torch.float32).absolute
+    assert position is same
+    assert hour is not other
+    assert (position == 0).any()
