@@ -6,9 +6,10 @@ RecBole alone. :func:`apply` has to come before anything else of RecBole is impo
 
 from __future__ import annotations
 
-from recbole_adrrec.compat import checkpoints, frames, numpy_names, tuning
+from recbole_adrrec.compat import checkpoints, frames, numpy_names, pickles, tuning
 from recbole_adrrec.compat.checkpoints import allow
 from recbole_adrrec.compat.patching import Mend, replace_everywhere
+from recbole_adrrec.compat.pickles import allow_pickled, count_as_dataset_argument
 
 __all__ = [
     "MENDS",
@@ -34,15 +35,8 @@ def apply() -> None:
     frames.mend_lengths()
     checkpoints.mend_trainer()
     checkpoints.mend_load_data_and_model()
+    pickles.mend_saved_data()
 
 
 def check() -> None:
     """Find what RecBole lacks."""
-
-
-def allow_pickled(module: str, name: str) -> None:
-    """Let saved datasets hold instances of ``module.name``."""
-
-
-def count_as_dataset_argument(*names: str) -> None:
-    """Let saved datasets count as stale when one of these options differs."""

@@ -104,12 +104,17 @@ def allow_what_recbole_saves() -> None:
         _stand_ins[f"datetime.{kind.__name__}"] = kind
 
 
+def is_model(path: str) -> bool:
+    """Whether files may mention the class of this full name."""
+    return isinstance(_stand_ins.get(path), _Mention)
+
+
 @contextmanager
-def _stand_ins_alone() -> Iterator[None]:
-    """Allow our stand-ins, and not what somebody allowed for other files, while this lasts."""
+def allowed_alone(*values: Any) -> Iterator[None]:
+    """Let ``torch.load`` allow these beyond its own, and not what somebody allowed for other files, while this lasts."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(list(_stand_ins.values()))
+    torch.serialization.add_safe_globals(list(values))
     try:
         yield
     finally:
@@ -140,7 +145,7 @@ def load(file: Any, map_location: Any = None, **_: Any) -> Any:
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:
-        with _stand_ins_alone():
+        with allowed_alone(*_stand_ins.values()):
             checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_reason(str(error))}") from error
