@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_adrrec.layers.kernels import Moments
+from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.noise import Encode, LayerwiseNoise
 from recbole_adrrec.models.base import MixAttentionRecommender
 

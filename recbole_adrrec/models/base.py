@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import MixAttention
 from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.kernels import KernelSettings, MixKernels, Moments, whole_days
+from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.moments import KernelSettings, Moments, whole_days
 from recbole_adrrec.layers.noise import Encode
 from recbole_adrrec.layers.objectives import (
     append_event,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from recbole_adrrec.layers.attention import captured_weights
-from recbole_adrrec.layers.kernels import RELATIVE_KERNELS, Moments
+from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
+from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.losses import cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers

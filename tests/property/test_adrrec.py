@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_adrrec.layers.attention import MixAttention, captured_weights
-from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, KernelSettings, MixKernels, Moments
+from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
 from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.moments import KernelSettings, Moments
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME

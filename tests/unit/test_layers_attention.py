@@ -6,8 +6,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recbole_adrrec.layers.attention import Attention, MixAttention, Refinement, captured_weights
-from recbole_adrrec.layers.kernels import KernelSettings, MixKernels, Moments
+from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.moments import KernelSettings, Moments
 from recbole_adrrec.layers.transformer import TransformerEncoder, TransformerLayer
 from tests import helpers
 

@@ -5,20 +5,11 @@ import datetime
 import pytest
 import torch
 
-from recbole_adrrec.layers import kernels
-from recbole_adrrec.layers.kernels import (
-    ABSOLUTE_KERNELS,
-    RELATIVE_KERNELS,
-    DayKernel,
-    DistanceKernel,
-    HourKernel,
-    KernelSettings,
-    MixKernels,
-    Moments,
-    MonthKernel,
-    SinusoidKernel,
-    WeekdayKernel,
-)
+from recbole_adrrec.layers import relative_kernels
+from recbole_adrrec.layers.absolute_kernels import DayKernel, HourKernel, MonthKernel, WeekdayKernel
+from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
+from recbole_adrrec.layers.moments import KernelSettings, Moments
+from recbole_adrrec.layers.relative_kernels import DistanceKernel, SinusoidKernel
 from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2
@@ -52,7 +43,7 @@ def written_out_scores(name, kernel, projected, constant, at):
 @pytest.mark.parametrize("own_query_time", [True, False])
 @pytest.mark.parametrize("block", [1, 40, 1 << 20])
 def test_scores_and_gradients_equal_the_definition(name, own_query_time, block, monkeypatch):
-    monkeypatch.setattr(kernels, "BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(relative_kernels, "BLOCK_ELEMENTS", block)
     torch.manual_seed(0)
     kernel = RELATIVE_KERNELS[name].build(SETTINGS).double()
     at = moments(own_query_time=own_query_time)
