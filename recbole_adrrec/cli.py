@@ -131,8 +131,10 @@ class Plan:
             raise OptionError(f"nproc: {self.option('nproc')} is not a number of processes; choose at least 1")
         # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
         if self.dataset != "ml-100k" and not self.option("dataset_save_path"):
-            folder = Path(str(self.option("data_path", "dataset/")), self.dataset)
-            options.check_data(self.dataset, folder, self.option("benchmark_filename"))
+            options.check_data(self.dataset, self._data_folder(), self.option("benchmark_filename"))
+
+    def _data_folder(self) -> Path:
+        return Path(str(self.option("data_path", "dataset/")), self.dataset)
 
     def run(self) -> str:
         """Train and test.
@@ -164,10 +166,13 @@ class Plan:
                 result = quick_start.run(self.model, self.dataset, config_file_list=self.files or None, **processes)
             except KeyboardInterrupt:
                 raise Interrupted(_interrupted(trainers)) from None
-            except URLError as error:
-                folder = Path(str(self.option("data_path", "dataset/")), self.dataset)
-                reason = f"the download failed ({error.reason})"
-                raise DataError(f"{options.missing_data(self.dataset, folder)}; {reason}") from error
+            except (URLError, ConnectionError, TimeoutError) as error:
+                folder = self._data_folder()
+                if folder.exists():
+                    raise
+                reason = getattr(error, "reason", error)
+                missing = options.missing_data(self.dataset, folder)
+                raise DataError(f"{missing}; downloading it failed ({reason})") from error
             except UserError:
                 raise
             except Exception as error:

@@ -71,10 +71,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping, refusing a key that stands in it twice."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if key != "<<" and keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands there twice", node.start_mark)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    problem = f"{key.value!r} stands there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -399,7 +402,7 @@ def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str, 
     if model in MODEL_RULES:
         ours |= set(MODEL_RULES[model])
     for name in given:
-        if name in known:
+        if name in known or not isinstance(name, str):
             continue
         if strict:
             near = nearest(name, read) or nearest(name, known)

@@ -282,10 +282,10 @@ def show_case(model: Any, loader: Any, config: Any, user: str | None = None, cou
 
 
 def _row_of(dataset: Any, user: str | None) -> int:
-    """Index of the last test row of a user, or of the first row's user."""
+    """Index of the last test row of a user, or of the user who comes first in the data."""
     users = dataset.inter_feat[dataset.uid_field]
     if user is None:
-        uid = int(users[0])
+        uid = int(users.min())
     else:
         ids = dataset.field2token_id[dataset.uid_field]
         if user not in ids:

@@ -60,12 +60,14 @@ class Number:
         return None if fits else f"{value!r} is not {self._wanted()}"
 
     def _wanted(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        if max(-self.low, self.high) < math.inf and not self.above and not self.below:
+            return f"{kind} from {self.low} to {self.high}"
         bounds = []
         if self.low > -math.inf:
-            bounds.append(f"{'above' if self.above else 'of at least'} {self.low:g}")
+            bounds.append(f"{'above' if self.above else 'of at least'} {self.low}")
         if self.high < math.inf:
-            bounds.append(f"{'below' if self.below else 'of at most'} {self.high:g}")
-        kind = "a whole number" if self.whole else "a number"
+            bounds.append(f"{'below' if self.below else 'of at most'} {self.high}")
         return f"{kind} {' and '.join(bounds)}".strip()
 
 
@@ -270,36 +272,34 @@ RECBOLE_RULES: dict[str, Rule] = {
     "topk": ListOf(COUNT, or_one=True, filled=True),
     "MAX_ITEM_LIST_LENGTH": COUNT,
     "load_col": Unset(Entries()),
+    "unload_col": Unset(Entries()),
+    "val_interval": Unset(Entries()),
+    "threshold": Unset(Entries()),
     "normalize_all": Unset(Flag()),
     "normalize_field": Unset(ListOf(Text())),
     "nproc": COUNT,
 }
 """Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
 
-_DATASET_ONLY: dict[str, Rule] = {name: Text() for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")}
-_JUDGED_BY_RECBOLE = (
-    "unload_col",
-    "user_inter_num_interval",
-    "item_inter_num_interval",
-    "val_interval",
-    "threshold",
-    "rm_dup_inter",
-    "metrics",
-    "valid_metric",
+_FIELDS: dict[str, Rule] = {name: Text() for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")}
+_JUDGED_BY_RECBOLE = ("user_inter_num_interval", "item_inter_num_interval", "rm_dup_inter")
+_CHECKED_TOGETHER = ("metrics", "valid_metric")
+_OF_DATA = (
+    *("eval_args", "repeatable", "topk", "load_col", "unload_col"),
+    *("val_interval", "threshold", "normalize_all", "normalize_field"),
 )
 
 DATASET_RULES: dict[str, Rule] = {
-    **{name: RECBOLE_RULES[name] for name in ("eval_args", "repeatable", "topk", "load_col")},
-    **{name: RECBOLE_RULES[name] for name in ("normalize_all", "normalize_field")},
-    **_DATASET_ONLY,
-    **{name: Anything() for name in _JUDGED_BY_RECBOLE},
+    **{name: RECBOLE_RULES[name] for name in _OF_DATA},
+    **_FIELDS,
+    **{name: Anything() for name in (*_JUDGED_BY_RECBOLE, *_CHECKED_TOGETHER)},
 }
 """Rules of the options in ``properties/dataset/<name>.yaml``, all of them RecBole's."""
 
 
 def rules_of(model: str) -> dict[str, Rule]:
     """Rules of every option that is checked for ``model``, ours or one of RecBole's."""
-    return {**RECBOLE_RULES, **_DATASET_ONLY, **OVERALL_RULES, **MODEL_RULES.get(model, {})}
+    return {**RECBOLE_RULES, **_FIELDS, **OVERALL_RULES, **MODEL_RULES.get(model, {})}
 
 
 def check_values(config: Mapping[str, Any], model: str) -> None:

@@ -1,0 +1,158 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recbole_adrrec import options, rules
+
+MODELS = options.property_names("model")
+DATASETS = options.property_names("dataset")
+FILES = [("overall", "overall"), *(("model", name) for name in MODELS), *(("dataset", name) for name in DATASETS)]
+
+
+def rules_of(kind, name):
+    return {"overall": rules.OVERALL_RULES, "model": rules.MODEL_RULES.get(name), "dataset": rules.DATASET_RULES}[kind]
+
+
+def recbole_yaml(name):
+    text = (options._recbole() / "properties" / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def test_names():
+    assert MODELS == ["ADRRec", "MEANTIME"]
+    assert DATASETS == ["amazon-beauty", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
+    assert options.property_names("overall") == ["overall"]
+
+
+def test_no_file_means_no_defaults():
+    assert options.load_properties("model", "SASRec") == {}
+    assert options.load_properties("dataset", "../overall") == {}
+    assert options.load_properties("model", "") == {}
+
+
+def test_defaults_are_copies():
+    options.load_properties("model", "ADRRec")["absolute_kernels"].append("hour")
+    assert options.load_properties("model", "ADRRec")["absolute_kernels"] == ["position", "day"]
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_every_option_has_a_rule_and_every_rule_an_option(kind, name):
+    assert set(options.load_properties(kind, name)) == set(rules_of(kind, name))
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_defaults_follow_their_rules(kind, name):
+    for option, default in options.load_properties(kind, name).items():
+        assert rules_of(kind, name)[option].fault(default) is None, option
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_every_option_is_explained_with_its_type(kind, name):
+    meanings = options.comments(kind, name)
+    defaults = options.load_properties(kind, name)
+    assert list(meanings) == list(defaults)
+    types = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": list, "dict": dict}
+    for option, meaning in meanings.items():
+        kind_named = re.match(r"\((int|float|bool|str|list|dict)\) \S.*\.$", meaning)
+        if kind == "dataset":
+            kind_named = re.match(r"\((int|float|bool|str|list|dict)\) \S", meaning)
+        assert kind_named, f"{option}: {meaning}"
+        default = defaults[option]
+        assert default is None or isinstance(default, types[kind_named[1]]), option
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+@pytest.mark.parametrize("flow", [True, False])
+def test_yaml_round_trip(kind, name, flow):
+    defaults = options.load_properties(kind, name)
+    written = yaml.safe_dump(defaults, default_flow_style=flow, sort_keys=False)
+    assert options._load_yaml(written, name) == defaults
+
+
+@pytest.mark.parametrize(("kind", "name"), FILES)
+def test_command_line_round_trip(kind, name):
+    """Every default can be given on the command line as YAML writes it, and means the same there."""
+    for option, default in options.load_properties(kind, name).items():
+        written = yaml.safe_dump(default, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+        assert options.parse_command_line([f"--{option}={written}"]) == {option: default}
+        assert options.parse_command_line([f"--{option}", written]) == {option: default}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_defaults_together_can_run(model, dataset):
+    config = {**recbole_yaml("overall"), **recbole_yaml("dataset/sample"), **options.load_properties("overall")}
+    config |= options.load_properties("model", model) | options.load_properties("dataset", dataset)
+    config["train_neg_sample_args"] = None
+    options.check_values(config, model)
+
+
+def test_meantime_is_adrrec_without_its_own_parts():
+    adrrec, meantime = options.load_properties("model", "ADRRec"), options.load_properties("model", "MEANTIME")
+    extra = {"objective", "max_distance", *(name for name in adrrec if name.startswith("lni_"))}
+    assert set(adrrec) - set(meantime) == extra
+    assert set(meantime) <= set(adrrec)
+    assert meantime["relative_kernels"] == ["sinusoid", "log1p"]
+    assert (meantime["use_query_time"], adrrec["use_query_time"]) == (True, False)
+    assert adrrec["objective"] == "causal"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_comments_name_every_kernel(model):
+    meanings = options.comments("model", model)
+    for option, names in (
+        ("absolute_kernels", rules._absolute_kernels()),
+        ("relative_kernels", rules._relative_kernels() if model == "ADRRec" else rules._gap_kernels()),
+    ):
+        for name in names:
+            assert name in meanings[option]
+
+
+def test_time_kernels_are_kernels():
+    assert {*rules._absolute_kernels(), *rules._relative_kernels()} >= rules.TIME_KERNELS
+    assert {*rules._absolute_kernels(), *rules._relative_kernels()} - rules.TIME_KERNELS == {
+        "position",
+        "constant",
+        "distance",
+    }
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_data_sets_are_split_filtered_and_ranked_alike(dataset):
+    settings = options.load_properties("dataset", dataset)
+    assert settings["eval_args"] == {
+        "split": {"LS": "valid_and_test"},
+        "order": "TO",
+        "group_by": "user",
+        "mode": "full",
+    }
+    assert settings["user_inter_num_interval"] == settings["item_inter_num_interval"] == "[5,inf)"
+    assert settings["load_col"] == {"inter": ["user_id", "item_id", "timestamp"]}
+    assert settings["metrics"] == ["Recall", "NDCG", "MRR", "Hit"]
+    assert settings["topk"] == [5, 10, 20]
+    assert settings["valid_metric"] == "NDCG@10"
+    assert settings["repeatable"] is True
+    assert settings["val_interval"] is None
+    assert settings["threshold"] is None
+    head = options._property_text("dataset", dataset).split("\n\n")[0]
+    assert "https://" in head
+
+
+def test_nothing_of_recboles_own_ml_100k_file_shines_through():
+    theirs, plain = recbole_yaml("dataset/ml-100k"), recbole_yaml("dataset/sample")
+    odd = {name for name, value in theirs.items() if plain.get(name) != value and "kg" not in name}
+    assert {"load_col", "normalize_all"} <= odd
+    assert odd <= set(options.load_properties("dataset", "ml-100k"))
+
+
+def test_dataset_options_are_recboles():
+    assert set(rules.DATASET_RULES) <= options._general_options()
+
+
+def test_checkout_without_install_finds_properties_beside_the_package(monkeypatch):
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
+    folder = options._properties.__wrapped__()
+    assert folder == Path(__file__).resolve().parents[2] / "properties"
+    assert (folder / "overall.yaml").is_file()
