@@ -113,9 +113,8 @@ def golden_model():
     parameters = {k[6:]: v for k, v in golden.items() if k.startswith("param.")}
     tokens, times = golden["input.tokens"], golden["input.timestamps"]
     valid = tokens > 0
-    # The reference counts days as 24 hours from the data's first event, we by the calendar (UTC).
-    # With all times shifted so that the first event is at midnight the two are the same, and
-    # nothing but the day kernel sees the shift.
+    # The golden days turn at another hour than UTC's midnight, where ours do. With all times shifted
+    # to that hour the two are the same, and nothing but the day kernel sees the shift.
     within_day = times - 86400 * golden["input.days"]
     times = times - within_day[valid].min()
     assert torch.equal(times[valid] // 86400, golden["input.days"][valid])
