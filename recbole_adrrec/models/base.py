@@ -30,6 +30,17 @@ from recbole_adrrec.layers.transformer import TransformerEncoder, TransformerLay
 from recbole_adrrec.losses import bayesian_personalized_ranking, cross_entropy
 
 
+class TrainingRows(NamedTuple):
+    """Rows as the data layer gives them: targets, their times and negatives are [B] or [B, L]."""
+
+    items: Tensor
+    time: Tensor
+    length: Tensor
+    targets: Tensor
+    target_time: Tensor
+    negatives: Tensor | None
+
+
 class TrainingBatch(NamedTuple):
     """Items shown, Int64[B, L]; their moments; items to find there and negatives, 0 for none."""
 
@@ -195,20 +206,13 @@ class MixAttentionRecommender(SequentialRecommender):
 
     def _training_batch(self, interaction: Any) -> TrainingBatch:
         items, time = self._history(interaction)
-        length, targets = interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID]
         negatives = interaction[self.NEG_ITEM_ID] if self.loss_type == "BPR" else None
-        make = self._cloze_batch if self.objective == "cloze" else self._causal_batch
-        return make(items, time, length, targets, interaction[self.TIME], negatives)
+        length, targets = interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID]
+        rows = TrainingRows(items, time, length, targets, interaction[self.TIME], negatives)
+        return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 
-    def _causal_batch(
-        self,
-        items: Tensor,
-        time: Tensor,
-        length: Tensor,
-        targets: Tensor,
-        target_time: Tensor,
-        negatives: Tensor | None,
-    ) -> TrainingBatch:
+    def _causal_batch(self, rows: TrainingRows) -> TrainingBatch:
+        items, time, length, targets, target_time, negatives = rows
         last = last_place(length)
         if targets.dim() == 1:
 
@@ -228,15 +232,8 @@ class MixAttentionRecommender(SequentialRecommender):
             target_time = target_time.squeeze(1)
         return TrainingBatch(items, self._causal_moments(time, length, target_time), targets, negatives)
 
-    def _cloze_batch(
-        self,
-        items: Tensor,
-        time: Tensor,
-        length: Tensor,
-        targets: Tensor,
-        target_time: Tensor,
-        negatives: Tensor | None,
-    ) -> TrainingBatch:
+    def _cloze_batch(self, rows: TrainingRows) -> TrainingBatch:
+        items, time, length, targets, target_time, negatives = rows
         if targets.dim() == 1:
             items = append_event(items, length, targets, self.max_seq_length)
             time = append_event(time, length, target_time, self.max_seq_length)
