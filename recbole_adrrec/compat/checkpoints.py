@@ -1,13 +1,15 @@
 """Checkpoints that are saved whole and loaded without running what is in them.
 
-A checkpoint of RecBole pickles the ``Config``, whose constructor evaluates strings, and with it references to classes.
-``torch.load(weights_only=True)`` lets a file call whatever class is allowed, with any arguments, so allowing ``Config``
-itself would let a file run code. What is allowed here are stand-ins: one for ``Config`` that takes no arguments, and one
-per class that a checkpoint merely mentions, which can't be called. Real ones take their place once the file is read.
+A checkpoint of RecBole pickles the ``Config``, whose constructor evaluates strings, and with it references to
+classes. ``torch.load(weights_only=True)`` lets a file call whatever class is allowed, with any arguments, so allowing
+``Config`` itself would let a file run code. What is allowed here are stand-ins: one for ``Config`` that takes no
+arguments, and one per class that a checkpoint merely mentions, which can't be called. Real ones take their place once
+the file is read.
 """
 
 from __future__ import annotations
 
+import builtins
 import datetime
 import functools
 import importlib
@@ -24,13 +26,13 @@ import numpy as np
 import torch
 
 from recbole_adrrec.compat.files import AtomicFile
-from recbole_adrrec.compat.patching import overlay, override
+from recbole_adrrec.compat.patching import overlay, override, replace_everywhere
 from recbole_adrrec.compat.plain_numpy import plain_dtype, plain_scalar
 from recbole_adrrec.compat.tuning import QUICK_START
 from recbole_adrrec.errors import CheckpointError
 
 TRAINER = "recbole.trainer.trainer"
-PARTS = ("config", "epoch", "state_dict", "optimizer")
+PARTS = ("config", "state_dict")
 
 _stand_ins: dict[str, Any] = {}  # by the full name that files use
 
@@ -109,9 +111,14 @@ def is_model(path: str) -> bool:
     return isinstance(_stand_ins.get(path), _Mention)
 
 
+def model_names() -> list[str]:
+    """Names of RecBole's models and those given to :func:`allow`."""
+    return sorted(path.rpartition(".")[2] for path in _stand_ins if is_model(path) and path != "yaml.loader.FullLoader")
+
+
 @contextmanager
 def allowed_alone(*values: Any) -> Iterator[None]:
-    """Let ``torch.load`` allow these beyond its own, and not what somebody allowed for other files, while this lasts."""
+    """Let ``torch.load`` allow these beyond its own, but not what others allowed, while this lasts."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(list(values))
@@ -183,6 +190,10 @@ def _real_config(path: str, stored: Any) -> Any:
         if hasattr(config_class, name):
             raise CheckpointError(f"{path}: its config has a {name} of its own; not loaded")
         config.__dict__[name] = value.resolve() if isinstance(value, _Mention) else value
+    teacher = config["teacher"]
+    if teacher is not None and (not str(teacher).isidentifier() or hasattr(builtins, teacher)):
+        # model/context_aware_recommender/kd_dagfm.py:44 evaluates it.
+        raise CheckpointError(f"{path}: its option teacher is {teacher!r}, not the name of a model; not loaded")
     return config
 
 
@@ -203,8 +214,8 @@ def mend_trainer() -> None:
     """Save and load checkpoints in one format, without trusting them (trainer/trainer.py:308, :323, :583, :770, :999).
 
     RecBole saves with ``pickle_protocol=4``, which ``weights_only=True``, torch's default since 2.6, can't read
-    (``Unsupported operand 149``); it loads by that default, which refuses ``Config``; before 2.6 the default ran whatever
-    a file said. A write that failed left half a file in the place of the last good one.
+    (``Unsupported operand 149``); it loads by that default, which refuses ``Config``; before 2.6 the default ran
+    whatever a file said. A write that failed left half a file in the place of the last good one.
     """
     allow_what_recbole_saves()
     module = importlib.import_module(TRAINER)
@@ -238,12 +249,11 @@ def _fits(file: Any, model: str) -> Iterator[None]:
 def mend_load_data_and_model() -> None:
     """Load a saved model by the same rules (quick_start/quick_start.py:250), on whatever machine it is now.
 
-    The function imports torch by itself, so that it has to be replaced as a whole. Besides, a model trained on a GPU, or
-    by several processes, couldn't be loaded without one, or by a single one.
+    The function imports torch by itself, so that it has to be replaced as a whole. Besides, a model trained on a GPU,
+    or by several processes, couldn't be loaded without one, or by a single one.
     """
     module = importlib.import_module(QUICK_START)
-    override(module, "load_data_and_model", lambda _: load_data_and_model)
-    importlib.import_module("recbole.quick_start").load_data_and_model = module.load_data_and_model
+    replace_everywhere(vars(module)["load_data_and_model"], load_data_and_model)
 
 
 def load_data_and_model(model_file: Any) -> tuple[Any, Any, Any, Any, Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import re
 import warnings
 from typing import Any
 
@@ -65,6 +66,10 @@ def mend_sequence_columns() -> None:
     """
     if copies_columns():
         overlay(importlib.import_module(DATASET), "pd", read_csv=_read_csv)
+        warning = getattr(pd.errors, "ChainedAssignmentError", None)
+        if warning is not None:
+            # RecBole's own line still runs, now without anything to fill, and warns for each column.
+            warnings.filterwarnings("ignore", category=warning, module=re.escape(DATASET))
 
 
 def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:

@@ -28,7 +28,7 @@ class Mend:
 class Overlay(ModuleType):
     """A module with some names replaced, to stand where one module of RecBole looks.
 
-    ``trainer.torch = Overlay(torch, save=...)`` changes what ``torch.save`` means in RecBole's trainer and nowhere else.
+    ``trainer.torch = Overlay(torch, save=...)`` changes what ``torch.save`` means in RecBole's trainer, nowhere else.
     """
 
     def __init__(self, module: ModuleType, **names: Any) -> None:

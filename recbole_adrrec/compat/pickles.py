@@ -16,7 +16,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -75,7 +75,7 @@ def allow_pickled(module: str, name: str) -> None:
     Parameters
     ----------
     module, name : str
-        The class is filled by its ``__setstate__``, where it has one, or its ``__dict__``; its constructor isn't called.
+        The class is filled by its ``__setstate__``, where it has one, or its ``__dict__``; it isn't constructed.
     """
     _instances[f"{module}.{name}"] = (module, name)
 
@@ -195,7 +195,7 @@ NAMES = ("numpy.ndarray", "builtins.int", "builtins.list", "yaml.loader.FullLoad
 class Unpickler(pickle._Unpickler):
     """Python's unpickler, with each way to run something narrowed to the lists above."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     metastack: list[list[Any]]
 
@@ -253,9 +253,9 @@ def _put(opcode: bytes, *kinds: type, marked: bool) -> None:
         target = self.metastack[-1][-1] if marked else self.stack[-3 if opcode == pickle.SETITEM else -2]
         if type(target) not in kinds:
             raise pickle.UnpicklingError(f"items put into {type(target).__name__}")
-        plain(self)  # type: ignore[arg-type]
+        plain(self)
 
-    Unpickler.dispatch[opcode[0]] = load  # type: ignore[assignment]
+    Unpickler.dispatch[opcode[0]] = load
 
 
 _DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
@@ -264,13 +264,13 @@ _put(pickle.APPENDS, list, marked=True)
 _put(pickle.ADDITEMS, set, marked=True)
 _put(pickle.SETITEM, *_DICTS, marked=False)
 _put(pickle.SETITEMS, *_DICTS, marked=True)
-Unpickler.dispatch[pickle.REDUCE[0]] = Unpickler.load_reduce  # type: ignore[assignment]
-Unpickler.dispatch[pickle.NEWOBJ[0]] = Unpickler.load_newobj  # type: ignore[assignment]
-Unpickler.dispatch[pickle.BUILD[0]] = Unpickler.load_build  # type: ignore[assignment]
+Unpickler.dispatch[pickle.REDUCE[0]] = Unpickler.load_reduce
+Unpickler.dispatch[pickle.NEWOBJ[0]] = Unpickler.load_newobj
+Unpickler.dispatch[pickle.BUILD[0]] = Unpickler.load_build
 for _opcode in (pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST, pickle.PERSID, pickle.BINPERSID):
-    Unpickler.dispatch[_opcode[0]] = Unpickler.load_refused  # type: ignore[assignment]
+    Unpickler.dispatch[_opcode[0]] = Unpickler.load_refused
 for _opcode in (pickle.EXT1, pickle.EXT2, pickle.EXT4):
-    Unpickler.dispatch[_opcode[0]] = Unpickler.load_refused  # type: ignore[assignment]
+    Unpickler.dispatch[_opcode[0]] = Unpickler.load_refused
 
 
 def _fill(instance: Any, state: Any) -> None:

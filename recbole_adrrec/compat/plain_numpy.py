@@ -15,8 +15,8 @@ PLAIN = re.compile(r"[biufcUSO]\d*")
 def plain_dtype(name: str, *_: object) -> np.dtype[Any]:
     """A plain dtype by its name.
 
-    ``numpy.dtype(name, align, copy)``, which a pickle calls, gives a copy whose state the file may then set to anything,
-    flags and sizes included. The one that numpy keeps for the name lets nobody set its state.
+    ``numpy.dtype(name, align, copy)``, which a pickle calls, gives a copy whose state the file may then set to
+    anything, flags and sizes included. The one that numpy keeps for the name lets nobody set its state.
 
     Raises
     ------

@@ -67,7 +67,7 @@ def import_quick_start() -> None:
                     del sys.modules[name]
                 else:
                     sys.modules[name] = module
-    quick_start = sys.modules[QUICK_START]
+    quick_start: Any = sys.modules[QUICK_START]
     if not isinstance(quick_start.tune, TuneStandIn):
         quick_start.tune = TuneStandIn("ray.tune")
 
@@ -76,7 +76,7 @@ _original: Any = None
 
 
 def mend_objective() -> None:
-    """Let trials of ray register first: their processes import ``objective_function`` (:184) and nothing else of ours."""
+    """Let trials of ray register first: their processes import ``objective_function`` (:196), and nothing of ours."""
     global _original
     quick_start = importlib.import_module(QUICK_START)
     if quick_start.objective_function is not objective_function:

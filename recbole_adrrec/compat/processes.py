@@ -1,0 +1,183 @@
+"""Training and evaluation by several processes, with or without CUDA."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+
+from recbole_adrrec.compat.patching import override
+from recbole_adrrec.errors import OptionError
+
+CONFIGURATOR = "recbole.config.configurator"
+TRAINER = "recbole.trainer.trainer"
+LOADERS = "recbole.data.dataloader"
+COLLECTOR = "recbole.evaluator.collector"
+
+
+def mend_device() -> None:
+    """Let processes meet without CUDA (config/configurator.py:497-515).
+
+    RecBole asks for NCCL, and for as many GPUs as processes by an ``assert`` without a message, whatever ``use_gpu``
+    says. Without CUDA the processes use gloo and the CPU.
+    """
+    override(importlib.import_module(CONFIGURATOR).Config, "_init_device", _device_by_what_is_there)
+
+
+def _device_by_what_is_there(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def init_device(self: Any) -> None:
+        settings = self.final_config_dict
+        if "local_rank" not in settings:
+            original(self)
+            return
+        gpu_id = settings["gpu_id"]
+        gpu_id = ",".join(map(str, gpu_id)) if isinstance(gpu_id, tuple | list) else str(gpu_id)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu_id
+        if settings["use_gpu"] and torch.cuda.is_available():
+            if len(gpu_id.split(",")) < settings["nproc"]:
+                raise OptionError(
+                    f"nproc: {settings['nproc']} processes need as many GPUs, but gpu_id is {gpu_id}; list them, as in "
+                    "--gpu_id=0,1, or set use_gpu: false"
+                )
+            original(self)
+            return
+        settings["gpu_id"] = gpu_id
+        torch.distributed.init_process_group(
+            backend="gloo",
+            rank=settings["local_rank"] + settings["offset"],
+            world_size=settings["world_size"],
+            init_method=f"tcp://{settings['ip']}:{settings['port']}",
+        )
+        settings["device"] = torch.device("cpu")
+        settings["single_spec"] = False
+        if settings["local_rank"] != 0:
+            settings.update(state="error", show_progress=False, verbose=False)
+
+    return init_device
+
+
+def mend_data_parallel() -> None:
+    """Wrap models that are on the CPU too (trainer/trainer.py:57-64).
+
+    RecBole gives ``DistributedDataParallel`` a ``device_ids``, which it refuses for a model on the CPU, as does
+    ``SyncBatchNorm``. The loss stays as RecBole has it: the mean over processes of each one's mean over its batch.
+    """
+    override(importlib.import_module(TRAINER).AbstractTrainer, "__init__", _without_device_ids)
+
+
+def _without_device_ids(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def init(self: Any, config: Any, model: Any) -> None:
+        if config["single_spec"] or torch.device(config["device"]).type == "cuda":
+            original(self, config, model)
+            return
+        self.config = config
+        self.model = model
+        self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
+
+    return init
+
+
+def mend_checkpoint_names() -> None:
+    """Agree on one checkpoint, and wait for it (trainer/trainer.py:132, :289, :583).
+
+    Each process names the file by its own clock, and only the first writes it, so that the others look for a file that
+    isn't there, or isn't complete, when they load the best model.
+    """
+    trainer = importlib.import_module(TRAINER).Trainer
+    override(trainer, "__init__", _agreeing)
+    override(trainer, "_save_checkpoint", _waiting)
+
+
+def _agreeing(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def init(self: Any, config: Any, model: Any) -> None:
+        original(self, config, model)
+        if not config["single_spec"]:
+            name = [self.saved_model_file]
+            torch.distributed.broadcast_object_list(name, src=0)
+            self.saved_model_file = name[0]
+
+    return init
+
+
+def _waiting(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if not self.config["single_spec"]:
+            torch.distributed.barrier()
+
+    return save_checkpoint
+
+
+class Share(Sampler[int]):
+    """One process's share of the rows: a run of neighbours, no row twice, the shares together all rows in order."""
+
+    def __init__(self, n_rows: int, rank: int, world_size: int) -> None:
+        self.rows = range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)
+        self.generator = None  # RecBole sets this on a sampler before it saves it
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def mend_evaluation() -> None:
+    """Make the metrics over several processes those of a single one (abstract_dataloader.py:60; trainer.py:606, :632).
+
+    RecBole's ``DistributedSampler`` repeats rows until every process has as many; each process's metrics, rounded, are
+    then weighted by its number of batches times four (``len(batched_data)``). Here every row is evaluated once, and all
+    that was collected is put together, in order, before the metrics are computed, by each process alike. Sampled
+    negatives (``uni100`` and the like) still differ from a single process's, as they do from seed to seed.
+    """
+    loaders = importlib.import_module(LOADERS)
+    override(
+        importlib.import_module("recbole.data.dataloader.abstract_dataloader").AbstractDataLoader, "__init__", _sharing
+    )
+    for name in ("FullSortEvalDataLoader", "NegSampleEvalDataLoader"):
+        # A loader of no rows is false, and RecBole evaluates nothing then: the process would be missed by the others.
+        getattr(loaders, name).__bool__ = lambda self: self.sample_size > 0
+    override(importlib.import_module(COLLECTOR).Collector, "get_data_struct", _together)
+    override(importlib.import_module(TRAINER).Trainer, "_map_reduce", lambda _: lambda self, result, num_sample: result)
+
+
+def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, config, *args, **kwargs)
+        loaders = importlib.import_module(LOADERS)
+        if not config["single_spec"] and isinstance(
+            self, loaders.FullSortEvalDataLoader | loaders.NegSampleEvalDataLoader
+        ):
+            share = Share(self.sample_size, torch.distributed.get_rank(), torch.distributed.get_world_size())
+            self.batch_sampler.sampler = share
+            object.__setattr__(self, "sampler", share)  # a loader forbids it, since its batches would not follow
+
+    return init
+
+
+PER_ROW = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
+
+
+def _together(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_data_struct(self: Any) -> Any:
+        struct = original(self)
+        if not self.config["single_spec"]:
+            mine = {name: struct.get(name) for name in PER_ROW if name in struct}
+            everyone: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(everyone, mine)
+            for name in {name for part in everyone for name in part}:
+                struct.set(name, torch.cat([part[name] for part in everyone if name in part]))
+        return struct
+
+    return get_data_struct
