@@ -75,7 +75,7 @@ def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None
 @contextmanager
 def watch_trainers() -> Iterator[list[Any]]:
     """Collect the trainers that ``run_recbole`` makes meanwhile, each with what it evaluated last as ``evaluated``."""
-    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     original = quick_start.get_trainer
     trainers: list[Any] = []
 
@@ -138,6 +138,10 @@ def _hook_config() -> None:
             ours = options.load_properties("overall", "overall")
             ours.update(options.load_properties("model", model))
             ours.update(options.load_properties("dataset", dataset))
+            theirs = self.internal_config_dict.get("load_col")
+            if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
+                # RecBole's models that use features of items or users go on loading them.
+                ours["load_col"] = {**theirs, **ours["load_col"]}
             self.internal_config_dict.update(ours)
             if "train_neg_sample_args" not in ours and "train_neg_sample_args" not in self.external_config_dict:
                 self._follow_loss = not hasattr(model_class, "input_type")
@@ -231,7 +235,7 @@ def _hook_data() -> None:
 
 def _hook_processes() -> None:
     """``run`` spawns processes that import RecBole alone (quick_start/quick_start.py:81): let them register too."""
-    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     run = quick_start.run
 
     @functools.wraps(run)
@@ -261,7 +265,7 @@ def _hook_processes() -> None:
 def run_child(rank: int, *args: Any) -> None:
     """What each process of ``--nproc`` runs: register, then RecBole's ``run_recbole`` as the given rank."""
     register()
-    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     *positional, keywords = args
     keywords["config_dict"] = Parsed(keywords.get("config_dict", {}) | {"local_rank": rank})
     with command_line({}, strict=False):

@@ -214,6 +214,7 @@ _MEANTIME_RULES: dict[str, Rule] = {
     "relative_kernels": ListOf(Choice(_gap_kernels)),
     "time_unit": POSITIVE,
     "kernel_freq": Number(low=1, above=True),
+    "objective": Choice(("cloze",)),
     "use_query_time": Flag(),
     "mask_ratio": Number(low=0, high=1, above=True, below=True),
     "loss_type": Choice(("CE", "BPR")),
@@ -453,7 +454,7 @@ def _check_rows(config: Mapping[str, Any], model: str) -> None:
             f"train_stride: {stride} is more than MAX_ITEM_LIST_LENGTH ({length}), so events "
             f"between two windows would never be trained; choose 1 to {length}"
         )
-    cloze = config.get("objective", "cloze" if model == "MEANTIME" else None) == "cloze"
+    cloze = config.get("objective") == "cloze"
     if cloze and length == 1:
         raise OptionError(
             "MAX_ITEM_LIST_LENGTH: 1 leaves a masked event nothing to be predicted from; "

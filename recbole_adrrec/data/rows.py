@@ -76,6 +76,7 @@ class _Rows(Interaction):
     """
 
     events: Events
+    dropped: frozenset[str]
 
     def _fields(self) -> list[str]:
         raise NotImplementedError
@@ -166,7 +167,7 @@ class PrefixRows(_Rows):
         self.list_suffix = list_suffix
         self.length_field = length_field
         self.extra: dict[str, Tensor] = {}
-        self.dropped: frozenset[str] = frozenset()
+        self.dropped = frozenset()
         self.length = len(targets)
 
     def _fields(self) -> list[str]:

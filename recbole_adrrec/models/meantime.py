@@ -22,4 +22,4 @@ class MEANTIME(MixAttentionRecommender):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, objective="cloze")
+        super().__init__(config, dataset, config["objective"])

@@ -74,7 +74,7 @@ def test_help_lists_the_options_of_the_model(capsys):
     told = capsys.readouterr().out
     assert "--relative_kernels=[sinusoid,log1p]" in told
     assert "--exact_time=true" in told
-    assert "lni_weight" not in told
+    assert "--lni_weight" not in told
     assert cli.main(["-h", "-m", "SASRec"]) == 0
     assert "--n_heads=2" in capsys.readouterr().out
     assert cli.main(["-h", "-m", "SASRek"]) == 2

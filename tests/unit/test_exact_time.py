@@ -230,3 +230,11 @@ def test_trained_days_are_those_that_training_sees(tmp_path, include):
     train = dataset.build()[0]
     shown = [0, 1, 2, 4, 5] if include else [0, 1, 4]
     assert train.trained_days(include).tolist() == shown
+
+
+def test_cloze_models_train_on_windows_of_events_to_mask(ml_100k):
+    train = make(model="MEANTIME", **UNFILTERED).build()[0]
+    assert train.windows.n_targets == 97_171 + 943  # a user's first event can be masked too
+    batch = train[[0]]
+    asked = batch["item_id"] > 0
+    assert torch.equal(batch["item_id"][asked], batch["item_id_list"][asked])

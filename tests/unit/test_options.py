@@ -234,12 +234,12 @@ def test_options_that_the_model_does_not_read_are_named_once(caplog, strict):
 def test_our_options_given_to_another_model_are_named(caplog):
     with caplog.at_level(logging.WARNING):
         check_names({"lni_weight": 0.1, "n_layers": 1, "loss_type": "CE"}, "SASRec", True, "command line")
-        check_names({"objective": "cloze", "mask_ratio": 0.1}, "MEANTIME", True, "command line")
+        check_names({"max_distance": 3, "mask_ratio": 0.1}, "MEANTIME", True, "command line")
         check_names({"mask_ratio": 0.1, "exact_time": True}, "BERT4Rec", True, "command line")
         check_names({"lni_weight": 0.1}, "SomebodysOwnModel", False, "options")
     assert [record.getMessage() for record in caplog.records] == [
         "command line: SASRec does not read lni_weight",
-        "command line: MEANTIME does not read objective",
+        "command line: MEANTIME does not read max_distance",
     ]
 
 
