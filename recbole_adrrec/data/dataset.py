@@ -77,11 +77,6 @@ class SequenceDataset(SequentialDataset):
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         path = Path(dataset_path) / f"{token}.inter"
-        if self.benchmark_filename_list is None and not path.is_file():
-            raise DataError(
-                f"{path}: file not found; put the data set's interactions there, or point data_path at the folder "
-                f"that holds {token}/{token}.inter"
-            )
         super()._load_inter_feat(token, dataset_path)
         if self.inter_feat is None or self.time_field not in self.inter_feat:
             raise DataError(
