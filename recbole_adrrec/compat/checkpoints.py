@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from recbole_adrrec.compat.files import AtomicFile
-from recbole_adrrec.compat.patching import overlay, override, replace_everywhere
+from recbole_adrrec.compat.patching import overlay, override, override_everywhere
 from recbole_adrrec.compat.plain_numpy import plain_dtype, plain_scalar
 from recbole_adrrec.compat.tuning import QUICK_START
 from recbole_adrrec.errors import CheckpointError
@@ -186,6 +186,7 @@ def _real_config(path: str, stored: Any) -> Any:
         raise CheckpointError(f"{path}: not a checkpoint of RecBole; its config is something else")
     config_class = importlib.import_module("recbole.config.configurator").Config
     config = config_class.__new__(config_class)
+    config.compatibility_settings()  # as its constructor does, for `np.float` and others that RecBole uses
     for name, value in vars(stored).items():
         if hasattr(config_class, name):
             raise CheckpointError(f"{path}: its config has a {name} of its own; not loaded")
@@ -253,7 +254,7 @@ def mend_load_data_and_model() -> None:
     or by several processes, couldn't be loaded without one, or by a single one.
     """
     module = importlib.import_module(QUICK_START)
-    replace_everywhere(vars(module)["load_data_and_model"], load_data_and_model)
+    override_everywhere(module, "load_data_and_model", lambda _: load_data_and_model)
 
 
 def load_data_and_model(model_file: Any) -> tuple[Any, Any, Any, Any, Any, Any]:

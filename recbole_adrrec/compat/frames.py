@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_adrrec.compat.patching import overlay
+from recbole_adrrec.compat.patching import overlay, override
 
 DATASET = "recbole.data.dataset.dataset"
 MODULES_WITH_SEQUENCES = (DATASET, "recbole.data.dataset.kg_dataset", "recbole.data.dataset.sequential_dataset")
@@ -40,7 +40,7 @@ def mend_fill_nan() -> None:
     nothing: missing floats stay NaN, missing tokens become huge negative numbers.
     """
     if copies_columns():
-        importlib.import_module(DATASET).Dataset._fill_nan = _fill_nan
+        override(importlib.import_module(DATASET).Dataset, "_fill_nan", lambda _: _fill_nan)
 
 
 def _fill_nan(self: Any) -> None:
@@ -70,6 +70,8 @@ def mend_sequence_columns() -> None:
         if warning is not None:
             # RecBole's own line still runs, now without anything to fill, and warns for each column.
             warnings.filterwarnings("ignore", category=warning, module=re.escape(DATASET))
+        # Columns of pandas 3 are read-only, of which torch warns; the frame is dropped once there are tensors.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(DATASET))
 
 
 def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.patching import is_ours, mark, overlay, override, replace_everywhere
+from recbole_adrrec.compat.patching import overlay, override, override_everywhere
 from recbole_adrrec.errors import OptionError
 
 UTILS = "recbole.utils.utils"
@@ -23,9 +23,7 @@ def mend_get_model() -> None:
     The last place RecBole looks in imports lightgbm, so that any unknown name ended in ``No module named 'lightgbm'``;
     a name that differs in case only ended in an ``AttributeError``.
     """
-    original = importlib.import_module(UTILS).get_model
-    if not is_ours(original):
-        replace_everywhere(original, mark(_saying_unknown(original)))
+    override_everywhere(importlib.import_module(UTILS), "get_model", _saying_unknown)
 
 
 def _saying_unknown(original: Callable[[str], Any]) -> Callable[[str], Any]:

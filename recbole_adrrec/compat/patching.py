@@ -65,19 +65,26 @@ def replace_everywhere(old: Any, new: Any) -> None:
                     setattr(module, name, new)
 
 
-def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark ``function`` as ours, so that it is not laid over itself."""
-    function.__recbole_adrrec__ = True  # type: ignore[attr-defined]
+def mark(function: Callable[..., Any], original: Any) -> Callable[..., Any]:
+    """Remember on ``function`` what it replaces, so that it is not laid over itself."""
+    function.__recbole_original__ = original  # type: ignore[attr-defined]
     return function
 
 
-def is_ours(function: Any) -> bool:
-    """Whether ``function`` was marked by :func:`mark`."""
-    return getattr(function, "__recbole_adrrec__", False) is True
+def original(function: Any) -> Any:
+    """What ``function`` replaced; ``None`` if it is RecBole's own."""
+    return getattr(function, "__recbole_original__", None)
 
 
 def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """Set ``owner.name`` to ``make(original)``, once."""
-    original = owner.__dict__[name] if isinstance(owner, type) and name in owner.__dict__ else getattr(owner, name)
-    if not is_ours(original):
-        setattr(owner, name, mark(make(original)))
+    """Set ``owner.name`` to ``make(what it was)``, once."""
+    before = getattr(owner, name)
+    if original(before) is None:
+        setattr(owner, name, mark(make(before), before))
+
+
+def override_everywhere(module: ModuleType, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    """The same for a function that other modules of RecBole took by name."""
+    before = getattr(module, name)
+    if original(before) is None:
+        replace_everywhere(before, mark(make(before), before))

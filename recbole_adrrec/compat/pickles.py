@@ -247,7 +247,7 @@ def _put(opcode: bytes, *kinds: type, marked: bool) -> None:
 
     Python calls ``append`` and the like of whatever stands there, and an instance may bring its own.
     """
-    plain = pickle._Unpickler.dispatch[opcode[0]]
+    plain: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode[0]]
 
     def load(self: Unpickler) -> None:
         target = self.metastack[-1][-1] if marked else self.stack[-3 if opcode == pickle.SETITEM else -2]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from recbole_adrrec.compat.patching import replace_everywhere
+from recbole_adrrec.compat.patching import original, override_everywhere
 
 QUICK_START = "recbole.quick_start.quick_start"
 
@@ -52,36 +54,33 @@ def import_quick_start() -> None:
     ``bool8``), and which Python 3.12 lacks; since ray 2.7 ``report(**metrics)`` is ``report(metrics)``.
     """
     if QUICK_START not in sys.modules:
-        stand_in = TuneStandIn("ray.tune")
-        fake_ray = ModuleType("ray")
-        fake_ray.tune = stand_in  # type: ignore[attr-defined]
-        fakes = {"ray": fake_ray, "ray.tune": stand_in}
-        before = {name: sys.modules.get(name) for name in fakes}
-        sys.modules.update(fakes)
-        try:
+        with _stand_ins():
             importlib.import_module(QUICK_START)
-        finally:
-            # A later `import ray` must find the real one.
-            for name, module in before.items():
-                if module is None:
-                    del sys.modules[name]
-                else:
-                    sys.modules[name] = module
     quick_start: Any = sys.modules[QUICK_START]
     if not isinstance(quick_start.tune, TuneStandIn):
         quick_start.tune = TuneStandIn("ray.tune")
 
 
-_original: Any = None
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Let ``from ray import tune`` work without ray; a later ``import ray`` finds the real one again."""
+    tune, ray = TuneStandIn("ray.tune"), ModuleType("ray")
+    ray.tune = tune  # type: ignore[attr-defined]
+    # What somebody has imported already stays in its place: ray may be at work in other threads.
+    absent = {name: fake for name, fake in (("ray", ray), ("ray.tune", tune)) if sys.modules.get(name) is None}
+    blocked = [name for name in absent if name in sys.modules]
+    sys.modules.update(absent)
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+        sys.modules.update(dict.fromkeys(blocked))  # type: ignore[arg-type]
 
 
 def mend_objective() -> None:
     """Let trials of ray register first: their processes import ``objective_function`` (:196), and nothing of ours."""
-    global _original
-    quick_start = importlib.import_module(QUICK_START)
-    if quick_start.objective_function is not objective_function:
-        _original = quick_start.objective_function
-        replace_everywhere(_original, objective_function)
+    override_everywhere(importlib.import_module(QUICK_START), "objective_function", lambda _: objective_function)
 
 
 def objective_function(config_dict: Any = None, config_file_list: Any = None, saved: bool = True) -> dict[str, Any]:
@@ -93,4 +92,5 @@ def objective_function(config_dict: Any = None, config_file_list: Any = None, sa
         As RecBole's.
     """
     importlib.import_module("recbole_adrrec").register()
-    return _original(config_dict=config_dict, config_file_list=config_file_list, saved=saved)
+    objective: Any = original(objective_function)
+    return objective(config_dict=config_dict, config_file_list=config_file_list, saved=saved)
