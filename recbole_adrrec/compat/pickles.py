@@ -25,7 +25,7 @@ import torch
 from recbole_adrrec.compat.checkpoints import allowed_alone, is_model
 from recbole_adrrec.compat.files import open_atomic
 from recbole_adrrec.compat.patching import overlay
-from recbole_adrrec.compat.plain_numpy import plain_dtype, plain_scalar
+from recbole_adrrec.compat.plain_numpy import Refused, plain_dtype, plain_scalar
 from recbole_adrrec.errors import CheckpointError
 
 DATA_UTILS = "recbole.data.utils"
@@ -89,13 +89,13 @@ class _Mention:
     def make(self, *arguments: Any) -> Any:
         """What calling it gives, where that is allowed."""
         if self.path not in CALLS:
-            raise pickle.UnpicklingError(f"a call of {self.path}")
+            raise Refused(f"a call of {self.path}")
         return CALLS[self.path](*arguments)
 
     def empty(self) -> Any:
         """An empty instance of the class, where that is allowed."""
         if self.path not in _instances:
-            raise pickle.UnpicklingError(f"an instance of {self.path}")
+            raise Refused(f"an instance of {self.path}")
         cls = self.resolve()
         return object.__new__(cls)
 
@@ -107,13 +107,13 @@ class _Mention:
 
 def _bound(owner: Any, name: Any) -> Any:
     if name not in BOUND or not isinstance(owner, torch.utils.data.DataLoader):
-        raise pickle.UnpicklingError(f"getattr of {name!r}")
+        raise Refused(f"getattr of {name!r}")
     return MethodType(getattr(type(owner), name), owner)
 
 
 def _array(kind: _Mention, shape: tuple[int], code: bytes) -> np.ndarray:
     if kind.path != "numpy.ndarray" or shape != (0,):
-        raise pickle.UnpicklingError(f"an array of {kind.path}")
+        raise Refused(f"an array of {kind.path}")
     return np.ndarray(0, dtype=np.int8)
 
 
@@ -124,7 +124,7 @@ def _storage(data: bytes) -> Any:
 
 def _tensor(storage: Any, *layout: Any) -> torch.Tensor:
     if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a tensor without a storage")
+        raise Refused("a tensor without a storage")
     return torch._utils._rebuild_tensor_v2(storage, *layout)
 
 
@@ -133,7 +133,7 @@ def _collection(kind: Callable[..., Any]) -> Callable[..., Any]:
 
     def make(*content: Any) -> Any:
         if any(type(part) not in (list, tuple, dict, int, type(None)) for part in content):
-            raise pickle.UnpicklingError("a collection of something else than plain values")
+            raise Refused("a collection of something else than plain values")
         return kind(*content)
 
     return make
@@ -204,15 +204,15 @@ class Unpickler(pickle._Unpickler):
         path = f"{module}.{name}"
         if path in CALLS or path in _instances or path in NAMES or is_model(path):
             return _Mention(path)
-        raise pickle.UnpicklingError(path)
+        raise Refused(path)
 
     def get_extension(self, code: int) -> None:
         """Codes stand for names registered elsewhere."""
-        raise pickle.UnpicklingError(f"extension code {code}")
+        raise Refused(f"extension code {code}")
 
     def persistent_load(self, pid: Any) -> Any:
         """Such files hold no references to others."""
-        raise pickle.UnpicklingError("a reference to another file")
+        raise Refused("a reference to another file")
 
     def load_reduce(self) -> None:
         """Call a listed function."""
@@ -223,7 +223,7 @@ class Unpickler(pickle._Unpickler):
         """Make an empty instance of a listed class."""
         arguments = self.stack.pop()
         if arguments:
-            raise pickle.UnpicklingError("an instance made with arguments")
+            raise Refused("an instance made with arguments")
         self.stack[-1] = _mention(self.stack[-1]).empty()
 
     def load_build(self) -> None:
@@ -233,12 +233,12 @@ class Unpickler(pickle._Unpickler):
 
     def load_refused(self) -> None:
         """Ways that no file of RecBole goes."""
-        raise pickle.UnpicklingError("an instruction that such files don't have")
+        raise Refused("an instruction that such files don't have")
 
 
 def _mention(value: Any) -> _Mention:
     if type(value) is not _Mention:
-        raise pickle.UnpicklingError(f"a call of {type(value).__name__}")
+        raise Refused(f"a call of {type(value).__name__}")
     return value
 
 
@@ -252,7 +252,7 @@ def _put(opcode: bytes, *kinds: type, marked: bool) -> None:
     def load(self: Unpickler) -> None:
         target = self.metastack[-1][-1] if marked else self.stack[-3 if opcode == pickle.SETITEM else -2]
         if type(target) not in kinds:
-            raise pickle.UnpicklingError(f"items put into {type(target).__name__}")
+            raise Refused(f"items put into {type(target).__name__}")
         plain(self)
 
     Unpickler.dispatch[opcode[0]] = load
@@ -282,21 +282,21 @@ def _fill(instance: Any, state: Any) -> None:
     if isinstance(instance, np.dtype):
         # It is numpy's own instance for its name (see `plain_dtype`), which is right unless its bytes are swapped.
         if state[1] == FOREIGN_ORDER:
-            raise pickle.UnpicklingError("numbers in the other byte order")
+            raise Refused("numbers in the other byte order")
         return
     path = f"{kind.__module__}.{kind.__qualname__}"
     if path not in _instances:
-        raise pickle.UnpicklingError(f"a state for {path}")
+        raise Refused(f"a state for {path}")
     if getattr(kind, "__setstate__", None) is not None:
         instance.__setstate__(state)
         return
     if not isinstance(state, dict):
-        raise pickle.UnpicklingError(f"a state of {path} that is no dict")
+        raise Refused(f"a state of {path} that is no dict")
     for name, value in state.items():
         if path == CONFIG and name in ("model_class", "yaml_loader") and isinstance(value, _Mention):
             value = value.resolve()
         elif callable(getattr(kind, name, None)) and not (name in BOUND and isinstance(value, MethodType)):
-            raise pickle.UnpicklingError(f"a {name} of its own in {path}")
+            raise Refused(f"a {name} of its own in {path}")
         instance.__dict__[name] = value
 
 
@@ -304,15 +304,15 @@ def _fill_array(array: np.ndarray, state: Any) -> None:
     """Set shape, dtype and content, once it is sure that they fit each other."""
     _, shape, dtype, _, data = state
     if not isinstance(dtype, np.dtype) or dtype != plain_dtype(dtype.str.lstrip("<>|=")):
-        raise pickle.UnpicklingError("an array of a kind that is not allowed")
+        raise Refused("an array of another kind than plain ones")
     if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise pickle.UnpicklingError("an array of an impossible shape")
+        raise Refused("an array of an impossible shape")
     size = 1
     for length in shape:
         size *= length
     kind, length = (list, size) if dtype.kind == "O" else (bytes, size * dtype.itemsize)
     if type(data) is not kind or len(data) != length:
-        raise pickle.UnpicklingError("an array with too few or too many values")
+        raise Refused("an array with too few or too many values")
     array.__setstate__(state)
 
 
@@ -352,7 +352,7 @@ def load(file: Any) -> Any:
     remedy = "delete the file, and it is made anew from the data"
     try:
         value = Unpickler(file).load()
-    except pickle.UnpicklingError as error:
+    except Refused as error:
         raise CheckpointError(f"{path}: holds {error}, which may run code; not loaded: {remedy}") from error
     except Exception as error:
         raise CheckpointError(f"{path}: truncated or damaged ({type(error).__name__}: {error}); {remedy}") from error

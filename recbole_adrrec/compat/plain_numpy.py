@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 
+
+class Refused(pickle.UnpicklingError):
+    """A file holds something that files of its kind don't."""
+
+
 PLAIN = re.compile(r"[biufcUSO]\d*")
 """Names of booleans, numbers, strings and objects; no structures, dates or raw memory."""
 
@@ -20,11 +25,11 @@ def plain_dtype(name: str, *_: object) -> np.dtype[Any]:
 
     Raises
     ------
-    pickle.UnpicklingError
+    Refused
         The name is not that of a boolean, number, string or object.
     """
     if not isinstance(name, str) or not PLAIN.fullmatch(name):
-        raise pickle.UnpicklingError(f"a dtype of the kind {name!r} is not allowed")
+        raise Refused(f"a dtype of the kind {name!r}")
     return np.dtype(name)
 
 
@@ -33,11 +38,11 @@ def plain_scalar(dtype: np.dtype[Any], data: bytes) -> Any:
 
     Raises
     ------
-    pickle.UnpicklingError
+    Refused
         The dtype is of another kind, or the bytes don't fit it.
     """
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biufcUS" or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a numpy scalar of this kind is not allowed")
+        raise Refused("a numpy scalar of another kind")
     if not data or len(data) != dtype.itemsize:
-        raise pickle.UnpicklingError("a numpy scalar has too few or too many bytes")
+        raise Refused("a numpy scalar of too few or too many bytes")
     return np.frombuffer(data, dtype)[0]
