@@ -72,15 +72,14 @@ def allow(*classes: type) -> None:
 
 @functools.cache
 def _recbole_models() -> tuple[tuple[str, str], ...]:
-    """Module and name of RecBole's own models, by their YAML files; importing them all would take long."""
+    """Module and name of RecBole's own models, read from the files; importing them all would take long."""
     root = Path(str(importlib.import_module("recbole").__file__)).parent
-    modules = {path.stem: path for path in root.glob("model/*_recommender/*.py")}
-    names = (path.stem for path in root.glob("properties/model/*.yaml"))
-    return tuple(
-        (".".join(modules[name.lower()].relative_to(root.parent).with_suffix("").parts), name)
-        for name in names
-        if name.lower() in modules
-    )
+    found = []
+    for path in sorted(root.glob("model/*_recommender/*.py")):
+        module = ".".join(path.relative_to(root.parent).with_suffix("").parts)
+        names = re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found += [(module, name) for name in names if name.lower() == path.stem]
+    return tuple(found)
 
 
 def _by_value(enum: Any) -> Callable[[Any], Any]:

@@ -1,0 +1,319 @@
+"""Mends of imports, look-ups and values, and the check of RecBole's insides."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config
+from recbole.quick_start import quick_start
+from recbole.trainer import HyperTuning
+from recbole.trainer import trainer as trainer_module
+from recbole.utils import get_model
+from recbole.utils import utils as utils_module
+
+from recbole_adrrec import compat
+from recbole_adrrec.compat import lookups, numpy_names, patching, surface, tuning
+from recbole_adrrec.errors import OptionError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_alone(code: str) -> str:
+    """Run code in a fresh interpreter, where nothing is mended yet; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_faults_of_the_imports_and_their_mends() -> None:
+    out = run_alone("""
+import sys
+sys.modules["ray"] = None  # as where it isn't installed
+try:
+    import recbole.quick_start
+except ImportError as error:
+    print("fault: ray", error)
+from recbole.config import Config
+import numpy as np
+lacking = "float_" not in vars(np)
+try:
+    Config(model="BPR", dataset="ml-100k")
+except AttributeError as error:
+    print("fault: numpy", error)
+else:
+    assert not lacking
+from recbole_adrrec import compat
+compat.check()
+compat.apply()
+compat.apply()
+from recbole.quick_start import run_recbole
+assert sys.modules["ray"] is None and "ray.tune" not in sys.modules
+Config(model="BPR", dataset="ml-100k")
+assert np.float_ is np.float64 and np.unicode_ is np.str_ and np.complex_ is np.complex128
+print("needed:", compat.needed()["numpy names"] == lacking)
+""")
+    assert "fault: ray" in out
+    assert "needed: True" in out
+    if numpy_names.LACKING:
+        assert "fault: numpy" in out
+
+
+def test_ray_is_never_imported_and_no_stand_in_stays() -> None:
+    run_alone("""
+import sys
+import recbole_adrrec
+recbole_adrrec.register()
+import recbole.quick_start, recbole.trainer
+assert not [name for name in sys.modules if name.split(".")[0] == "ray"]
+recbole.quick_start.quick_start.tune.report(score=1)
+""")
+
+
+def test_a_ray_imported_before_stays_where_it_is() -> None:
+    run_alone("""
+import sys, types
+ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
+ray.tune = tune
+sys.modules.update({"ray": ray, "ray.tune": tune})
+from recbole_adrrec import compat
+compat.apply()
+assert sys.modules["ray"] is ray and sys.modules["ray.tune"] is tune and ray.tune is tune
+""")
+
+
+def old_report(seen: list[Any]) -> Any:
+    def report(_metric: Any = None, **kwargs: Any) -> None:
+        seen.append(kwargs)
+
+    return report
+
+
+def new_report(seen: list[Any]) -> Any:
+    def report(metrics: dict[str, Any], *, checkpoint: Any = None) -> None:
+        seen.append(metrics)
+
+    return report
+
+
+def fake_ray(monkeypatch: pytest.MonkeyPatch, tune: dict[str, Any], train: dict[str, Any], session: Any) -> None:
+    for name, names in (
+        ("ray.tune", tune),
+        ("ray.train", train),
+        ("ray.train._internal.session", {"get_session": lambda: session}),
+    ):
+        module = types.ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.parametrize("generation", ["until 2.6", "between", "today"])
+def test_metrics_reach_each_generation_of_ray(generation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    if generation == "until 2.6":
+        fake_ray(monkeypatch, {"report": old_report(seen), "is_session_enabled": lambda: True}, {}, None)
+    elif generation == "between":
+        fake_ray(monkeypatch, {"report": old_report([])}, {"report": new_report(seen)}, object())
+    else:
+        fake_ray(monkeypatch, {"report": new_report(seen)}, {}, object())
+    quick_start.tune.report(**{"ndcg@10": 0.5, "hit@10": 1.0})
+    assert seen == [{"ndcg@10": 0.5, "hit@10": 1.0}]
+
+
+def test_nothing_is_reported_outside_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    for report in (old_report(seen), new_report(seen)):
+        fake_ray(monkeypatch, {"report": report, "is_session_enabled": lambda: False}, {}, None)
+        quick_start.tune.report(score=1)
+    assert seen == []
+
+
+def test_objective_registers_in_the_process_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quick_start.objective_function is tuning.objective_function
+    assert tuning.objective_function.__module__.startswith("recbole_adrrec")  # by which ray finds it elsewhere
+    monkeypatch.setattr(tuning.objective_function, "__recbole_original__", lambda **given: given)
+    assert quick_start.objective_function({"a": 1}, saved=False) == {
+        "config_dict": {"a": 1},
+        "config_file_list": None,
+        "saved": False,
+    }
+
+
+def test_hyper_tuning_works_without_ray(small: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("hyperopt")
+    fixed = tmp_path / "fixed.yaml"
+    plain = {name: value for name, value in small.items() if name != "load_col"}
+    fixed.write_text(
+        repr({**plain, "model": "ADRRec", "dataset": "small"}).replace("True", "true").replace("False", "false")
+    )
+    tuner = HyperTuning(
+        quick_start.objective_function,
+        algo="exhaustive",
+        params_dict={"choice": {"learning_rate": [0.01]}},
+        fixed_config_file_list=[str(fixed)],
+    )
+    tuner.run()
+    assert tuner.best_params == {"learning_rate": 0.01}
+
+
+# Look-ups and values
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("SASRex", "SASRec"), ("sasrec", "SASRec"), ("ADRec", "ADRRec"), ("lightgmb", "LightGBM")]
+)
+def test_an_unknown_model_is_named_with_near_ones(name: str, near: str) -> None:
+    with pytest.raises(OptionError, match=f"there is no model '{name}'.*{near}"):
+        get_model(name)
+
+
+def test_without_the_mend_an_unknown_model_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "lightgbm" not in sys.modules:
+        monkeypatch.setitem(sys.modules, "lightgbm", None)  # as where it isn't installed
+    with pytest.raises(Exception, match=r"lightgbm") as caught:
+        patching.original(utils_module.get_model)("NoSuchModel")
+    assert not isinstance(caught.value, OptionError)
+
+
+def test_a_known_model_that_lacks_a_library_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ImportError, match="lightgbm"):
+        get_model("LightGBM")
+
+
+def test_pretrained_models_are_loaded_by_our_rules() -> None:
+    module = sys.modules[get_model("S3Rec").__module__]
+    assert module.torch.load is compat.load_checkpoint
+    assert module.torch.nn is torch.nn
+
+
+@pytest.mark.parametrize("text", ["1/0", "[1][2]", "{}['a']", "int('x')", "lambda: 0", "a b", "None.x", "'a' * -1 + 1"])
+def test_strings_that_cannot_be_evaluated_stay_strings(text: str) -> None:
+    config = Config(model="BPR", dataset="ml-100k", config_dict={"note": text})
+    assert config["note"] == text
+
+
+def test_other_strings_are_read_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"a": "1", "b": "[1, 2]", "c": "true", "d": "text", "e": 3, "f": "None"}
+    assert Config._convert_config_dict(None, dict(given)) == {
+        "a": 1,
+        "b": [1, 2],
+        "c": True,
+        "d": "text",
+        "e": 3,
+        "f": None,
+    }
+    with pytest.raises(ZeroDivisionError):
+        patching.original(Config._convert_config_dict)(None, {"a": "1/0"})
+
+
+def test_the_scaler_does_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scaler = trainer_module.amp.GradScaler(enabled=False)
+    assert scaler.scale(torch.ones(1)).item() == 1
+    if lookups.warns_of_scaler():
+        with pytest.warns(FutureWarning, match="GradScaler"):
+            torch.cuda.amp.GradScaler(enabled=False)
+
+
+# The tools and the check
+
+
+def test_replacing_reaches_every_module_of_recbole_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def old() -> None: ...
+
+    def new() -> None: ...
+
+    ours = types.ModuleType("recbole.somewhere")
+    other = types.ModuleType("recbole_other")
+    ours.name = ours.again = other.name = old  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "recbole.somewhere", ours)
+    monkeypatch.setitem(sys.modules, "recbole_other", other)
+    compat.replace_everywhere(old, new)
+    assert ours.name is new
+    assert ours.again is new
+    assert other.name is old
+
+
+def test_an_overlay_adds_names_and_passes_the_rest_on() -> None:
+    holder = types.ModuleType("holder")
+    holder.np = np  # type: ignore[attr-defined]
+    patching.overlay(holder, "np", load=1)
+    patching.overlay(holder, "np", save=2)
+    assert (holder.np.load, holder.np.save, holder.np.arange) == (1, 2, np.arange)
+    assert callable(np.load)
+    with pytest.raises(AttributeError):
+        holder.np.no_such_name  # noqa: B018
+
+
+def test_applying_again_changes_nothing() -> None:
+    before = {name: vars(sys.modules[name]).copy() for name in surface.SURFACE}
+    methods = vars(Config).copy()
+    compat.apply()
+    assert {name: vars(sys.modules[name]) for name in surface.SURFACE} == before
+    assert dict(vars(Config)) == dict(methods)
+
+
+def test_every_mend_is_described() -> None:
+    assert len({mend.name for mend in compat.MENDS}) == len(compat.MENDS)
+    assert set(compat.needed()) == {mend.name for mend in compat.MENDS}
+    for mend in compat.MENDS:
+        assert ".py:" in mend.where
+        assert mend.fault
+
+
+def test_the_check_passes_here() -> None:
+    compat.check()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "message"),
+    [
+        (Config, "_init_device", None, "has no recbole.config.configurator.Config._init_device"),
+        (utils_module, "get_model", None, "has no recbole.utils.utils.get_model"),
+        (trainer_module.Trainer, "_map_reduce", lambda self, result: result, "(self, result), not (self, result, num_"),
+    ],
+)
+def test_the_check_names_what_is_missing(
+    owner: Any, name: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, value)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        compat.check()
+
+
+def test_registering_checks_first() -> None:
+    out = run_alone("""
+import sys
+import recbole.config.configurator
+import recbole_adrrec
+def attempt():
+    try:
+        recbole_adrrec.register()
+    except RuntimeError as error:
+        print(error)
+init_device = recbole.config.configurator.Config._init_device
+del recbole.config.configurator.Config._init_device
+attempt()
+recbole.config.configurator.Config._init_device = init_device
+sys.modules["recbole.quick_start"] = None
+attempt()
+assert recbole.config.configurator.Config._init_device is init_device  # nothing was mended
+""")
+    assert "the installed recbole 1.2" in out
+    assert "has no recbole.config.configurator.Config._init_device" in out
+    assert "has no module recbole.quick_start" in out
