@@ -21,6 +21,9 @@ ADRREC_OPTIONS = {
     "use_query_time": False,
     "mask_ratio": 0.3,
     "loss_type": "CE",
+    "n_negatives": 4,
+    "gbce_t": 0.75,
+    "train_neg_sample_args": None,
     "lni_weight": 0.0,
     "lni_sigma": 0.1,
     "lni_noise": "gaussian",
@@ -28,6 +31,23 @@ ADRREC_OPTIONS = {
     "lni_layer_weights": None,
     "lni_stop_gradient": False,
 }
+
+# What the other models have beyond ADRRec's options.
+OTHER_OPTIONS = {
+    "n_heads": 2,
+    "time_span": 12,
+    "published_padding_attention": False,
+    "pvn_weight": 0.1,
+    "published_mean_bypass": False,
+    "refinement": "simple",
+    "backbone": "sasrec",
+    "refinement_rank": None,
+    "refinement_layers": None,
+    "refinement_heads": None,
+    "refinement_value_map": False,
+}
+
+OF_MODEL = {"MEANTIME": {"objective": "cloze"}}
 
 RECBOLE_OPTIONS = {
     "USER_ID_FIELD": "user_id",
@@ -46,20 +66,24 @@ FIRST_TIME = 1_300_000_000
 
 
 def options(**changes):
-    """ADRRec's options with RecBole's, a small model."""
-    return {**RECBOLE_OPTIONS, **ADRREC_OPTIONS, **changes}
+    """All models' options with RecBole's, a small model."""
+    return {**RECBOLE_OPTIONS, **ADRREC_OPTIONS, **OTHER_OPTIONS, **changes}
 
 
 def dataset(n_items=N_ITEMS, days=None):
-    """A data set that knows its number of items and its trained days."""
+    """A data set that knows its number of items, its trained days and its users' smallest gaps."""
     if days is None:
         days = torch.arange(60) * 2 + FIRST_TIME // 86400
-    return SimpleNamespace(num=lambda field: n_items, trained_days=lambda use_query_time: days)
+    gaps = torch.arange(1, 9) * 86400
+    return SimpleNamespace(
+        num=lambda field: n_items, trained_days=lambda use_query_time: days, smallest_training_gaps=lambda: gaps
+    )
 
 
 def build(model_class, seed=0, dtype=torch.float64, data=None, **changes):
     """Make a model with seeded weights, biases included, in evaluation mode."""
     torch.manual_seed(seed)
+    changes = {**OF_MODEL.get(model_class.__name__, {}), **changes}
     model = model_class(options(**changes), dataset() if data is None else data).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -16,7 +16,7 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
-from recbole_adrrec.data.times import check_times, to_seconds, unreadable_line
+from recbole_adrrec.data.times import check_times, smallest_gaps, to_seconds, unreadable_line
 from recbole_adrrec.errors import DataError
 
 SECONDS_A_DAY = 86_400
@@ -274,8 +274,30 @@ class SequenceDataset(SequentialDataset):
             Whole days since 1970-01-01 UTC, ascending, each once.
         """
         rows = self.inter_feat
+        if isinstance(rows, PrefixRows):
+            times = rows.events.columns[self.time_field][self._shown_events(rows, include_targets)]
+        else:
+            times = rows[self.time_field]
+        return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
+
+    def smallest_training_gaps(self) -> Tensor:
+        """Smallest positive gap between two training events of each user: TiSASRec's unit of time.
+
+        Returns
+        -------
+        int64 Tensor, [n_users]
+            Seconds, by user id; 1 for users without two training events of different times.
+        """
+        rows = self.inter_feat
         if not isinstance(rows, PrefixRows):
-            return torch.div(rows[self.time_field], SECONDS_A_DAY, rounding_mode="floor").long().unique()
+            return smallest_gaps(rows[self.uid_field], rows[self.time_field], self.user_num)
+        shown = self._shown_events(rows, include_targets=True).nonzero().squeeze(1)
+        users = rows.events.column(self.uid_field, shown)
+        return smallest_gaps(users, rows.events.columns[self.time_field][shown], self.user_num)
+
+    @staticmethod
+    def _shown_events(rows: PrefixRows, include_targets: bool) -> Tensor:
+        """Events from each user's first to the last that rows show, or predict: bool Tensor, [n_events]."""
         targets = rows.targets.long()
         first = rows.events.first(targets)
         edge = torch.zeros(len(rows.events) + 1, dtype=torch.int64)
@@ -283,8 +305,7 @@ class SequenceDataset(SequentialDataset):
         user_first = first.unique()
         edge[user_first] += 1
         edge[last[user_first] + int(include_targets)] -= 1
-        times = rows.events.columns[self.time_field][edge[:-1].cumsum(0) > 0]
-        return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
+        return edge[:-1].cumsum(0) > 0
 
     def histories(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each user's id, items and times, in order of time: what exactness is checked against."""

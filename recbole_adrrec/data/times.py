@@ -10,7 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recbole_adrrec.errors import DataError
 
@@ -99,6 +101,34 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str, firs
 def to_seconds(values: NDArray[np.float64], unit: str | None) -> NDArray[np.int64]:
     """Whole seconds since 1970 (rounded down) of checked times in ``unit``; exact below 2**53."""
     return np.floor(values).astype(np.int64) // DIVISORS[unit or "s"]
+
+
+def smallest_gaps(user: Tensor, time: Tensor, n_users: int) -> Tensor:
+    """Smallest positive gap between two events of each user.
+
+    Parameters
+    ----------
+    user : int Tensor, [n_events]
+        User ids below ``n_users``, in any order.
+    time : Tensor, [n_events]
+        Times in seconds.
+    n_users : int
+        Number of user ids, padding included.
+
+    Returns
+    -------
+    int64 Tensor, [n_users]
+        Seconds, at least 1; 1 for users without two events of different times.
+    """
+    by_time = time.argsort(stable=True)
+    order = by_time[user[by_time].argsort(stable=True)]
+    user, time = user[order].long(), time[order]
+    gap = time[1:] - time[:-1]
+    counted = (user[1:] == user[:-1]) & (gap > 0)
+    largest = torch.iinfo(torch.int64).max
+    found = torch.full((n_users,), largest, dtype=torch.int64)
+    found.scatter_reduce_(0, user[1:][counted], gap[counted].long().clamp(min=1), "amin")
+    return found.masked_fill(found == largest, 1)
 
 
 def unreadable_line(path: str | Path, field: str, separator: str, encoding: str | None) -> str | None:

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.masks import masked_softmax
+from recbole_adrrec.layers.refinement import Refinement
 
-
-class Refinement(nn.Module):
-    """Gives other weights for an attention's weights; this one leaves them as they are."""
-
-    def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Refine weights, Float[B, H, L, L], under a mask, Bool[B, 1, L, L]."""
-        return weights
+__all__ = [
+    "Attention",
+    "AttentionWeights",
+    "DotProductAttention",
+    "MixAttention",
+    "ProjectedAttention",
+    "Refinement",
+    "captured_weights",
+]
 
 
 class Attention(nn.Module):
@@ -43,32 +46,110 @@ class Attention(nn.Module):
         self.refinement = Refinement() if refinement is None else refinement
         self.dropout = nn.Dropout(dropout)
 
-    def score(self, hidden: Tensor, context: Any) -> Tensor:
-        """Scores, Float[B, H, L, L], of states, Float[B, L, d], and what the layers share."""
+    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Scores, Float[B, H, L, L], of the states that ask and those asked, and what the layers share."""
         raise NotImplementedError
 
     def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Output, Float[B, L, d], of weights, Float[B, H, L, L]."""
+        """Output, shaped like the states, of weights, Float[B, H, L, L]."""
         raise NotImplementedError
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
         """Attend.
 
         Parameters
         ----------
         hidden : Float[B, L, d]
-            States, the same for queries, keys and values.
+            States for keys and values. (An attention over Gaussians takes Float[B, L, 2, d].)
         mask : Bool[B, 1, L, L]
             True where query ``i`` may attend to key ``j``.
         context : object
             What the layers share of a batch; its kind depends on the attention.
+        query : Float[B, L, d], optional
+            States for the queries; ``hidden`` by default.
         """
-        weights = masked_softmax(self.score(hidden, context), mask)
+        weights = masked_softmax(self.score(hidden if query is None else query, hidden, context), mask)
         weights = self.refinement(weights, mask)
         return self.aggregate(self.dropout(weights), hidden, context)
 
 
-class MixAttention(Attention):
+def head_size(hidden_size: int, n_heads: int) -> int:
+    """Width of each head.
+
+    Raises
+    ------
+    ValueError
+        If the heads can't share the width equally.
+    """
+    if n_heads < 1 or hidden_size % n_heads:
+        raise ValueError(f"hidden_size: {hidden_size}; must be divisible by n_heads, {n_heads}")
+    return hidden_size // n_heads
+
+
+def split_heads(projected: Tensor, n_heads: int) -> Tensor:
+    """``[B, L, d]`` as ``[B, H, L, dh]``."""
+    return projected.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def join_heads(heads: Tensor) -> Tensor:
+    """``[B, H, L, dh]`` as ``[B, L, d]``."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+class ProjectedAttention(Attention):
+    """Attention between linear maps of the states, cut into heads.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width ``d``, divisible by ``n_heads``.
+    n_heads : int
+        Heads ``H``.
+    dropout : float
+        Share of the weights that training drops.
+    refinement : Refinement, optional
+        Applied to the weights before dropout.
+    project_output : bool
+        Whether a linear map follows the joined heads.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        dropout: float,
+        refinement: Refinement | None = None,
+        project_output: bool = True,
+    ) -> None:
+        super().__init__(dropout, refinement)
+        self.n_heads = n_heads
+        self.scale = head_size(hidden_size, n_heads) ** -0.5
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size) if project_output else nn.Identity()
+
+    def _split(self, projected: Tensor) -> Tensor:
+        return split_heads(projected, self.n_heads)
+
+    def _scaled_query(self, query: Tensor) -> Tensor:
+        # Scaling the queries costs L x dh where scaling the scores costs L x L.
+        return self._split(self.query(query)) * self.scale
+
+    def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Weighted sums of the values, joined over the heads and projected."""
+        return self.output(join_heads(weights @ self._split(self.value(hidden))))
+
+
+class DotProductAttention(ProjectedAttention):
+    """``q_i . k_j / sqrt(dh)`` (Vaswani et al., NeurIPS 2017; SASRec, ICDM 2018)."""
+
+    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Scores of all heads."""
+        return self._scaled_query(query) @ self._split(self.key(hidden)).transpose(2, 3)
+
+
+class MixAttention(ProjectedAttention):
     r"""Mixture of absolute and relative heads (MEANTIME, section 3.4; ADRRec's mix-attention).
 
     Absolute head: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``.
@@ -100,7 +181,6 @@ class MixAttention(Attention):
         dropout: float,
         refinement: Refinement | None = None,
     ) -> None:
-        super().__init__(dropout, refinement)
         n_heads = n_absolute + n_relative
         if n_heads == 0:
             raise ValueError("absolute_kernels, relative_kernels: both empty; name at least one")
@@ -108,14 +188,9 @@ class MixAttention(Attention):
             raise ValueError(
                 f"hidden_size: {hidden_size}; must be divisible by the number of kernels, {n_heads} (one head each)"
             )
+        super().__init__(hidden_size, n_heads, dropout, refinement)
         self.n_absolute = n_absolute
-        self.n_heads = n_heads
         head_size = hidden_size // n_heads
-        self.scale = head_size**-0.5
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
 
         def projections(count: int) -> nn.ModuleList:
             return nn.ModuleList(nn.Linear(hidden_size, head_size) for _ in range(count))
@@ -125,14 +200,10 @@ class MixAttention(Attention):
         self.relative_key = projections(n_relative)
         self.relative_bias = nn.Parameter(torch.zeros(n_relative, head_size))
 
-    def _split(self, projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # [B, H, L, dh]
-
-    def score(self, hidden: Tensor, context: MixContext) -> Tensor:
+    def score(self, query: Tensor, hidden: Tensor, context: MixContext) -> Tensor:
         """Scores of all heads."""
         sizes = [self.n_absolute, self.n_heads - self.n_absolute]
-        # Scaling the queries costs L x dh where scaling the scores costs L x L.
-        query, relative_query = (self._split(self.query(hidden)) * self.scale).split(sizes, 1)
+        query, relative_query = self._scaled_query(query).split(sizes, 1)
         key, relative_key = self._split(self.key(hidden)).split(sizes, 1)
         scores = []
         if self.n_absolute:
@@ -151,10 +222,6 @@ class MixAttention(Attention):
                 on_pair.append(scorer(projected, constant))
             scores.append(relative_query @ relative_key.transpose(2, 3) + torch.stack(on_pair, 1))
         return torch.cat(scores, 1)
-
-    def aggregate(self, weights: Tensor, hidden: Tensor, context: MixContext) -> Tensor:
-        """Weighted sums of the values, joined over the heads and projected."""
-        return self.output((weights @ self._split(self.value(hidden))).transpose(1, 2).flatten(2))
 
 
 class AttentionWeights(NamedTuple):

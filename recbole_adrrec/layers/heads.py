@@ -1,30 +1,71 @@
 """From states to scores of items.
 
-Letters: ``N`` states, ``d`` hidden size, ``V`` items (padding included).
+Letters: ``N`` states, ``d`` hidden size, ``D`` width of the item table, ``V`` items (padding included), ``k`` items
+asked for at each state.
 """
+
+from __future__ import annotations
 
 from torch import Tensor, nn, zeros
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.gaussian_points import gaussian_points, squared_distances
+
 
 class ItemHead(nn.Module):
-    """``Linear -> GELU (tanh form) -> LayerNorm``, then the dot product with the item table.
+    """Scores by the dot product with the item table: the one that embeds the items (tied weights).
 
-    The table is the one that embeds the items (tied weights); each item has a bias.
+    Parameters
+    ----------
+    n_items : int
+        Items that get scores, padding included; rows of the table beyond them get none.
+    """
+
+    bias: Parameter | None
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__()
+        self.n_items = n_items
+        self.register_parameter("bias", None)
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Scores of all items, Float[N, V], from states, Float[N, d]."""
+        return F.linear(self._transform(hidden), table[: self.n_items], self.bias)
+
+    def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor) -> list[Tensor]:
+        """Scores of some items for each state, shaped like the items: Int64[N] or Int64[N, k] each."""
+        transformed = self._transform(hidden)
+        scores = []
+        for item in items:
+            states = transformed if item.dim() == 1 else transformed.unsqueeze(1)
+            score = self.compare(states, F.embedding(item, table))
+            scores.append(score if self.bias is None else score + self.bias[item])
+        return scores
+
+    def compare(self, left: Tensor, right: Tensor) -> Tensor:
+        """How alike rows of width ``D`` are, Float[...], without the items' bias."""
+        return (left * right).sum(-1)
+
+
+class ProjectedItemHead(ItemHead):
+    """``Linear -> GELU (tanh form) -> LayerNorm`` before the dot product, and a bias for each item (MEANTIME).
 
     Parameters
     ----------
     hidden_size : int
         Width ``d``.
     n_items : int
-        Items that get scores, padding included; rows of the table beyond them get none.
+        As for ``ItemHead``.
     layer_norm_eps : float
         Added to the variance in the layer norm.
     """
 
     def __init__(self, hidden_size: int, n_items: int, layer_norm_eps: float) -> None:
-        super().__init__()
+        super().__init__(n_items)
         self.linear = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.bias = Parameter(zeros(n_items))
@@ -32,11 +73,17 @@ class ItemHead(nn.Module):
     def _transform(self, hidden: Tensor) -> Tensor:
         return self.norm(F.gelu(self.linear(hidden), approximate="tanh"))
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """Scores of all items, Float[N, V], from states, Float[N, d]."""
-        return F.linear(self._transform(hidden), table[: len(self.bias)], self.bias)
 
-    def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor) -> list[Tensor]:
-        """Scores of one item per state, Float[N], for each Int64[N] given."""
-        transformed = self._transform(hidden)
-        return [(transformed * F.embedding(item, table)).sum(-1) + self.bias[item] for item in items]
+class GaussianItemHead(ItemHead):
+    """``-W2`` between states that are Gaussians, Float[N, 2, d], and a table of points (STOSA, section 3.4)."""
+
+    def _transform(self, hidden: Tensor) -> Tensor:
+        return gaussian_points(hidden[..., 0, :], hidden[..., 1, :])
+
+    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Scores of all items, Float[N, V]."""
+        return -squared_distances(self._transform(hidden), table[: self.n_items])
+
+    def compare(self, left: Tensor, right: Tensor) -> Tensor:
+        """Minus the squared distance of points."""
+        return -(left - right).square().sum(-1)

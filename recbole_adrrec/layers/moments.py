@@ -29,12 +29,15 @@ class Moments:
         two are equal, so that nothing is computed twice.
     valid : Bool[B, L]
         True at events, false at padding.
+    user : Int64[B], optional
+        Whose events they are, where known.
     """
 
     position: Tensor
     query_time: Tensor
     key_time: Tensor
     valid: Tensor
+    user: Tensor | None = None
 
 
 @dataclass(frozen=True)

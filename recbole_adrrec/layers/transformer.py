@@ -1,4 +1,4 @@
-"""Pre-norm transformer layers around any attention.
+"""Transformer layers around any attention.
 
 Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size.
 """
@@ -14,66 +14,122 @@ from recbole_adrrec.layers.attention import Attention
 
 Perturbation = Callable[[int, Tensor], Tensor]
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+}
+
+ORDERS = ("pre", "post", "query")
+
 
 class FeedForward(nn.Sequential):
-    """``d -> inner -> d`` with GELU (tanh form) and dropout between."""
+    """``d -> inner -> d`` with an activation and dropout between.
 
-    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
+    Parameters
+    ----------
+    hidden_size, inner_size : int
+        Widths ``d`` and of the middle.
+    dropout : float
+        Share of the middle's elements that training drops.
+    activation : str
+        One of ``ACTIVATIONS``.
+    """
+
+    def __init__(self, hidden_size: int, inner_size: int, dropout: float, activation: str = "gelu_tanh") -> None:
         super().__init__(
             nn.Linear(hidden_size, inner_size),
-            nn.GELU(approximate="tanh"),
+            ACTIVATIONS[activation](),
             nn.Dropout(dropout),
             nn.Linear(inner_size, hidden_size),
         )
 
 
 class TransformerLayer(nn.Module):
-    """``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``.
+    """Attention and feed-forward with residuals; where norms and dropout stand depends on ``order``.
 
-    Dropout stands where MEANTIME's public code has it: after either part, inside the feed-forward,
-    and on the layer's output.
+    - ``pre`` (MEANTIME's public code): ``x = x + drop(attention(norm(x)))``, then
+      ``drop(x + drop(feed_forward(norm(x))))``.
+    - ``post`` (RecBole's SASRec; STOSA): ``x = norm(x + drop(attention(x)))``, then
+      ``norm(x + drop(feed_forward(x)))``.
+    - ``query`` (TiSASRec's public code): ``q = norm(x)`` asks ``x``; ``x = norm(q + attention(q, x))``, then
+      ``x + drop(feed_forward(x))``.
 
     Parameters
     ----------
     attention : Attention
-        Any attention over ``d``-wide states.
-    hidden_size, inner_size : int
-        Widths ``d`` and of the feed-forward's middle.
+        Any attention over the states.
+    feed_forward : Module
+        States to states.
+    attention_norm, feed_forward_norm : Module
+        Norms of the two parts.
     dropout : float
         Share of the elements that training drops.
-    layer_norm_eps : float
-        Added to the variance in layer norms.
+    order : str
+        One of ``ORDERS``.
+    finish : Module, optional
+        Takes the layer's input and its result; what it gives is the layer's output.
+
+    Raises
+    ------
+    ValueError
+        If ``order`` is unknown.
     """
 
     def __init__(
         self,
         attention: Attention,
-        hidden_size: int,
-        inner_size: int,
+        feed_forward: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward_norm: nn.Module,
         dropout: float,
-        layer_norm_eps: float,
+        order: str = "pre",
+        finish: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        if order not in ORDERS:
+            raise ValueError(f"order: {order}; must be one of {', '.join(ORDERS)}")
+        self.order = order
+        self.attention_norm = attention_norm
         self.attention = attention
-        self.feed_forward_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.feed_forward = FeedForward(hidden_size, inner_size, dropout)
+        self.feed_forward_norm = feed_forward_norm
+        self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
+        self.finish = finish
 
     def forward(self, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
-        """Give the layer's output, Float[B, L, d]; see ``Attention.forward`` for the arguments."""
-        attended = self.attention(self.attention_norm(hidden), mask, context)
-        hidden = hidden + self.dropout(attended)
-        hidden = hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
-        return self.dropout(hidden)
+        """Give the layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
+        before = hidden
+        if self.order == "pre":
+            hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask, context))
+            hidden = hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+            hidden = self.dropout(hidden)
+        elif self.order == "post":
+            hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, context)))
+            hidden = self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
+        else:
+            query = self.attention_norm(hidden)
+            hidden = self.feed_forward_norm(query + self.attention(hidden, mask, context, query))
+            hidden = hidden + self.dropout(self.feed_forward(hidden))
+        return hidden if self.finish is None else self.finish(before, hidden)
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of layers, without a norm at its end."""
+    """A stack of layers.
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
+    Parameters
+    ----------
+    layers : iterable of Module
+        Called with states, mask and context.
+    norm : Module, optional
+        Applied to the last layer's output.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.norm = norm
 
     def forward(self, hidden: Tensor, mask: Tensor, context: Any, perturb: Perturbation | None = None) -> list[Tensor]:
         """Encode.
@@ -100,4 +156,6 @@ class TransformerEncoder(nn.Module):
                 hidden = perturb(number, hidden)
             hidden = layer(hidden, mask, context)
             states.append(hidden)
+        if self.norm is not None:
+            states[-1] = self.norm(states[-1])
         return states

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.noise import Encode, LayerwiseNoise
-from recbole_adrrec.models.base import MixAttentionRecommender
+from recbole_adrrec.models.mix import MixAttentionRecommender
 
 
 class ADRRec(MixAttentionRecommender):
@@ -32,7 +32,7 @@ class ADRRec(MixAttentionRecommender):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, config["objective"], config["max_distance"])
+        super().__init__(config, dataset, config["max_distance"])
         self.lni_weight = config["lni_weight"]
         if self.lni_weight < 0:
             raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")

@@ -1,10 +1,13 @@
-"""What ADRRec and MEANTIME share: a mix-attention encoder over timed events.
+"""What all models share: from RecBole's batches to an encoder's states, a loss and scores.
 
-Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``N`` positions with a target.
+Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``H`` heads, ``N`` positions with a target, ``k``
+negatives of each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +15,12 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.attention import MixAttention
+from recbole_adrrec.data.times import smallest_gaps
+from recbole_adrrec.layers.attention import captured_weights
+from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.masks import attention_mask
-from recbole_adrrec.layers.moments import KernelSettings, Moments, whole_days
+from recbole_adrrec.layers.moments import Moments, whole_days
 from recbole_adrrec.layers.noise import Encode
 from recbole_adrrec.layers.objectives import (
     append_event,
@@ -26,23 +30,114 @@ from recbole_adrrec.layers.objectives import (
     next_times,
     valid_places,
 )
-from recbole_adrrec.layers.transformer import TransformerEncoder, TransformerLayer
-from recbole_adrrec.losses import bayesian_personalized_ranking, cross_entropy
+from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.transformer import TransformerEncoder
+from recbole_adrrec.losses import LOSSES, cross_entropy, positive_versus_negative, sampled_loss
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What parts need to know of the data.
+
+    Attributes
+    ----------
+    n_items : int
+        Items, padding included.
+    n_rows : int
+        Rows of the item table: items and, for a cloze model, the mask token.
+    max_seq_length : int
+        Most places of a row.
+    trained_days : callable
+        Gives the sorted whole days since 1970 that training shows, Int64[n].
+    smallest_gaps : callable
+        Gives each user's smallest positive gap in training, Int64[n_users], in seconds.
+    """
+
+    n_items: int
+    n_rows: int
+    max_seq_length: int
+    trained_days: Callable[[], Tensor]
+    smallest_gaps: Callable[[], Tensor]
+
+
+Refine = Callable[[int, int], Refinement | None]
+"""Gives the refinement of a layer, by the layer's number from 1 and its number of heads."""
+
+
+def unrefined(layer: int, n_heads: int) -> None:
+    """Refine nothing."""
+
+
+class NoKernels(nn.Module):
+    """Stands where kernels of place and time would, in a model whose layers share nothing."""
+
+    def forward(self, moments: Moments, dtype: torch.dtype) -> None:
+        """Give nothing."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model joins.
+
+    Attributes
+    ----------
+    item_embedding : ItemEmbedding
+        From items and moments to the encoder's input.
+    kernels : Module
+        From moments and a dtype to what the layers share of a batch.
+    encoder : TransformerEncoder
+        From the input, a mask and what is shared to the states after each layer.
+    head : ItemHead
+        From states to scores.
+    knows_time : bool
+        Whether any part reads times.
+    pvn_weight : float
+        Weight of STOSA's positive-versus-negative term beside BPR.
+    """
+
+    item_embedding: ItemEmbedding
+    kernels: nn.Module
+    encoder: TransformerEncoder
+    head: ItemHead
+    knows_time: bool = True
+    pvn_weight: float = 0.0
+
+
+class Explanation(NamedTuple):
+    """What one user's recommendation attends to; layers and heads in order, query by key.
+
+    Attributes
+    ----------
+    items : Int64[L]
+        The events' items, oldest first. A cloze model's mask token stands last, as item ``n_items``.
+    times : Int64[L]
+        Their times, in seconds since 1970 (UTC).
+    plain : Float[n_layers, H, L, L]
+        Attention weights before refinement.
+    refined : Float[n_layers, H, L, L]
+        Weights after refinement: those that are used. Equal to ``plain`` where nothing is refined.
+    """
+
+    items: Tensor
+    times: Tensor
+    plain: Tensor
+    refined: Tensor
 
 
 class TrainingRows(NamedTuple):
-    """Rows as the data layer gives them: targets, their times and negatives are [B] or [B, L]."""
+    """Rows as the data layer gives them: targets and times are [B] or [B, L], negatives [B, k] or [B, L, k]."""
 
     items: Tensor
     time: Tensor
     length: Tensor
+    user: Tensor | None
     targets: Tensor
     target_time: Tensor
     negatives: Tensor | None
 
 
 class TrainingBatch(NamedTuple):
-    """Items shown, Int64[B, L]; their moments; items to find there and negatives, 0 for none."""
+    """Items shown, Int64[B, L]; their moments; items to find there, 0 for none; negatives, Int64[B, L, k]."""
 
     items: Tensor
     moments: Moments
@@ -50,21 +145,21 @@ class TrainingBatch(NamedTuple):
     negatives: Tensor | None
 
 
-class MixAttentionRecommender(SequentialRecommender):
-    """Sequential recommender with one kernel for each attention head.
+class SequenceRecommender(SequentialRecommender):
+    """Sequential recommender over timed events. A subclass calls ``join`` with its parts.
 
     Parameters
     ----------
     config : recbole.config.Config
         RecBole's options and the model's; ``properties/model`` describes them.
     dataset : recbole.data.dataset.SequentialDataset
-        Training data. ``trained_days(include_targets)`` is asked for the days of the day kernel;
-        without it, they are read off the interactions.
+        Training data. ``trained_days(include_targets)`` and ``smallest_training_gaps()`` are asked by parts that
+        need them; without these methods, both are read off the interactions.
     objective : str
         ``causal``: position ``i`` predicts event ``i + 1``; ``cloze``: masked events are predicted
         from both sides, and a mask token is appended to ask for the next.
-    max_distance : int, optional
-        Farthest distance that the distance kernel tells apart.
+    use_query_time : bool
+        Whether the model is told the time of the event that it is asked for.
 
     Raises
     ------
@@ -72,24 +167,28 @@ class MixAttentionRecommender(SequentialRecommender):
         If an option is out of range.
     """
 
-    def __init__(self, config: Any, dataset: Any, objective: str, max_distance: int | None = None) -> None:
+    item_embedding: ItemEmbedding
+    kernels: nn.Module
+    encoder: TransformerEncoder
+    head: ItemHead
+
+    def __init__(self, config: Any, dataset: Any, objective: str = "causal", use_query_time: bool = False) -> None:
         super().__init__(config, dataset)
         self.TIME = config["TIME_FIELD"]
         self.TIME_SEQ = self.TIME + config["LIST_SUFFIX"]
 
         # load parameters info
         self.objective = objective
-        self.use_query_time = config["use_query_time"]
-        self.hidden_size = config["hidden_size"]
+        self.use_query_time = use_query_time
         self.initializer_range = config["initializer_range"]
         self.loss_type = config["loss_type"]
-        absolute, relative = config["absolute_kernels"] or [], config["relative_kernels"] or []
-        hidden_dropout_prob = config["hidden_dropout_prob"]
-        layer_norm_eps = config["layer_norm_eps"]
+        self.gbce_t = config["gbce_t"]
+        sampling = config["train_neg_sample_args"] or {}
+        self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
         if objective not in ("causal", "cloze"):
             raise ValueError(f"objective: {objective}; must be causal or cloze")
-        if self.loss_type not in ("CE", "BPR"):
-            raise ValueError(f"loss_type: {self.loss_type}; must be CE or BPR")
+        if self.loss_type not in LOSSES:
+            raise ValueError(f"loss_type: {self.loss_type}; must be one of {', '.join(LOSSES)}")
         if objective == "cloze":
             self.mask_ratio = config["mask_ratio"]
             if not 0 < self.mask_ratio < 1:
@@ -99,41 +198,42 @@ class MixAttentionRecommender(SequentialRecommender):
                 "use_query_time: true - the model is told the moment for which it recommends;"
                 " compare its figures only with those of models that know it too."
             )
-
-        # define layers and loss
         self.mask_token = self.n_items
-        self.item_embedding = nn.Embedding(self.n_items + (objective == "cloze"), self.hidden_size, padding_idx=0)
-        self.dropout = nn.Dropout(hidden_dropout_prob)
-        settings = KernelSettings(
-            hidden_size=self.hidden_size,
+        self.facts = Facts(
+            n_items=self.n_items,
+            n_rows=self.n_items + (objective == "cloze"),
             max_seq_length=self.max_seq_length,
             trained_days=partial(self._trained_days, dataset),
-            time_unit=config["time_unit"],
-            kernel_freq=config["kernel_freq"],
-            max_distance=max_distance,
+            smallest_gaps=partial(self._smallest_gaps, dataset),
         )
-        self.kernels = MixKernels(absolute, relative, settings, hidden_dropout_prob)
-        self.encoder = TransformerEncoder(
-            TransformerLayer(
-                MixAttention(self.hidden_size, len(absolute), len(relative), config["attn_dropout_prob"]),
-                self.hidden_size,
-                config["inner_size"],
-                hidden_dropout_prob,
-                layer_norm_eps,
-            )
-            for _ in range(config["n_layers"])
-        )
-        self.head = ItemHead(self.hidden_size, self.n_items, layer_norm_eps)
+
+    def join(self, parts: Parts) -> None:
+        """Take over the parts of the model and draw its first weights."""
+        self.item_embedding = parts.item_embedding
+        self.kernels = parts.kernels
+        self.encoder = parts.encoder
+        self.head = parts.head
+        self.pvn_weight = parts.pvn_weight
+        if not parts.knows_time:
+            self.logger.info(f"{type(self).__name__} orders events by time and ignores the times themselves.")
 
         # parameters initialization
         self.apply(self._init_weights)
         self.item_embedding.weight.data[0].zero_()
+        # The data set is asked once; kept, it would be copied and pickled with the model.
+        del self.facts
 
     def _trained_days(self, dataset: Any) -> Tensor:
         if hasattr(dataset, "trained_days"):
             # A cloze model sees each event, as a key or by its time; a causal one never the last.
             return dataset.trained_days(self.use_query_time or self.objective == "cloze")
         return whole_days(dataset.inter_feat[self.TIME]).unique()
+
+    def _smallest_gaps(self, dataset: Any) -> Tensor:
+        if hasattr(dataset, "smallest_training_gaps"):
+            return dataset.smallest_training_gaps()
+        events = dataset.inter_feat
+        return smallest_gaps(events[self.USER_ID], events[self.TIME], dataset.num(self.USER_ID))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -151,25 +251,61 @@ class MixAttentionRecommender(SequentialRecommender):
         states, penalty = self._encode(self._encoder_of(batch.items, batch.moments), batch.moments)
         asked = batch.targets > 0
         hidden, targets = states[-1][asked], batch.targets[asked]  # [N, d], [N]
-        table = self.item_embedding.weight
+        table = self.item_embedding.table
         if batch.negatives is None:
             return cross_entropy(self.head(hidden, table), targets) + penalty
-        positive, negative = self.head.score_items(hidden, table, targets, batch.negatives[asked])
-        return bayesian_personalized_ranking(positive, negative) + penalty
+        negatives = batch.negatives[asked]  # [N, k]
+        targets = targets.unsqueeze(1)
+        positive, negative = self.head.score_items(hidden, table, targets, negatives)
+        loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t)
+        if self.pvn_weight > 0 and self.loss_type == "BPR":
+            between = -self.head.compare(table[targets], table[negatives])
+            loss = loss + self.pvn_weight * positive_versus_negative(-positive, between)
+        return loss + penalty
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""
         hidden = self._last_state(interaction)
-        (score,) = self.head.score_items(hidden, self.item_embedding.weight, interaction[self.ITEM_ID])
+        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID])
         return score
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
-        return self.head(self._last_state(interaction), self.item_embedding.weight)
+        return self.head(self._last_state(interaction), self.item_embedding.table)
+
+    @torch.no_grad()
+    def explain(self, interaction: Any) -> Explanation:
+        """Look at the attention behind one user's recommendation, dropout off.
+
+        Parameters
+        ----------
+        interaction : recbole.data.interaction.Interaction
+            One row, as for ``full_sort_predict``.
+
+        Raises
+        ------
+        ValueError
+            If there is not exactly one row, or its history is empty.
+        """
+        rows = len(interaction[self.ITEM_SEQ_LEN])
+        if rows != 1 or int(interaction[self.ITEM_SEQ_LEN]) == 0:
+            raise ValueError(f"interaction: {rows} rows; explain takes one, with at least one event")
+        items, moments, length = self._asked(interaction)
+        training = self.training
+        self.eval()
+        try:
+            with captured_weights(self.encoder) as layers:
+                self(items, moments)
+        finally:
+            self.train(training)
+        count = int(length)
+        # Left-padded rows have their events last, others have them first and nothing else.
+        plain, refined = (torch.cat(list(kind))[..., -count:, -count:] for kind in zip(*layers, strict=True))
+        return Explanation(items[0], moments.key_time[0], plain, refined)
 
     def _encoder_of(self, items: Tensor, moments: Moments) -> Encode:
         """Embed a batch; what comes back runs the layers on it."""
-        hidden = self.dropout(self.item_embedding(items))
+        hidden = self.item_embedding(items, moments)
         mask = attention_mask(moments.valid, causal=self.objective == "causal")
         return partial(self.encoder, hidden, mask, self.kernels(moments, hidden.dtype))
 
@@ -178,20 +314,25 @@ class MixAttentionRecommender(SequentialRecommender):
         return encode(None), 0.0
 
     def _last_state(self, interaction: Any) -> Tensor:
+        items, moments, length = self._asked(interaction)
+        rows = torch.arange(len(length), device=length.device)
+        return self.forward(items, moments)[rows, last_place(length).squeeze(1)]
+
+    def _asked(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:
+        """Items, moments and lengths that ask each row for its next event."""
         length = interaction[self.ITEM_SEQ_LEN]
+        user = self._user(interaction)
         items, time = self._history(interaction)
         asked_at = interaction[self.TIME]
-        if self.objective == "cloze":
-            if not self.use_query_time:
-                asked_at = time.gather(1, last_place(length)).squeeze(1)
-            mask_token = torch.full_like(length, self.mask_token)
-            items = append_event(items, length, mask_token, self.max_seq_length)
-            time = append_event(time, length, asked_at, self.max_seq_length)
-            length = (length + 1).clamp(max=self.max_seq_length)
-            moments = self._moments(time, time, length)
-        else:
-            moments = self._causal_moments(time, length, asked_at)
-        return self.gather_indexes(self.forward(items, moments), last_place(length))
+        if self.objective == "causal":
+            return items, self._causal_moments(time, length, asked_at, user), length
+        if not self.use_query_time:
+            asked_at = time.gather(1, last_place(length)).squeeze(1)
+        mask_token = torch.full_like(length, self.mask_token)
+        items = append_event(items, length, mask_token, self.max_seq_length)
+        time = append_event(time, length, asked_at, self.max_seq_length)
+        length = (length + 1).clamp(max=self.max_seq_length)
+        return items, self._moments(time, time, length, user), length
 
     def _history(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """Items and times, [B, L] each, cut to the longest row of the batch."""
@@ -200,24 +341,44 @@ class MixAttentionRecommender(SequentialRecommender):
         # Inexact times are floats; float64 loses nothing more of them.
         return interaction[self.ITEM_SEQ][:, :width], self._as_time(time)
 
+    def _user(self, interaction: Any) -> Tensor | None:
+        if self.USER_ID not in interaction:
+            return None
+        return interaction[self.USER_ID]
+
     @staticmethod
     def _as_time(time: Tensor) -> Tensor:
         return time.double() if time.is_floating_point() else time
 
     def _training_batch(self, interaction: Any) -> TrainingBatch:
         items, time = self._history(interaction)
-        negatives = interaction[self.NEG_ITEM_ID] if self.loss_type == "BPR" else None
+        negatives = None if self.loss_type == "CE" else interaction[self.NEG_ITEM_ID]
         length, targets = interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID]
-        rows = TrainingRows(items, time, length, targets, interaction[self.TIME], negatives)
+        rows = TrainingRows(items, time, length, self._user(interaction), targets, interaction[self.TIME], None)
+        if negatives is not None:
+            rows = self._with_negatives(rows, negatives)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 
+    def _with_negatives(self, rows: TrainingRows, negatives: Tensor) -> TrainingRows:
+        """Give each row its ``k`` negatives; RecBole repeats the batch of prefix rows for each further one."""
+        if rows.targets.dim() == 2:
+            return rows._replace(negatives=negatives if negatives.dim() == 3 else negatives.unsqueeze(2))
+        count = len(negatives) // self.negatives_a_row
+        user = None if rows.user is None else rows.user[:count]
+        items, time, length, targets, target_time = (
+            value[:count] for value in (rows.items, rows.time, rows.length, rows.targets, rows.target_time)
+        )
+        by_row = negatives.view(self.negatives_a_row, count).T
+        return TrainingRows(items, time, length, user, targets, target_time, by_row)
+
     def _causal_batch(self, rows: TrainingRows) -> TrainingBatch:
-        items, time, length, targets, target_time, negatives = rows
+        items, time, length, user, targets, target_time, negatives = rows
         last = last_place(length)
         if targets.dim() == 1:
 
             def at_last(value: Tensor) -> Tensor:
-                return torch.zeros_like(items).scatter(1, last, value.unsqueeze(1))
+                place = last.view(-1, 1, *[1] * (value.dim() - 1)).expand(-1, 1, *value.shape[1:])
+                return value.new_zeros(*items.shape, *value.shape[1:]).scatter(1, place, value.unsqueeze(1))
 
             targets = at_last(targets)
             negatives = None if negatives is None else at_last(negatives)
@@ -230,16 +391,17 @@ class MixAttentionRecommender(SequentialRecommender):
             asked = targets.gather(1, last) > 0
             target_time = torch.where(asked, target_time.gather(1, last).to(own.dtype), own)
             target_time = target_time.squeeze(1)
-        return TrainingBatch(items, self._causal_moments(time, length, target_time), targets, negatives)
+        moments = self._causal_moments(time, length, target_time, user)
+        return TrainingBatch(items, moments, targets, negatives)
 
     def _cloze_batch(self, rows: TrainingRows) -> TrainingBatch:
-        items, time, length, targets, target_time, negatives = rows
+        items, time, length, user, targets, target_time, negatives = rows
         if targets.dim() == 1:
             items = append_event(items, length, targets, self.max_seq_length)
             time = append_event(time, length, target_time, self.max_seq_length)
             length = (length + 1).clamp(max=self.max_seq_length)
             valid = maskable = valid_places(length, items.size(1))
-            negatives = None if negatives is None else negatives.unsqueeze(1).expand_as(items)
+            negatives = None if negatives is None else negatives.unsqueeze(1).expand(-1, items.size(1), -1)
         else:
             valid = valid_places(length, items.size(1))
             maskable = valid & (targets[:, : items.size(1)] > 0)
@@ -249,16 +411,16 @@ class MixAttentionRecommender(SequentialRecommender):
             time = known_times(time, valid & ~masked)
         return TrainingBatch(
             items.masked_fill(masked, self.mask_token),
-            self._moments(time, time, length),
+            self._moments(time, time, length, user),
             items * masked,
             negatives,
         )
 
-    def _causal_moments(self, time: Tensor, length: Tensor, asked_at: Tensor) -> Moments:
+    def _causal_moments(self, time: Tensor, length: Tensor, asked_at: Tensor, user: Tensor | None = None) -> Moments:
         query_time = next_times(time, length, asked_at) if self.use_query_time else time
-        return self._moments(query_time, time, length)
+        return self._moments(query_time, time, length, user)
 
-    def _moments(self, query_time: Tensor, key_time: Tensor, length: Tensor) -> Moments:
+    def _moments(self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None) -> Moments:
         """Join places and times, Tensor[B, L]; padding gets the time of the row's first event."""
         width = key_time.size(1)
         valid = valid_places(length, width)
@@ -272,4 +434,4 @@ class MixAttentionRecommender(SequentialRecommender):
 
         key = padded(key_time)
         query = key if query_time is key_time else padded(query_time)
-        return Moments(position, query, key, valid)
+        return Moments(position, query, key, valid, user)

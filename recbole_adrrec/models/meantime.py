@@ -5,9 +5,7 @@ Reference: Cho, Park, Yoo, "MEANTIME", RecSys 2020, arXiv 2008.08273.
 
 from __future__ import annotations
 
-from typing import Any
-
-from recbole_adrrec.models.base import MixAttentionRecommender
+from recbole_adrrec.models.mix import MixAttentionRecommender
 
 
 class MEANTIME(MixAttentionRecommender):
@@ -20,6 +18,3 @@ class MEANTIME(MixAttentionRecommender):
     dataset : recbole.data.dataset.SequentialDataset
         Training data; see ``MixAttentionRecommender``.
     """
-
-    def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, config["objective"])

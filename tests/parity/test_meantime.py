@@ -1,10 +1,5 @@
 """Our MEANTIME against numbers of its public reference implementation, in float64."""
 
-import json
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
@@ -14,8 +9,8 @@ from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.losses import cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers
+from tests.parity.golden_files import GOLDEN, close, load, load_weights, right_padded
 
-GOLDEN = Path(os.environ.get("ADRREC_GOLDEN") or Path(__file__).with_name("golden"))
 SHORT_NAMES = {
     "p": "position",
     "d": "day",
@@ -24,13 +19,6 @@ SHORT_NAMES = {
     "e": "exponential",
     "l": "log1p",
 }
-
-
-def load(path):
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    meta = json.loads(str(arrays.pop("meta")))
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}, meta
 
 
 def kernel_files():
@@ -96,14 +84,6 @@ def parameter_names(n_layers, n_absolute, n_relative):
     return names
 
 
-def right_padded(left_padded, length):
-    """Move each row's last ``length`` columns to the front, along with nothing else."""
-    width = left_padded.size(1)
-    place = (torch.arange(width) + (width - length).unsqueeze(1)).clamp(max=width - 1)
-    index = place.view(*place.shape, *[1] * (left_padded.dim() - 2)).expand_as(left_padded)
-    return left_padded.gather(1, index)
-
-
 @pytest.fixture(scope="module")
 def golden_model():
     """The reference's numbers, our model with the reference's weights, and its run."""
@@ -134,12 +114,7 @@ def golden_model():
     )
     assert model.mask_token == meta["mask_token"]
     names = parameter_names(meta["blocks"], len(absolute), len(relative))
-    assert set(names) == set(parameters)
-    assert set(names.values()) == {name for name, _ in model.named_parameters()}
-    state = model.state_dict()
-    for theirs, ours in names.items():
-        state[ours] = parameters[theirs].reshape(state[ours].shape).double()
-    model.load_state_dict(state)
+    load_weights(model, names, parameters)
 
     length = valid.sum(1)
     tokens, times = right_padded(tokens, length), right_padded(times, length)
@@ -160,18 +135,6 @@ def golden_model():
     }
     run["tokens"], run["times"] = tokens, times
     return golden, model, names, length, run
-
-
-def close(actual, expected, name=""):
-    """To 1e-8; numbers that the reference kept in float32 to their rounding."""
-    rounding = 2.0**-23 if expected.dtype == torch.float32 else 0.0
-    torch.testing.assert_close(
-        actual.double(),
-        expected.double().reshape(actual.shape),
-        rtol=rounding,
-        atol=1e-8,
-        msg=lambda text: f"{name}: {text}",
-    )
 
 
 def test_hidden_states(golden_model):

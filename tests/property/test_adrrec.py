@@ -361,7 +361,7 @@ def test_a_batch_without_targets_has_a_zero_loss():
 def test_meantime_is_adrrec_with_two_parts_off():
     changes = {"relative_kernels": ["sinusoid", "log1p"], "use_query_time": True}
     ours = helpers.build(ADRRec, objective="cloze", lni_weight=0.0, **changes)
-    meantime = helpers.build(MEANTIME, lni_weight=0.5, objective="causal", **changes)
+    meantime = helpers.build(MEANTIME, lni_weight=0.5, **changes)
     state = ours.state_dict()
     state.pop("noise.step")
     meantime.load_state_dict(state)

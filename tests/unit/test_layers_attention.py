@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import LayerNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -9,7 +10,7 @@ from recbole_adrrec.layers.attention import Attention, MixAttention, Refinement,
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 from recbole_adrrec.layers.moments import KernelSettings, Moments
-from recbole_adrrec.layers.transformer import TransformerEncoder, TransformerLayer
+from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
 from tests import helpers
 
 UNIT, FREQ, FARTHEST = 86400.0, 10000.0, 2
@@ -186,7 +187,7 @@ class Halved(Refinement):
 
 def test_a_refinement_works_on_the_weights_before_dropout():
     class Probe(Attention):
-        def score(self, hidden, context):
+        def score(self, query, hidden, context):
             return hidden
 
         def aggregate(self, weights, hidden, context):
@@ -206,7 +207,12 @@ def test_a_refinement_works_on_the_weights_before_dropout():
 
 def encoder(layers=2, dropout=0.0, eps=1e-5):
     torch.manual_seed(0)
-    stack = (TransformerLayer(MixAttention(8, 1, 1, 0.0), 8, 16, dropout, eps) for _ in range(layers))
+    stack = (
+        TransformerLayer(
+            MixAttention(8, 1, 1, 0.0), FeedForward(8, 16, dropout), LayerNorm(8, eps), LayerNorm(8, eps), dropout
+        )
+        for _ in range(layers)
+    )
     return TransformerEncoder(stack)
 
 

@@ -5,7 +5,7 @@ import torch
 from recbole.model.loss import BPRLoss
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.heads import ItemHead
+from recbole_adrrec.layers.heads import ProjectedItemHead
 from recbole_adrrec.layers.objectives import append_event, draw_cloze_mask, known_times, next_times, valid_places
 from recbole_adrrec.losses import bayesian_personalized_ranking, cross_entropy
 
@@ -82,7 +82,7 @@ def test_without_targets_the_loss_is_zero_and_has_gradients():
 
 def test_the_head_scores_items_alone_as_among_all():
     torch.manual_seed(0)
-    head, table = ItemHead(8, 10, 1e-5).double(), torch.randn(11, 8).double()
+    head, table = ProjectedItemHead(8, 10, 1e-5).double(), torch.randn(11, 8).double()
     torch.nn.init.normal_(head.bias)
     hidden, items = torch.randn(4, 8).double(), torch.tensor([0, 3, 3, 9])
     scores = head(hidden, table)

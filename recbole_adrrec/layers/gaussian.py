@@ -1,0 +1,103 @@
+"""Attention between Gaussians (STOSA, Fan et al., WWW 2022, arXiv 2201.06035).
+
+States hold a mean and a covariance, Float[B, L, 2, d].
+
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recbole_adrrec.layers.attention import Attention, head_size, join_heads, split_heads
+from recbole_adrrec.layers.gaussian_points import gaussian_points, positive, squared_distances
+from recbole_adrrec.layers.refinement import Refinement
+
+
+class PerPart(nn.Module):
+    """One module for means and one of the same kind for covariances.
+
+    Parameters
+    ----------
+    make : callable
+        Makes a module; called twice.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.mean = make()
+        self.covariance = make()
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map Float[B, L, 2, d] to Float[B, L, 2, d']."""
+        mean, covariance = states.unbind(-2)
+        return torch.stack([self.mean(mean), self.covariance(covariance)], -2)
+
+
+class WassersteinAttention(Attention):
+    """``-W2(query_i, key_j) / sqrt(dh)``: near Gaussians attend to each other.
+
+    Means are summed with the weights ``A``, covariances with ``A^2``, as those of independent summands.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width ``d``, divisible by ``n_heads``.
+    n_heads : int
+        Heads ``H``.
+    dropout : float
+        Share of the weights that training drops.
+    refinement : Refinement, optional
+        Applied to the weights before dropout.
+    """
+
+    def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
+        super().__init__(dropout, refinement)
+        self.n_heads = n_heads
+        self.scale = head_size(hidden_size, n_heads) ** -0.5
+
+        def projection() -> PerPart:
+            return PerPart(lambda: nn.Linear(hidden_size, hidden_size))
+
+        self.query, self.key, self.value, self.output = (projection() for _ in range(4))
+
+    def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and covariances, Float[B, H, L, dh] each."""
+        mean, raw = projected.unbind(-2)
+        return split_heads(mean, self.n_heads), split_heads(positive(raw), self.n_heads)
+
+    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Scores of all heads."""
+        left = gaussian_points(*self._heads(self.query(query)))
+        right = gaussian_points(*self._heads(self.key(hidden)))
+        return -squared_distances(left, right) * self.scale
+
+    def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Weighted sums of the values' means and covariances, Float[B, L, 2, d], projected."""
+        mean, covariance = self._heads(self.value(hidden))
+        sums = [join_heads(weights @ mean), join_heads(weights.square() @ covariance)]
+        return self.output(torch.stack(sums, -2))
+
+
+class GaussianOutput(nn.Module):
+    """End of a layer: covariances become positive again, ``ELU(x) + 1``.
+
+    Parameters
+    ----------
+    mean_bypass : bool
+        Whether the layer's means are thrown away and its input's handed on, as the public code of STOSA does, where
+        the encoder assigns the new mean to a misspelt name.
+    """
+
+    def __init__(self, mean_bypass: bool = False) -> None:
+        super().__init__()
+        self.mean_bypass = mean_bypass
+
+    def forward(self, before: Tensor, after: Tensor) -> Tensor:
+        """States to hand on, from the layer's input and its result, Float[B, L, 2, d] each."""
+        mean = before[..., 0, :] if self.mean_bypass else after[..., 0, :]
+        return torch.stack([mean, positive(after[..., 1, :])], -2)
