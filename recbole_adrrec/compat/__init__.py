@@ -155,6 +155,13 @@ MENDS: tuple[Mend, ...] = (
         processes.mend_checkpoint_names,
     ),
     Mend(
+        "metrics that count",
+        "evaluator/collector.py:227",
+        "ItemCoverage and others end in an AttributeError in 1.2.1",
+        _always,
+        processes.mend_counts,
+    ),
+    Mend(
         "evaluation by several processes",
         "data/dataloader/abstract_dataloader.py:60; trainer/trainer.py:606, :632",
         "rows are repeated, and rounded metrics weighted by numbers of batches",

@@ -65,26 +65,33 @@ def replace_everywhere(old: Any, new: Any) -> None:
                     setattr(module, name, new)
 
 
-def mark(function: Callable[..., Any], original: Any) -> Callable[..., Any]:
-    """Remember on ``function`` what it replaces, so that it is not laid over itself."""
-    function.__recbole_original__ = original  # type: ignore[attr-defined]
-    return function
-
-
 def original(function: Any) -> Any:
-    """What ``function`` replaced; ``None`` if it is RecBole's own."""
+    """What ``function`` replaced by :func:`override`; ``None`` if it replaced nothing."""
     return getattr(function, "__recbole_original__", None)
+
+
+def _replacement(before: Any, make: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any] | None:
+    """What ``make`` makes of ``before``, unless it did so already."""
+    made = before
+    while original(made) is not None:
+        if made.__recbole_maker__ is make.__code__:
+            return None
+        made = original(made)
+    function: Any = make(before)
+    function.__recbole_original__, function.__recbole_maker__ = before, make.__code__
+    return function
 
 
 def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
     """Set ``owner.name`` to ``make(what it was)``, once."""
-    before = getattr(owner, name)
-    if original(before) is None:
-        setattr(owner, name, mark(make(before), before))
+    function = _replacement(getattr(owner, name), make)
+    if function is not None:
+        setattr(owner, name, function)
 
 
 def override_everywhere(module: ModuleType, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
     """The same for a function that other modules of RecBole took by name."""
     before = getattr(module, name)
-    if original(before) is None:
-        replace_everywhere(before, mark(make(before), before))
+    function = _replacement(before, make)
+    if function is not None:
+        replace_everywhere(before, function)

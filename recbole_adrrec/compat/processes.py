@@ -165,6 +165,30 @@ def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
     return init
 
 
+def mend_counts() -> None:
+    """Let metrics be computed that count (evaluator/collector.py:227).
+
+    RecBole 1.2.1 moves all that it collected to the CPU, numbers and counters included, so that ``ItemCoverage``,
+    ``AveragePopularity``, ``GiniIndex``, ``ShannonEntropy`` and ``TailPercentage`` end in an ``AttributeError``.
+    """
+    override(importlib.import_module(COLLECTOR).Collector, "get_data_struct", _keeping_counts)
+
+
+def _keeping_counts(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def get_data_struct(self: Any) -> Any:
+        collected = self.data_struct._data_dict
+        counts = {name: value for name, value in collected.items() if not isinstance(value, torch.Tensor)}
+        for name in counts:
+            del collected[name]
+        struct = original(self)
+        collected.update(counts)
+        struct._data_dict.update(counts)
+        return struct
+
+    return get_data_struct
+
+
 PER_ROW = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
 
 

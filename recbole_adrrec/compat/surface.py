@@ -15,6 +15,7 @@ SURFACE: dict[str, dict[str, tuple[str, ...] | None]] = {
         "Config._load_variable_config_dict": ("self", "config_dict"),
         "Config._load_cmd_line": ("self",),
         "Config._get_final_config_dict": ("self",),
+        "Config._set_default_parameters": ("self",),
         "Config._convert_config_dict": ("self", "config_dict"),
         "Config._init_device": ("self",),
         "Config.compatibility_settings": ("self",),
