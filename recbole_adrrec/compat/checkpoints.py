@@ -27,12 +27,13 @@ import torch
 
 from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.compat.patching import overlay, override, override_everywhere
-from recbole_adrrec.compat.plain_numpy import plain_dtype, plain_scalar
+from recbole_adrrec.compat.plain_numpy import Refused, plain_dtype, plain_scalar
 from recbole_adrrec.compat.tuning import QUICK_START
 from recbole_adrrec.errors import CheckpointError
 
 TRAINER = "recbole.trainer.trainer"
 PARTS = ("config", "state_dict")
+REFUSED = "Refused: "
 
 _stand_ins: dict[str, Any] = {}  # by the full name that files use
 
@@ -40,11 +41,19 @@ _stand_ins: dict[str, Any] = {}  # by the full name that files use
 class _Mention:
     """Stands for a class that a file mentions; it can't be called."""
 
+    def __call__(self, *_: object) -> None:
+        raise Refused(f"{REFUSED}a call of {self.__module__}.{self.__dict__['__name__']}")
+
     def resolve(self) -> Any:
+        """The class itself."""
         return getattr(importlib.import_module(self.__module__), self.__dict__["__name__"])
 
 
-StoredConfig = type("Config", (), {"__doc__": "Stands for ``Config`` while a file is read; it takes no arguments."})
+class StoredConfig:
+    """Stands for ``Config`` while a file is read; it is made without being called, and then filled."""
+
+    def __init__(self, *_: object) -> None:
+        raise Refused(f"{REFUSED}a call of Config")
 
 
 def _stand_in(value: Any, module: str, name: str) -> None:
@@ -167,16 +176,23 @@ def load(file: Any, map_location: Any = None, **_: Any) -> Any:
 
 def _reason(text: str) -> str:
     """What ``torch.load`` objects to, in one line."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed global|unsupported GLOBAL (\S+)", text)
+    found = re.search(rf"GLOBAL (\S+) was not an allowed global|unsupported GLOBAL (\S+)|{REFUSED}(.*)", text)
     if found:
-        name = found[1] or found[2]
-        return f"holds {name}, which checkpoints of RecBole don't; not loaded, since it may run code"
+        what = found[1] or found[2] or found[3]
+        return f"holds {what}, which checkpoints of RecBole don't; not loaded, since it may run code"
+    if "operand 149" in text:
+        return (
+            "saved by RecBole without this plugin, in a format that can't be loaded safely; train again or, if you "
+            "trust the file, save it anew: torch.save(torch.load(file, weights_only=False), file)"
+        )
     return f"not a checkpoint of RecBole, or a damaged one ({_first_line(text)})"
 
 
 def _first_line(error: object) -> str:
+    """The line of an error that says what is wrong."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Unpickler error" in line or "WeightsUnpickler" in line), (lines or [""])[0])
+    return found[1] if found else (lines or [type(error).__name__])[0]
 
 
 def _real_config(path: str, stored: Any) -> Any:
@@ -221,15 +237,30 @@ def mend_trainer() -> None:
     module = importlib.import_module(TRAINER)
     overlay(module, "torch", save=save, load=load)
     override(module.Trainer, "resume_checkpoint", _fitting)
+    override(module.Trainer, "evaluate", _fitting_best)
 
 
 def _fitting(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def resume_checkpoint(self: Any, resume_file: Any) -> None:
         with _fits(resume_file, self.config["model"]):
-            original(self, resume_file)
+            try:
+                original(self, resume_file)
+            except KeyError as error:
+                raise CheckpointError(f"{resume_file}: holds no {error.args[0]}; train anew") from error
 
     return resume_checkpoint
+
+
+def _fitting_best(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def evaluate(
+        self: Any, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
+    ) -> Any:
+        with _fits(model_file or self.saved_model_file, self.config["model"]):
+            return original(self, eval_data, load_best_model, model_file, show_progress)
+
+    return evaluate
 
 
 @contextmanager
@@ -237,8 +268,8 @@ def _fits(file: Any, model: str) -> Iterator[None]:
     """Say in one line that a checkpoint was made for another model, or other data."""
     try:
         yield
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        if "state_dict" not in str(error) and "state dict" not in str(error):
             raise
         detail = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), _first_line(error))
         raise CheckpointError(

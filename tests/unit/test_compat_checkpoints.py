@@ -91,7 +91,7 @@ def test_without_the_mend_torch_refuses_recboles_own_format(
         checkpoints.allowed_alone(*checkpoints._stand_ins.values()),
     ):
         torch.load(tmp_path / "protocol4.pth", weights_only=True)
-    with pytest.raises(CheckpointError, match=r"protocol4\.pth: .*damaged"):
+    with pytest.raises(CheckpointError, match=r"protocol4\.pth: saved by RecBole without"):
         compat.load_checkpoint(tmp_path / "protocol4.pth")
 
 
@@ -215,6 +215,32 @@ def test_a_checkpoint_of_another_shape_is_told_in_one_line(trained: tuple[Path, 
     with pytest.raises(CheckpointError, match="size mismatch") as caught:
         trainer.resume_checkpoint(trained[0])
     assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        trainer.evaluate(train_data, model_file=trained[0])
+
+
+def test_a_checkpoint_to_go_on_from_must_be_complete(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    state = checkpoints.load(trained[0])
+    config = state["config"]
+    train_data, _, _ = data_preparation(config, create_dataset(config))
+    trainer = get_trainer(config["MODEL_TYPE"], "SASRec")(config, get_model("SASRec")(config, train_data._dataset))
+    for part in ("epoch", "optimizer"):
+        checkpoints.save({name: value for name, value in state.items() if name != part}, tmp_path / "part.pth")
+        with pytest.raises(CheckpointError, match=f"holds no {part}"):
+            trainer.resume_checkpoint(tmp_path / "part.pth")
+
+
+def test_a_model_comes_home_from_a_gpu_and_from_several_processes(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    state = checkpoints.load(trained[0])
+    state["config"]["device"] = torch.device("cuda", 1)
+    state["config"]["single_spec"], state["config"]["local_rank"] = False, 1
+    checkpoints.save(state, tmp_path / "far.pth")
+    config, model, *_ = load_data_and_model(tmp_path / "far.pth")
+    assert next(model.parameters()).device == config["device"] == torch.device("cpu")
+    assert (config["single_spec"], config["local_rank"]) == (True, 0)
 
 
 def test_numbers_of_numpy_are_rebuilt_only_when_plain() -> None:
