@@ -43,6 +43,7 @@ def plain_scalar(dtype: np.dtype[Any], data: bytes) -> Any:
     """
     if not isinstance(dtype, np.dtype) or dtype.kind not in "biufcUS" or not isinstance(data, bytes):
         raise Refused("a numpy scalar of another kind")
-    if not data or len(data) != dtype.itemsize:
+    own = plain_dtype(dtype.str.lstrip("<>=|"))  # whatever the file may have done to the one it brings
+    if not data or len(data) != own.itemsize:
         raise Refused("a numpy scalar of too few or too many bytes")
-    return np.frombuffer(data, dtype)[0]
+    return np.frombuffer(data, own)[0]
