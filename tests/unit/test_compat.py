@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from recbole.config import Config
 from recbole.quick_start import quick_start
 from recbole.trainer import HyperTuning
@@ -152,10 +154,7 @@ def test_objective_registers_in_the_process_of_a_trial(monkeypatch: pytest.Monke
 def test_hyper_tuning_works_without_ray(small: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("hyperopt")
     fixed = tmp_path / "fixed.yaml"
-    plain = {name: value for name, value in small.items() if name != "load_col"}
-    fixed.write_text(
-        repr({**plain, "model": "ADRRec", "dataset": "small"}).replace("True", "true").replace("False", "false")
-    )
+    fixed.write_text(yaml.safe_dump({**small, "model": "ADRRec", "dataset": "small"}))
     tuner = HyperTuning(
         quick_start.objective_function,
         algo="exhaustive",
@@ -164,6 +163,33 @@ def test_hyper_tuning_works_without_ray(small: dict[str, Any], tmp_path: Path) -
     )
     tuner.run()
     assert tuner.best_params == {"learning_rate": 0.01}
+
+
+def has_current_ray() -> bool:
+    """Whether a ray is installed that can import; asked without importing it."""
+    try:
+        return int(importlib.metadata.version("ray").split(".")[1]) >= 9
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not has_current_ray(), reason="no current ray[tune] is installed")
+def test_trials_of_a_real_ray_report(small: dict[str, Any], tmp_path: Path) -> None:
+    options = {**small, "model": "ADRRec", "dataset": "small"}
+    code = f"""
+import recbole_adrrec
+recbole_adrrec.register()
+from recbole.quick_start import objective_function
+import ray
+from ray import tune
+ray.init(num_cpus=1, include_dashboard=False, runtime_env={{"env_vars": {{"PYTHONPATH": {str(ROOT)!r}}}}})
+run = tune.RunConfig(storage_path={str(tmp_path)!r}, stop={{"ndcg@10": 0}})
+tuner = tune.Tuner(tune.with_parameters(objective_function, saved=False), param_space={options!r}, run_config=run)
+(result,) = tuner.fit()
+assert not result.error, result.error
+assert "ndcg@10" in result.metrics, result.metrics
+"""
+    run_alone(code)
 
 
 # Look-ups and values
