@@ -3,7 +3,7 @@
 >>> import recbole_adrrec
 >>> recbole_adrrec.register()
 >>> recbole_adrrec.models()
-['ADRRec', 'MEANTIME']
+['ADRRec', 'AWRSR', 'MEANTIME', 'STOSA', 'TiSASRec']
 """
 
 from recbole_adrrec import models

@@ -20,6 +20,9 @@ from recbole_adrrec.errors import OptionError
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
 
+MANY_NEGATIVES = ("sampled_softmax", "gBCE")
+"""Losses that take ``n_negatives`` where ``train_neg_sample_args`` is unset; others take RecBole's one."""
+
 PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
 """Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
 
@@ -123,6 +126,7 @@ def _hook_config() -> None:
     load_internal = config_class._load_internal_config_dict
     load_variable = config_class._load_variable_config_dict
     merge = config_class._get_final_config_dict
+    set_defaults = config_class._set_default_parameters
 
     def load_command_line(self: Any) -> dict[str, Any]:
         return dict(_given) if _given is not None else _foreign_command_line()
@@ -149,8 +153,12 @@ def _hook_config() -> None:
     @functools.wraps(merge)
     def get_final_config_dict(self: Any) -> dict[str, Any]:
         final: dict[str, Any] = merge(self)
-        if self.__dict__.pop("_follow_loss", False) and final.get("loss_type") == "CE":
-            final["train_neg_sample_args"] = None
+        if self.__dict__.pop("_follow_loss", False):
+            loss = final.get("loss_type")
+            if loss == "CE":
+                final["train_neg_sample_args"] = None
+            elif loss in MANY_NEGATIVES and self.model in models.MODULES:
+                final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
         if _strict or self.model in models.MODULES:
             given = {**dict(_foreign_arguments()), **self.external_config_dict}
             given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
@@ -158,7 +166,16 @@ def _hook_config() -> None:
             options.check_values(final, self.model)
         return final
 
+    @functools.wraps(set_defaults)
+    def set_default_parameters(self: Any) -> None:
+        set_defaults(self)
+        if self.model in models.MODULES and self.final_config_dict["loss_type"] != "CE":
+            # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does.
+            pairwise = importlib.import_module("recbole.utils.enum_type").InputType.PAIRWISE
+            self.final_config_dict["MODEL_INPUT_TYPE"] = pairwise
+
     config_class._load_cmd_line = load_command_line
+    config_class._set_default_parameters = set_default_parameters
     config_class._load_variable_config_dict = load_variable_config_dict
     config_class._load_internal_config_dict = load_internal_config_dict
     config_class._get_final_config_dict = get_final_config_dict

@@ -189,6 +189,18 @@ def _gap_kernels() -> list[str]:
     return [name for name in _relative_kernels() if name != "distance"]
 
 
+def _losses() -> list[str]:
+    from recbole_adrrec.losses import LOSSES
+
+    return list(LOSSES)
+
+
+def _refinements() -> list[str]:
+    from recbole_adrrec.layers.refinement import REFINEMENTS
+
+    return ["none", *REFINEMENTS]
+
+
 COUNT = Number(low=1, whole=True)
 DROPOUT = Number(low=0, high=1, below=True)
 POSITIVE = Number(low=0, above=True)
@@ -202,14 +214,22 @@ OVERALL_RULES: dict[str, Rule] = {
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
-_MEANTIME_RULES: dict[str, Rule] = {
+_SHARED_RULES: dict[str, Rule] = {
     "n_layers": COUNT,
     "hidden_size": COUNT,
-    "inner_size": COUNT,
     "hidden_dropout_prob": DROPOUT,
     "attn_dropout_prob": DROPOUT,
     "layer_norm_eps": POSITIVE,
     "initializer_range": POSITIVE,
+    "loss_type": Choice(_losses),
+    "n_negatives": COUNT,
+    "gbce_t": Number(low=0, high=1),
+    "train_rows": OVERALL_RULES["train_rows"],
+}
+
+_MEANTIME_RULES: dict[str, Rule] = {
+    **_SHARED_RULES,
+    "inner_size": COUNT,
     "absolute_kernels": ListOf(Choice(_absolute_kernels)),
     "relative_kernels": ListOf(Choice(_gap_kernels)),
     "time_unit": POSITIVE,
@@ -217,8 +237,21 @@ _MEANTIME_RULES: dict[str, Rule] = {
     "objective": Choice(("cloze",)),
     "use_query_time": Flag(),
     "mask_ratio": Number(low=0, high=1, above=True, below=True),
-    "loss_type": Choice(("CE", "BPR")),
-    "train_rows": OVERALL_RULES["train_rows"],
+}
+
+_TISASREC_RULES: dict[str, Rule] = {
+    **_SHARED_RULES,
+    "n_heads": COUNT,
+    "time_span": COUNT,
+    "published_padding_attention": Flag(),
+}
+
+_STOSA_RULES: dict[str, Rule] = {
+    **{name: rule for name, rule in _SHARED_RULES.items() if name != "gbce_t"},
+    "n_heads": COUNT,
+    "inner_size": COUNT,
+    "pvn_weight": Number(low=0),
+    "published_mean_bypass": Flag(),
 }
 
 MODEL_RULES: dict[str, dict[str, Rule]] = {
@@ -234,6 +267,21 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         "lni_layers": Unset(ListOf(COUNT, distinct=True, filled=True)),
         "lni_layer_weights": Unset(ListOf(Number(low=0), filled=True)),
         "lni_stop_gradient": Flag(),
+    },
+    "TiSASRec": _TISASREC_RULES,
+    "STOSA": _STOSA_RULES,
+    "AWRSR": {
+        **{name: rule for name, rule in _MEANTIME_RULES.items() if name not in ("objective", "mask_ratio")},
+        **_TISASREC_RULES,
+        **_STOSA_RULES,
+        "relative_kernels": ListOf(Choice(_relative_kernels)),
+        "max_distance": COUNT,
+        "refinement": Choice(_refinements),
+        "backbone": Choice(("sasrec", "stosa", "tisasrec", "mix")),
+        "refinement_rank": Unset(COUNT),
+        "refinement_layers": Unset(ListOf(COUNT, distinct=True, filled=True)),
+        "refinement_heads": Unset(ListOf(COUNT, distinct=True, filled=True)),
+        "refinement_value_map": Flag(),
     },
 }
 """Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
@@ -329,10 +377,25 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     _check_negatives(config)
     _check_rows(config, model)
     if model in MODEL_RULES:
-        _check_kernels(config, model)
+        backbone = _backbone(config, model)
+        if backbone == "mix":
+            _check_kernels(config, model)
+        else:
+            _check_heads(config)
         _check_noise(config)
-        _check_time(config)
+        _check_loss(config, backbone)
+        _check_time(config, backbone)
         _check_transform(config, model)
+    if model == "AWRSR":
+        _check_refinement(config)
+        _check_backbone_options(config)
+
+
+def _backbone(config: Mapping[str, Any], model: str) -> str:
+    """What a model of ours is built on, by the names of AWRSR's ``backbone``."""
+    if model == "AWRSR":
+        return str(config.get("backbone", ""))
+    return {"TiSASRec": "tisasrec", "STOSA": "stosa"}.get(model, "mix")
 
 
 def _check_gpu(config: Mapping[str, Any]) -> None:
@@ -427,21 +490,21 @@ def _samples_negatives(config: Mapping[str, Any]) -> bool:
 def _check_negatives(config: Mapping[str, Any]) -> None:
     if "train_neg_sample_args" not in config or "loss_type" not in config:
         return
-    args = config["train_neg_sample_args"]
+    args, loss = config["train_neg_sample_args"], config["loss_type"]
     if args not in (None, "None") and not isinstance(args, Mapping):
         raise OptionError(
             f"train_neg_sample_args: {args!r} is not a mapping such as "
             "{distribution: uniform, sample_num: 1}, nor unset"
         )
     samples = _samples_negatives(config)
-    if config["loss_type"] == "CE" and samples:
+    if loss == "CE" and samples:
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts loss_type CE, which compares with all "
             "items; leave it out, or choose loss_type BPR"
         )
-    if config["loss_type"] == "BPR" and not samples:
+    if loss in _losses() and loss != "CE" and not samples:
         raise OptionError(
-            f"train_neg_sample_args: {args!r} contradicts loss_type BPR, which needs sampled "
+            f"train_neg_sample_args: {args!r} contradicts loss_type {loss}, which needs sampled "
             "negatives; leave it out, or choose loss_type CE"
         )
 
@@ -506,6 +569,69 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
     )
 
 
+def _check_heads(config: Mapping[str, Any]) -> None:
+    width, heads = config.get("hidden_size"), config.get("n_heads")
+    if width is None or heads is None or width % heads == 0:
+        return
+    near = f"{width // heads * heads} or {width // heads * heads + heads}" if width > heads else str(heads)
+    raise OptionError(
+        f"hidden_size: {width} cannot be divided among n_heads, {heads}; choose a multiple of {heads}, for instance "
+        f"{near}"
+    )
+
+
+def _check_loss(config: Mapping[str, Any], backbone: str) -> None:
+    loss = config.get("loss_type")
+    if backbone == "stosa" and loss in ("BCE", "gBCE"):
+        raise OptionError(
+            f"loss_type: {loss} reads a score above 0 as likely, but STOSA's are minus a distance and never above 0; "
+            "choose BPR, CE or sampled_softmax"
+        )
+
+
+def _check_refinement(config: Mapping[str, Any]) -> None:
+    kind = config.get("refinement")
+    if kind is None:
+        return
+    for name in ("refinement_rank", "refinement_layers", "refinement_heads"):
+        if kind == "none" and config.get(name) is not None:
+            raise OptionError(
+                f"{name}: {config[name]!r} means nothing with refinement none; leave it out, or choose a refinement"
+            )
+    if config.get("refinement_value_map") and kind != "value":
+        raise OptionError(
+            f"refinement_value_map: true is a part of refinement value, but refinement is {kind}; leave it out, or "
+            "choose refinement value"
+        )
+    if kind != "none" and config.get("MAX_ITEM_LIST_LENGTH") == 1:
+        raise OptionError(
+            "MAX_ITEM_LIST_LENGTH: 1 leaves one attention weight, always 1, and nothing to refine; choose at least 2, "
+            "or refinement none"
+        )
+    heads = len(_kernels(config)) if config.get("backbone") == "mix" else config.get("n_heads")
+    for name, most, source in (
+        ("refinement_layers", config.get("n_layers"), "n_layers"),
+        ("refinement_heads", heads, "one head for each kernel" if config.get("backbone") == "mix" else "n_heads"),
+    ):
+        chosen = config.get(name)
+        if chosen is not None and most is not None and max(chosen) > most:
+            what = name.removeprefix("refinement_").removesuffix("s")
+            raise OptionError(f"{name}: there is no {what} {max(chosen)} among {most} ({source}); they count from 1")
+
+
+def _check_backbone_options(config: Mapping[str, Any]) -> None:
+    for name, owner, reason in (
+        ("published_padding_attention", "tisasrec", "only TiSASRec's public code lets padded keys take part"),
+        ("published_mean_bypass", "stosa", "only STOSA's states have means and covariances"),
+        ("use_query_time", "mix", "only its kernels read the time at which a recommendation is asked for"),
+    ):
+        backbone = config.get("backbone", owner)
+        if config.get(name) and backbone != owner:
+            raise OptionError(
+                f"{name}: true makes no sense with backbone {backbone}: {reason}; leave it out, or choose {owner}"
+            )
+
+
 def _check_noise(config: Mapping[str, Any]) -> None:
     depth = config.get("n_layers")
     layers = config.get("lni_layers")
@@ -520,11 +646,13 @@ def _check_noise(config: Mapping[str, Any]) -> None:
         raise OptionError(f"lni_layer_weights: {len(weights)} weights for {noisy} layers ({source}); give one for each")
 
 
-def _check_time(config: Mapping[str, Any]) -> None:
+def _check_time(config: Mapping[str, Any], backbone: str) -> None:
     time_field = config.get("TIME_FIELD", "timestamp")
     fields = config.get("normalize_field") or []
     scaled = time_field in fields or (config.get("normalize_all") and not fields)
-    reading = [name for name in _kernels(config) if name in TIME_KERNELS]
+    reading = [name for name in _kernels(config) if name in TIME_KERNELS] if backbone == "mix" else []
+    if backbone == "tisasrec":
+        reading = ["TiSASRec's intervals"]
     if config.get("exact_time", True) or not scaled or not reading:
         return
     option = "normalize_field" if time_field in fields else "normalize_all"

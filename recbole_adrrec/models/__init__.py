@@ -10,7 +10,10 @@ import types
 
 MODULES = {
     "ADRRec": "recbole_adrrec.models.adrrec",
+    "AWRSR": "recbole_adrrec.models.awrsr",
     "MEANTIME": "recbole_adrrec.models.meantime",
+    "STOSA": "recbole_adrrec.models.stosa",
+    "TiSASRec": "recbole_adrrec.models.tisasrec",
 }
 """Name of each model that RecBole is told about, and the module that holds it."""
 

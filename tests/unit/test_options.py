@@ -381,7 +381,7 @@ def test_values_that_can_run(given):
         ({"objective": "close"}, "objective: 'close' is none of causal, cloze; did you mean cloze?"),
         ({"lni_noise": "in-manifold"}, "did you mean in_manifold"),
         ({"learner": "adan"}, "learner: 'adan' is none of .*did you mean adam"),
-        ({"loss_type": "ce"}, "loss_type: 'ce' is none of CE, BPR; did you mean CE"),
+        ({"loss_type": "ce"}, "loss_type: 'ce' is none of CE, BPR, BCE, sampled_softmax, gBCE; did you mean CE"),
         ({"absolute_kernels": "position"}, "absolute_kernels: 'position' is not a list; write it as"),
         ({"absolute_kernels": ["dya"]}, "absolute_kernels: entry 1: 'dya' is none of .*; did you mean day"),
         ({"absolute_kernels": ["sinusoid"]}, "absolute_kernels: entry 1: 'sinusoid' is none of position, day"),

@@ -29,7 +29,7 @@ def config(monkeypatch, argv=(), **kwargs):
 
 
 def test_models_are_listed_and_found():
-    assert MODELS == ["ADRRec", "MEANTIME"]
+    assert MODELS == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
     for name in MODELS:
         found = get_model(name)
         assert found.__name__ == name

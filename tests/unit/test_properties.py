@@ -21,7 +21,7 @@ def recbole_yaml(name):
 
 
 def test_names():
-    assert MODELS == ["ADRRec", "MEANTIME"]
+    assert MODELS == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
     assert DATASETS == ["amazon-beauty", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]
 
@@ -85,7 +85,8 @@ def test_command_line_round_trip(kind, name):
 def test_defaults_together_can_run(model, dataset):
     config = {**recbole_yaml("overall"), **recbole_yaml("dataset/sample"), **options.load_properties("overall")}
     config |= options.load_properties("model", model) | options.load_properties("dataset", dataset)
-    config["train_neg_sample_args"] = None
+    if config["loss_type"] == "CE":
+        config["train_neg_sample_args"] = None
     options.check_values(config, model)
 
 
@@ -99,12 +100,12 @@ def test_meantime_is_adrrec_without_its_own_parts():
     assert (adrrec["objective"], meantime["objective"]) == ("causal", "cloze")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME"])
 def test_comments_name_every_kernel(model):
     meanings = options.comments("model", model)
     for option, names in (
         ("absolute_kernels", rules._absolute_kernels()),
-        ("relative_kernels", rules._relative_kernels() if model == "ADRRec" else rules._gap_kernels()),
+        ("relative_kernels", rules._gap_kernels() if model == "MEANTIME" else rules._relative_kernels()),
     ):
         for name in names:
             assert name in meanings[option]

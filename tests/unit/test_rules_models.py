@@ -1,0 +1,82 @@
+"""Options of AWRSR, TiSASRec and STOSA that don't go together are refused with the reason, before data is read."""
+
+import itertools
+
+import pytest
+from recbole.config import Config
+
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.layers.refinement import REFINEMENTS
+from recbole_adrrec.models.awrsr import BACKBONES
+from recbole_adrrec.rules import MODEL_RULES
+
+NEGATIVES = {"distribution": "uniform", "sample_num": 1}
+
+
+def config(model, **given):
+    return Config(model=model, dataset="ml-100k", config_dict={"data_path": "nowhere", **given})
+
+
+@pytest.mark.parametrize(("refinement", "backbone"), list(itertools.product(["none", *REFINEMENTS], BACKBONES)))
+def test_every_refinement_goes_with_every_backbone(refinement, backbone):
+    made = config("AWRSR", refinement=refinement, backbone=backbone)
+    assert (made["refinement"], made["backbone"]) == (refinement, backbone)
+
+
+def test_choices_are_those_that_exist():
+    assert list(MODEL_RULES["AWRSR"]["backbone"].names) == list(BACKBONES)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "message"),
+    [
+        ("AWRSR", {"refinement": "values"}, "refinement: 'values' is none of none, simple, value"),
+        ("AWRSR", {"backbone": "bert"}, "backbone: 'bert' is none of sasrec, stosa, tisasrec, mix"),
+        ("AWRSR", {"refinement": "none", "refinement_rank": 8}, "refinement_rank: 8 means nothing"),
+        ("AWRSR", {"refinement": "none", "refinement_layers": [1]}, "refinement_layers: .*means nothing"),
+        ("AWRSR", {"refinement": "none", "refinement_heads": [1]}, "refinement_heads: .*means nothing"),
+        ("AWRSR", {"refinement_value_map": True}, "refinement_value_map: true is a part of refinement value"),
+        ("AWRSR", {"refinement_rank": 0}, "refinement_rank: 0 is not a whole number of at least 1"),
+        ("AWRSR", {"refinement_layers": [3]}, r"refinement_layers: there is no layer 3 among 2 \(n_layers\)"),
+        ("AWRSR", {"refinement_heads": [3]}, r"refinement_heads: there is no head 3 among 2 \(n_heads\)"),
+        ("AWRSR", {"refinement_heads": [5], "backbone": "mix"}, "no head 5 among 4 .one head for each kernel"),
+        ("AWRSR", {"refinement_heads": []}, "refinement_heads: the list is empty"),
+        ("AWRSR", {"MAX_ITEM_LIST_LENGTH": 1}, "MAX_ITEM_LIST_LENGTH: 1 leaves one attention weight"),
+        ("AWRSR", {"hidden_size": 65}, "hidden_size: 65 cannot be divided among n_heads, 2; .*64 or 66"),
+        ("AWRSR", {"hidden_size": 66, "backbone": "mix"}, "hidden_size: 66 cannot be divided among 4 kernels"),
+        ("AWRSR", {"published_padding_attention": True}, "makes no sense with backbone sasrec: only TiSASRec"),
+        ("AWRSR", {"published_mean_bypass": True, "backbone": "mix"}, "makes no sense with backbone mix: only STOSA"),
+        ("AWRSR", {"use_query_time": True, "backbone": "tisasrec"}, "makes no sense with backbone tisasrec"),
+        ("AWRSR", {"loss_type": "BCE", "backbone": "stosa"}, "loss_type: BCE reads a score above 0 as likely"),
+        ("STOSA", {"loss_type": "gBCE"}, "loss_type: gBCE reads a score above 0 as likely"),
+        ("STOSA", {"hidden_size": 6}, "hidden_size: 6 cannot be divided among n_heads, 4"),
+        ("STOSA", {"hidden_size": 3}, "for instance 4"),
+        ("STOSA", {"pvn_weight": -1}, "pvn_weight: -1 is not a number of at least 0"),
+        ("TiSASRec", {"time_span": 0}, "time_span: 0 is not a whole number of at least 1"),
+        ("TiSASRec", {"published_padding_attention": 1}, "published_padding_attention: 1 is neither true nor false"),
+        ("TiSASRec", {"gbce_t": 1.5}, "gbce_t: 1.5 is not a number from 0 to 1"),
+        ("TiSASRec", {"n_negatives": 0}, "n_negatives: 0 is not"),
+        ("TiSASRec", {"exact_time": False, "normalize_all": True}, "normalize_all: .*TiSASRec's intervals"),
+        ("TiSASRec", {"train_neg_sample_args": NEGATIVES}, "contradicts loss_type CE"),
+    ],
+)
+def test_refused(model, given, message):
+    with pytest.raises(OptionError, match=message):
+        config(model, **given)
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"), [("BPR", 1), ("BCE", 1), ("sampled_softmax", 7), ("gBCE", 7), ("CE", "none")]
+)
+def test_negatives_follow_the_loss(loss, count):
+    made = config("TiSASRec", loss_type=loss, n_negatives=7)
+    assert made["train_neg_sample_args"]["sample_num"] == count
+    assert made["MODEL_INPUT_TYPE"].name == ("POINTWISE" if loss == "CE" else "PAIRWISE")
+
+
+def test_negatives_that_are_asked_for_stay():
+    made = config("ADRRec", loss_type="gBCE", train_neg_sample_args={"distribution": "popularity", "sample_num": 3})
+    assert (made["train_neg_sample_args"]["distribution"], made["train_neg_sample_args"]["sample_num"]) == (
+        "popularity",
+        3,
+    )
