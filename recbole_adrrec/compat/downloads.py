@@ -80,19 +80,19 @@ def _download(self: Any) -> None:
     target = Path(self.dataset_path)
     try:
         if not module.decide_download(url):
-            raise DataError(f"{wanted}: file not found, and its download was declined")
+            raise DataError(f"{wanted}: no such file, and its download was declined")
         with _folder_beside(target) as folder:
             archive = module.download_url(url, str(folder))
             module.extract_zip(archive, str(folder))
             os.unlink(archive)
             module.rename_atomic_files(str(folder), Path(archive).stem, self.dataset_name)
             if not (folder / wanted.name).is_file():
-                raise DataError(f"{wanted}: file not found, nor is it in {url}; see {PAGE}")
+                raise DataError(f"{wanted}: no such file, nor is it in {url}; see {PAGE}")
             _move(folder, target)
     except (OSError, RuntimeError, TypeError, zipfile.BadZipFile, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
-            f"{wanted}: file not found, and {url} could not be downloaded ({reason}); put the file there by hand "
+            f"{wanted}: no such file, and {url} could not be downloaded ({reason}); put the file there by hand "
             f"(all data sets are listed at {PAGE})"
         ) from error
     self.logger.info("Downloading done.")
@@ -108,7 +108,7 @@ def _url(dataset: Any, wanted: Path) -> str:
     near = difflib.get_close_matches(name, urls, n=3)
     hint = f"; names like it that can be downloaded: {', '.join(near)}" if near else ""
     raise DataError(
-        f"{wanted}: file not found, and RecBole knows no data set {name!r} to download{hint}; check dataset and "
+        f"{wanted}: no such file, and RecBole knows no data set {name!r} to download{hint}; check dataset and "
         f"data_path, or put the file there (data sets are listed at {PAGE})"
     )
 

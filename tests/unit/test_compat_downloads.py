@@ -102,13 +102,13 @@ def test_without_network_the_wanted_file_is_named(
 )
 def test_a_bad_archive_leaves_nothing_behind(content: bytes, tmp_path: Path, served: dict[str, bytes]) -> None:
     served["Amazon_Beauty.zip"] = content
-    with pytest.raises(DataError, match=r"amazon-beauty\.inter: file not found"):
+    with pytest.raises(DataError, match=r"amazon-beauty\.inter: no such file"):
         load(tmp_path / "data")
     assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_data_set_is_named_with_near_ones(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"amazon-beuty\.inter: file not found, .*amazon-beauty"):
+    with pytest.raises(DataError, match=r"amazon-beuty\.inter: no such file, .*amazon-beauty"):
         load(tmp_path, "amazon-beuty")
     with pytest.raises(DataError, match=r"mine\.part1\.inter"):
         load(tmp_path, "mine", benchmark_filename=["part1", "part2"])
