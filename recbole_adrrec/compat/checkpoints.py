@@ -27,7 +27,7 @@ import torch
 
 from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.compat.patching import overlay, override, override_everywhere
-from recbole_adrrec.compat.plain_numpy import Refused, plain_dtype, plain_scalar
+from recbole_adrrec.compat.plain_numpy import Refused, plain_bytes, plain_dtype, plain_scalar
 from recbole_adrrec.compat.tuning import QUICK_START
 from recbole_adrrec.errors import CheckpointError
 
@@ -108,6 +108,7 @@ def allow_what_recbole_saves() -> None:
     for core in ("numpy._core.multiarray", "numpy.core.multiarray"):  # since and until numpy 2
         _stand_in(_function(plain_scalar), core, "scalar")
     _stand_in(_function(plain_dtype), "numpy", "dtype")
+    _stand_in(_function(plain_bytes), "_codecs", "encode")  # allowed by torch itself since 2.5
     for cls in {type(np.dtype(code)) for code in "?bhilqBHILQefd"}:
         _stand_ins[f"{cls.__module__}.{cls.__qualname__}"] = cls
     for kind in (datetime.date, datetime.datetime, datetime.timedelta, datetime.timezone):

@@ -47,3 +47,16 @@ def plain_scalar(dtype: np.dtype[Any], data: bytes) -> Any:
     if not data or len(data) != own.itemsize:
         raise Refused("a numpy scalar of too few or too many bytes")
     return np.frombuffer(data, own)[0]
+
+
+def plain_bytes(text: str, encoding: str) -> bytes:
+    """Bytes, which old pickles write as text.
+
+    Raises
+    ------
+    Refused
+        It is not such text.
+    """
+    if not isinstance(text, str) or encoding != "latin1":
+        raise Refused("bytes of another kind")
+    return text.encode("latin1")
