@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+from conftest import read_events, write_dataset
 from recbole.quick_start import load_data_and_model
 
-from conftest import read_events, write_dataset
 from recbole_adrrec import cli
 from recbole_adrrec.layers.refinement import REFINEMENTS
 from recbole_adrrec.models.awrsr import BACKBONES

@@ -5,7 +5,10 @@ import torch
 import yaml
 
 from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.awrsr import AWRSR
 from recbole_adrrec.models.meantime import MEANTIME
+from recbole_adrrec.models.stosa import STOSA
+from recbole_adrrec.models.tisasrec import TiSASRec
 from recbole_adrrec.options import load_properties
 from tests import helpers
 
@@ -27,21 +30,49 @@ CHANGES = {
     "use_query_time": (True, {}),
     "mask_ratio": (0.8, {"objective": "cloze"}),
     "loss_type": ("BPR", {}),
+    "gbce_t": (0.2, {"loss_type": "gBCE"}),
     "lni_weight": (0.5, {}),
     "lni_sigma": (0.3, {"lni_weight": 0.5}),
     "lni_noise": ("uniform", {"lni_weight": 0.5}),
     "lni_layers": ([2], {"lni_weight": 0.5}),
     "lni_layer_weights": ([1.0, 0.2], {"lni_weight": 0.5}),
     "lni_stop_gradient": (True, {"lni_weight": 0.5}),
+    "n_heads": (1, {}),
+    "time_span": (2, {}),
+    "published_padding_attention": (True, {}),
+    "pvn_weight": (0.6, {"loss_type": "BPR"}),
+    "published_mean_bypass": (True, {}),
+    "refinement": ("value", {}),
+    "backbone": ("stosa", {}),
+    "refinement_rank": (2, {}),
+    "refinement_layers": ([2], {}),
+    "refinement_heads": ([2], {}),
+    "refinement_value_map": (True, {"refinement": "value"}),
 }
-# The data layer reads it.
-OF_THE_DATA = {"train_rows"}
+# Options of one backbone of AWRSR.
+OF_BACKBONE = {
+    **dict.fromkeys(("pvn_weight", "published_mean_bypass"), "stosa"),
+    **dict.fromkeys(("time_span", "published_padding_attention"), "tisasrec"),
+    **dict.fromkeys(("absolute_kernels", "relative_kernels", "time_unit", "kernel_freq"), "mix"),
+    **dict.fromkeys(("max_distance", "use_query_time"), "mix"),
+}
+# The data layer reads them.
+OF_THE_DATA = {"train_rows", "n_negatives"}
+MODELS = [ADRRec, AWRSR, MEANTIME, STOSA, TiSASRec]
+OPTIONS = [
+    (model_class, option)
+    for model_class in MODELS
+    for option in load_properties("model", model_class.__name__)
+    if option not in OF_THE_DATA and (model_class, option) != (MEANTIME, "objective")  # it has one value
+]
 
 
 def trained_loss(model_class, changes):
     """Losses before and after one step of training."""
     if model_class is MEANTIME:
         changes = {"relative_kernels": ["sinusoid", "log1p"], **changes}
+    if model_class is STOSA:
+        changes = {"initializer_range": 0.1, **changes}  # distances grow fast
     model = helpers.build(model_class, **changes).train()
     batch = helpers.rows([7, 4, 6], targets=model.objective)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -56,34 +87,24 @@ def trained_loss(model_class, changes):
     return losses
 
 
-@pytest.mark.parametrize("model_class", [ADRRec, MEANTIME])
-def test_each_default_is_covered_here(model_class):
-    names = set(load_properties("model", model_class.__name__)) - OF_THE_DATA
-    assert names <= set(CHANGES)
-    if model_class is ADRRec:
-        assert names == set(CHANGES)
+def test_each_default_is_covered_here():
+    names = {option for model in MODELS for option in load_properties("model", model.__name__)}
+    assert names - OF_THE_DATA == set(CHANGES)
 
 
-@pytest.mark.parametrize(
-    ("model_class", "option"),
-    [
-        (model_class, option)
-        for model_class in (ADRRec, MEANTIME)
-        for option in load_properties("model", model_class.__name__)
-        if option not in OF_THE_DATA and (model_class, option) != (MEANTIME, "objective")  # it has one value
-    ],
-)
+@pytest.mark.parametrize(("model_class", "option"), OPTIONS)
 def test_each_option_changes_training(model_class, option):
     value, others = CHANGES[option]
+    if model_class is AWRSR and option in OF_BACKBONE:
+        others = {**others, "backbone": OF_BACKBONE[option]}
     assert trained_loss(model_class, {**others, option: value}) != trained_loss(model_class, others)
 
 
-@pytest.mark.parametrize("model_class", [ADRRec, MEANTIME])
+@pytest.mark.parametrize("model_class", MODELS)
 def test_the_defaults_build_a_model_that_trains(model_class):
     defaults = load_properties("model", model_class.__name__)
     model = helpers.build(model_class, dtype=torch.float32, **defaults).train()
-    kind = "causal" if model_class is ADRRec else "cloze"
-    assert model.calculate_loss(helpers.rows([7, 4], targets=kind)).isfinite()
+    assert model.calculate_loss(helpers.rows([7, 4], targets=model.objective)).isfinite()
     assert yaml.safe_dump(defaults)
 
 

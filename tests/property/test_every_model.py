@@ -1,0 +1,344 @@
+"""What must hold for every causal model and every refinement on any batch."""
+
+import copy
+import itertools
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recbole.model.sequential_recommender.sasrec import SASRec
+
+from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
+from recbole_adrrec.losses import LOSSES
+from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.awrsr import AWRSR, BACKBONES
+from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.sasrec import sasrec_parts
+from recbole_adrrec.models.stosa import STOSA
+from recbole_adrrec.models.tisasrec import TiSASRec
+from tests import helpers
+
+WIDTH = 7
+MODELS = {
+    "TiSASRec": (TiSASRec, {}),
+    "STOSA": (STOSA, {"initializer_range": 0.1}),
+    "STOSA, bypass": (STOSA, {"published_mean_bypass": True, "initializer_range": 0.1}),
+    **{
+        f"AWRSR, {refinement}, {backbone}": (
+            AWRSR,
+            {"refinement": refinement, "backbone": backbone, "initializer_range": 0.1 if backbone == "stosa" else 0.5},
+        )
+        for refinement, backbone in itertools.product(REFINEMENTS, BACKBONES)
+    },
+}
+FEW = settings(max_examples=12, deadline=None)
+
+names = st.sampled_from(list(MODELS))
+lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=4)
+seeds = st.integers(0, 10_000)
+
+
+def build(name, **changes):
+    model_class, own = MODELS[name]
+    return helpers.build(model_class, **{**own, **changes})
+
+
+def loss_of(model, batch, seed=0):
+    """Training loss under a seed, in training mode."""
+    torch.manual_seed(seed)
+    return model.train().calculate_loss(batch)
+
+
+def states(model, batch):
+    items, moments, _ = model._asked(batch)
+    return model.eval()(items, moments).detach()
+
+
+@FEW
+@given(names, seeds, st.integers(0, WIDTH - 1))
+def test_a_state_depends_on_no_later_event(name, seed, changed):
+    model = build(name)
+    batch = helpers.rows([WIDTH], seed=seed)
+    before = states(model, batch)
+    items = dict(batch, item_id_list=batch["item_id_list"].clone())
+    items["item_id_list"][0, changed] = batch["item_id_list"][0, changed] % (helpers.N_ITEMS - 1) + 1
+    after = states(model, items)
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.equal(before[:, changed], after[:, changed])
+    times = dict(batch, timestamp_list=batch["timestamp_list"].clone())
+    times["timestamp_list"][0, changed] += 10 * 86400
+    assert torch.equal(before[:, :changed], states(model, times)[:, :changed])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_content_changes_nothing(name):
+    model = build(name, loss_type="BPR")
+    twin = copy.deepcopy(model)
+    for kind in ("row", "causal"):
+        batch = helpers.rows([WIDTH, 3, 1], targets=kind)
+        padding = torch.arange(WIDTH) >= batch["item_length"].unsqueeze(1)
+        filled = dict(batch)
+        fills = {"item_id_list": 3, "timestamp_list": -(2**40), "timestamp": 2**40, "neg_item_id": 2, "item_id": 5}
+        for field, value in fills.items():
+            if filled[field].dim() == 2:
+                filled[field] = filled[field].masked_fill(padding, value)
+        assert torch.equal(loss_of(model, batch), loss_of(twin, filled))
+        if kind == "row":
+            assert torch.equal(model.eval().full_sort_predict(batch), twin.eval().full_sort_predict(filled))
+
+
+@FEW
+@given(names, lengths, seeds)
+def test_scores_do_not_depend_on_the_rest_of_the_batch(name, counts, seed):
+    model = build(name)
+    batch = helpers.rows(counts, seed=seed)
+    together = model.full_sort_predict(batch)
+    assert together.shape == (len(counts), helpers.N_ITEMS)
+    alone = model.predict(batch)
+    torch.testing.assert_close(alone, together.gather(1, batch["item_id"][:, None])[:, 0], rtol=0, atol=1e-9)
+    for row in range(len(counts)):
+        single = {field: value[row : row + 1] for field, value in batch.items()}
+        torch.testing.assert_close(model.full_sort_predict(single)[0], together[row], rtol=0, atol=1e-9)
+
+
+def test_published_padding_depends_on_the_padding():
+    batch = helpers.rows([3])
+    ours, published = (build("TiSASRec", published_padding_attention=flag) for flag in (False, True))
+    assert not torch.allclose(ours.full_sort_predict(batch), published.full_sort_predict(batch), atol=1e-3)
+    wider = build("TiSASRec", published_padding_attention=True, MAX_ITEM_LIST_LENGTH=9)
+    state = {name: value for name, value in published.state_dict().items() if "position" not in name}
+    wider.load_state_dict(state, strict=False)
+    for side in ("key", "value"):  # the newest events keep their rows
+        table = getattr(wider.kernels, f"position_{side}").weight
+        table.data[-WIDTH:] = getattr(published.kernels, f"position_{side}").weight.data
+    assert not torch.allclose(wider.full_sort_predict(batch), published.full_sort_predict(batch), atol=1e-3)
+
+
+@FEW
+@given(names, st.integers(1, WIDTH), seeds, st.sampled_from(["CE", "BPR", "sampled_softmax"]))
+def test_a_window_trains_what_its_prefixes_train(name, length, seed, loss_type):
+    """A window's loss and gradients are the mean of those of its prefixes."""
+    model = build(name, loss_type=loss_type)
+    window = helpers.rows([length], seed=seed, targets="causal")
+    prefix_length = torch.arange(1, length + 1)
+    inside = torch.arange(WIDTH) < prefix_length.unsqueeze(1)
+    prefixes = {
+        "user_id": window["user_id"].expand(length),
+        "item_id_list": window["item_id_list"] * inside,
+        "timestamp_list": window["timestamp_list"] * inside,
+        "item_length": prefix_length,
+        **{field: window[field][0, :length] for field in ("item_id", "timestamp", "neg_item_id")},
+    }
+    parameters = list(model.parameters())
+    one, many = loss_of(model, window), loss_of(model, prefixes)
+    torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-9)
+    gradients = (torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (one, many))
+    for gradient, other in zip(*gradients, strict=True):
+        if gradient is not None or other is not None:
+            torch.testing.assert_close(gradient, other, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_empty_history_gives_finite_scores_and_gradients(name):
+    model = build(name)
+    batch = helpers.rows([0, 3])
+    assert model.full_sort_predict(batch).isfinite().all()
+    model.full_sort_predict(batch).square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("kind", ["row", "causal"])
+def test_every_loss_goes_down(loss_type, kind):
+    sampled = {"distribution": "uniform", "sample_num": 3}
+    model = helpers.build(
+        AWRSR, dtype=torch.float32, loss_type=loss_type, initializer_range=0.02, train_neg_sample_args=sampled
+    )
+    batch = helpers.rows([7, 5, 6, 2], targets=kind)
+    if kind == "row":
+        batch = {field: value.repeat(3, *[1] * (value.dim() - 1)) for field, value in batch.items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    first = loss_of(model, batch).item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    assert loss_of(model, batch) < 0.7 * first
+
+
+@pytest.mark.parametrize("loss_type", ["BPR", "BCE", "sampled_softmax", "gBCE"])
+@pytest.mark.parametrize("model_class", [TiSASRec, ADRRec])
+def test_prefix_rows_that_recbole_repeats_for_each_negative_are_trained_once(loss_type, model_class):
+    """RecBole repeats the whole batch for each further negative; windows get them side by side."""
+    model = helpers.build(model_class, loss_type=loss_type, train_neg_sample_args={"sample_num": 2})
+    row = helpers.rows([4, 4])
+    negatives = torch.tensor([[3, 5], [7, 9]])  # row by negative
+    repeated = {field: torch.cat([value, value]) for field, value in row.items()}
+    repeated["neg_item_id"] = negatives.T.flatten()
+    window = dict(row)
+    last = torch.tensor([[3], [3]])
+    for field in ("item_id", "timestamp"):
+        window[field] = torch.zeros(2, WIDTH, dtype=torch.int64).scatter(1, last, row[field].unsqueeze(1))
+    window["neg_item_id"] = torch.zeros(2, WIDTH, 2, dtype=torch.int64)
+    window["neg_item_id"][:, 3] = negatives
+    torch.testing.assert_close(loss_of(model, repeated), loss_of(model, window), rtol=0, atol=1e-12)
+
+
+OWN = {
+    "stosa": (STOSA, {}),
+    "tisasrec": (TiSASRec, {}),
+    "mix": (ADRRec, {"lni_weight": 0.0}),
+}
+
+
+@pytest.mark.parametrize("backbone", OWN)
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_without_refinement_awrsr_is_its_backbone(backbone, loss_type):
+    """To the last bit, with dropout, in scores, loss and gradients."""
+    model_class, own = OWN[backbone]
+    changes = {"loss_type": loss_type, "hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, "initializer_range": 0.1}
+    theirs = helpers.build(model_class, dtype=torch.float32, **changes, **own)
+    ours = helpers.build(AWRSR, seed=1, dtype=torch.float32, **changes, refinement="none", backbone=backbone)
+    state = theirs.state_dict()
+    state.pop("noise.step", None)
+    ours.load_state_dict(state)
+    assert_equal_models(ours, theirs)
+
+
+def test_without_refinement_awrsr_on_sasrec_is_its_parts():
+    class Plain(SequenceRecommender):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            self.join(sasrec_parts(config, self.facts))
+
+    theirs = helpers.build(Plain, dtype=torch.float32)
+    ours = helpers.build(AWRSR, seed=1, dtype=torch.float32, refinement="none")
+    ours.load_state_dict(theirs.state_dict())
+    assert_equal_models(ours, theirs)
+
+
+def assert_equal_models(ours, theirs):
+    row, window = helpers.rows([7, 3, 1]), helpers.rows([7, 3, 1], targets="causal")
+    assert torch.equal(ours.full_sort_predict(row), theirs.full_sort_predict(row))
+    for batch in (row, window):
+        losses = loss_of(ours, batch), loss_of(theirs, batch)
+        assert torch.equal(*losses)
+        gradients = [
+            torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+            for loss, model in zip(losses, (ours, theirs), strict=True)
+        ]
+        for gradient, other in zip(*gradients, strict=True):
+            assert (gradient is None) == (other is None)
+            assert gradient is None or torch.equal(gradient, other)
+
+
+RECBOLE_NAMES = {
+    "item_embedding.weight": "item_embedding.weight",
+    "item_embedding.position.weight": "position_embedding.weight",
+    "item_embedding.norm": "LayerNorm",
+    "attention.query": "multi_head_attention.query",
+    "attention.key": "multi_head_attention.key",
+    "attention.value": "multi_head_attention.value",
+    "attention.output": "multi_head_attention.dense",
+    "attention_norm": "multi_head_attention.LayerNorm",
+    "feed_forward.0": "feed_forward.dense_1",
+    "feed_forward.3": "feed_forward.dense_2",
+    "feed_forward_norm": "feed_forward.LayerNorm",
+}
+
+
+def recbole_name(name):
+    """RecBole's name of a parameter of ours."""
+    if name in RECBOLE_NAMES:
+        return RECBOLE_NAMES[name]
+    head, _, kind = name.rpartition(".")
+    if head in RECBOLE_NAMES:
+        return f"{RECBOLE_NAMES[head]}.{kind}"
+    _, _, layer, *part = head.split(".")
+    return f"trm_encoder.layer.{layer}.{RECBOLE_NAMES['.'.join(part)]}.{kind}"
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
+def test_without_refinement_awrsr_on_sasrec_is_recboles_sasrec(loss_type):
+    changes = {"loss_type": loss_type, "layer_norm_eps": 1e-12, "initializer_range": 0.1, "hidden_act": "gelu"}
+    theirs = helpers.build(SASRec, dtype=torch.float32, **changes)
+    ours = helpers.build(AWRSR, dtype=torch.float32, refinement="none", **changes)
+    state = theirs.state_dict()
+    ours.load_state_dict({name: state[recbole_name(name)] for name in ours.state_dict()})
+    assert len(state) == len(ours.state_dict())
+    row = helpers.rows([7, 3, 1])
+    torch.testing.assert_close(ours.full_sort_predict(row), theirs.full_sort_predict(row), rtol=0, atol=1e-6)
+    torch.testing.assert_close(loss_of(ours, row), loss_of(theirs, row), rtol=0, atol=1e-6)
+    loss_of(ours, row).backward()
+    loss_of(theirs, row).backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        expected = gradients[recbole_name(name)]
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_refinement_reaches_the_chosen_layers_alone():
+    model = helpers.build(AWRSR, refinement="additive", refinement_layers=[2])
+    kinds = [type(layer.attention.refinement) for layer in model.encoder.layers]
+    assert kinds == [Refinement, REFINEMENTS["additive"]]
+    with pytest.raises(ValueError, match="refinement_layers"):
+        helpers.build(AWRSR, refinement_layers=[3])
+    with pytest.raises(ValueError, match="refinement: softer"):
+        helpers.build(AWRSR, refinement="softer")
+    with pytest.raises(ValueError, match="backbone: gru"):
+        helpers.build(AWRSR, backbone="gru")
+
+
+@pytest.mark.parametrize(("backbone", "ignores"), [("sasrec", 1), ("stosa", 1), ("tisasrec", 0), ("mix", 0)])
+def test_the_log_says_which_backbones_ignore_time(caplog, backbone, ignores):
+    with caplog.at_level(logging.INFO):
+        model = helpers.build(AWRSR, backbone=backbone)
+    assert caplog.text.count("ignores the times") == ignores
+    batch = helpers.rows([7, 5])
+    later = dict(batch, timestamp_list=batch["timestamp_list"] * 2)
+    same = torch.equal(model.full_sort_predict(batch), model.full_sort_predict(later))
+    assert same == bool(ignores)
+
+
+EXPLAINED = {
+    "ADRRec": (ADRRec, {}, 4),
+    "ADRRec, cloze": (ADRRec, {"objective": "cloze"}, 4),
+    "TiSASRec": (TiSASRec, {}, 2),
+    "TiSASRec, published": (TiSASRec, {"published_padding_attention": True}, 2),
+    "STOSA": (STOSA, {}, 2),
+    **{name: (*made, 4 if name.endswith("mix") else 2) for name, made in MODELS.items() if "AWRSR" in name},
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_explain_shows_what_is_attended_to(name):
+    model_class, changes, heads = EXPLAINED[name]
+    model = helpers.build(model_class, **changes).train()
+    batch = helpers.rows([5])
+    told = model.explain(batch)
+    assert model.training
+    cloze = model.objective == "cloze"
+    length = 5 + cloze
+    assert told.items[:5].tolist() == batch["item_id_list"][0, :5].tolist()
+    assert told.items[5:].tolist() == [model.n_items] * cloze
+    assert told.times[:5].tolist() == batch["timestamp_list"][0, :5].tolist()
+    for weights in (told.plain, told.refined):
+        assert weights.shape == (2, heads, length, length)
+        assert not weights.requires_grad
+        total = weights.sum(-1)
+        if "published" in name:
+            assert (total < 1).any()
+        else:
+            torch.testing.assert_close(total, torch.ones_like(total))
+        if not cloze:
+            assert torch.equal(weights, weights.tril())
+    assert torch.equal(told.plain, told.refined) == (model_class is not AWRSR)
+
+
+def test_explain_takes_one_user_with_a_history():
+    model = helpers.build(AWRSR)
+    for counts in ([3, 2], [0]):
+        with pytest.raises(ValueError, match="takes one"):
+            model.explain(helpers.rows(counts))
