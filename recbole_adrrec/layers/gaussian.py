@@ -42,17 +42,7 @@ class WassersteinAttention(Attention):
     """``-W2(query_i, key_j) / sqrt(dh)``: near Gaussians attend to each other.
 
     Means are summed with the weights ``A``, covariances with ``A^2``, as those of independent summands.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``, divisible by ``n_heads``.
-    n_heads : int
-        Heads ``H``.
-    dropout : float
-        Share of the weights that training drops.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
+    Arguments as for ``ProjectedAttention``.
     """
 
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:

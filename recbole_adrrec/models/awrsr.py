@@ -6,11 +6,10 @@ publishes no code: ``docs/interpretation.md`` states our forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
-from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender
+from recbole_adrrec.models.base import Facts, Parts, PartsBuilder, Refine, SequenceRecommender
 from recbole_adrrec.models.mix import mix_parts
 from recbole_adrrec.models.sasrec import sasrec_parts
 from recbole_adrrec.models.stosa import stosa_parts
@@ -21,7 +20,7 @@ def _mix_parts(config: Any, facts: Facts, refine: Refine) -> Parts:
     return mix_parts(config, facts, config["max_distance"], refine)
 
 
-BACKBONES: dict[str, Callable[[Any, Facts, Refine], Parts]] = {
+BACKBONES: dict[str, PartsBuilder] = {
     "sasrec": sasrec_parts,
     "stosa": stosa_parts,
     "tisasrec": tisasrec_parts,
@@ -32,17 +31,7 @@ BACKBONES: dict[str, Callable[[Any, Facts, Refine], Parts]] = {
 class AWRSR(SequenceRecommender):
     """A causal backbone whose attention weights go through a refinement; without one it is the backbone itself.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those of ``properties/model/AWRSR.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``SequenceRecommender``.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
+    Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/AWRSR.yaml``.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

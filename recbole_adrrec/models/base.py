@@ -68,6 +68,10 @@ def unrefined(layer: int, n_heads: int) -> None:
     """Refine nothing."""
 
 
+PartsBuilder = Callable[[Any, Facts, Refine], "Parts"]
+"""Makes a model's parts from the options, facts of the data, and what gives each layer its refinement."""
+
+
 class NoKernels(nn.Module):
     """Stands where kernels of place and time would, in a model whose layers share nothing."""
 

@@ -11,10 +11,5 @@ from recbole_adrrec.models.mix import MixAttentionRecommender
 class MEANTIME(MixAttentionRecommender):
     """Mix-attention over kernels of position and time, trained to fill masked events.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those of ``properties/model/MEANTIME.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``MixAttentionRecommender``.
+    Arguments as for ``SequenceRecommender``; options in ``properties/model/MEANTIME.yaml``.
     """

@@ -18,16 +18,8 @@ from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender
 def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine: Refine = unrefined) -> Parts:
     """Parts of a model with one kernel for each attention head.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        Options; those of ``properties/model/MEANTIME.yaml`` are read.
-    facts : Facts
-        What the parts need to know of the data.
-    max_distance : int, optional
-        Farthest distance that the distance kernel tells apart.
-    refine : callable
-        Gives each layer's refinement.
+    Reads the options of ``properties/model/MEANTIME.yaml``; ``max_distance`` is the farthest distance that the distance
+    kernel tells apart. Other arguments as for every ``PartsBuilder``.
     """
     absolute, relative = config["absolute_kernels"] or [], config["relative_kernels"] or []
     size, inner_size, dropout = config["hidden_size"], config["inner_size"], config["hidden_dropout_prob"]
@@ -62,19 +54,7 @@ def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine
 class MixAttentionRecommender(SequenceRecommender):
     """Sequential recommender with one kernel for each attention head.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and the model's.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``SequenceRecommender``.
-    max_distance : int, optional
-        Farthest distance that the distance kernel tells apart.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
+    Arguments as for ``SequenceRecommender`` and ``mix_parts``.
     """
 
     def __init__(self, config: Any, dataset: Any, max_distance: int | None = None) -> None:

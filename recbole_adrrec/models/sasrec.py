@@ -19,14 +19,7 @@ from recbole_adrrec.models.base import Facts, NoKernels, Parts, Refine, unrefine
 def sasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
     """Parts of SASRec: learned positions, dot-product attention, norms after each part.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        Options; those of RecBole's SASRec are read.
-    facts : Facts
-        What the parts need to know of the data.
-    refine : callable
-        Gives each layer's refinement.
+    Reads the options of RecBole's SASRec; arguments as for every ``PartsBuilder``.
     """
     size, n_heads, eps = config["hidden_size"], config["n_heads"], config["layer_norm_eps"]
     dropout, attn_dropout = config["hidden_dropout_prob"], config["attn_dropout_prob"]

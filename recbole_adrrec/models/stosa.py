@@ -43,7 +43,7 @@ def stosa_layer(config: Any, refinement: Refinement | None = None) -> Transforme
 
 
 def stosa_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
-    """Parts of STOSA; arguments as for the other models' parts."""
+    """Parts of STOSA; arguments as for every ``PartsBuilder``."""
     numbers = range(1, config["n_layers"] + 1)
     embedding = GaussianItemEmbedding(
         facts.n_rows,
@@ -65,17 +65,7 @@ def stosa_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
 class STOSA(SequenceRecommender):
     """Causal Wasserstein self-attention over Gaussians, scored by minus the distance.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those of ``properties/model/STOSA.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``SequenceRecommender``.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
+    Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/STOSA.yaml``.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

@@ -20,14 +20,7 @@ from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender
 def tisasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
     """Parts of TiSASRec.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        Options; those of ``properties/model/TiSASRec.yaml`` are read.
-    facts : Facts
-        What the parts need to know of the data.
-    refine : callable
-        Gives each layer's refinement.
+    Reads the options of ``properties/model/TiSASRec.yaml``; arguments as for every ``PartsBuilder``.
     """
     size, n_heads, eps = config["hidden_size"], config["n_heads"], config["layer_norm_eps"]
     width, dropout, left_padded = (
@@ -54,17 +47,7 @@ def tisasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Par
 class TiSASRec(SequenceRecommender):
     """Causal self-attention with learned keys and values for places and for time intervals.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those of ``properties/model/TiSASRec.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``SequenceRecommender``.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
+    Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/TiSASRec.yaml``.
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:

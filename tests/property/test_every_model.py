@@ -159,13 +159,13 @@ def test_every_loss_goes_down(loss_type, kind):
     batch = helpers.rows([7, 5, 6, 2], targets=kind)
     if kind == "row":
         batch = {field: value.repeat(3, *[1] * (value.dim() - 1)) for field, value in batch.items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     first = loss_of(model, batch).item()
-    for _ in range(40):
+    for _ in range(12):
         optimizer.zero_grad()
         loss_of(model, batch).backward()
         optimizer.step()
-    assert loss_of(model, batch) < 0.7 * first
+    assert loss_of(model, batch) < 0.85 * first
 
 
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE", "sampled_softmax", "gBCE"])
