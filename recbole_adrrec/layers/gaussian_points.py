@@ -21,7 +21,9 @@ def positive(raw: Tensor) -> Tensor:
 
 def gaussian_points(mean: Tensor, covariance: Tensor) -> Tensor:
     """Points ``[mean, sqrt(covariance)]``, Float[..., 2 d], of Gaussians, Float[..., d] each."""
-    return torch.cat([mean, covariance.clamp(min=SMALLEST_COVARIANCE).sqrt()], -1)
+    # Half precision has no number as small.
+    smallest = max(SMALLEST_COVARIANCE, torch.finfo(covariance.dtype).tiny)
+    return torch.cat([mean, covariance.clamp(min=smallest).sqrt()], -1)
 
 
 def squared_distances(left: Tensor, right: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """TiSASRec's unit of time is read off training events alone."""
 
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_gaps_of_training_events_user_by_user(small, rows, exact):
         shown[int(table["user_id"][row])] += [*times, table["timestamp"][row].item()]
     for user in range(train.user_num):
         times = sorted(set(shown[user]))
-        expected = min((b - a for a, b in zip(times, times[1:], strict=False)), default=1)
+        expected = min((b - a for a, b in pairwise(times)), default=1)
         assert gaps[user] == expected
     assert (gaps > 1).any()
 
