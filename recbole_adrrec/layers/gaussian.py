@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import Attention, head_size, join_heads, split_heads
-from recbole_adrrec.layers.gaussian_points import gaussian_points, positive, squared_distances
+from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
 from recbole_adrrec.layers.refinement import Refinement
 
 
@@ -64,7 +64,7 @@ class WassersteinAttention(Attention):
         """Scores of all heads."""
         left = gaussian_points(*self._heads(self.query(query)))
         right = gaussian_points(*self._heads(self.key(hidden)))
-        return -squared_distances(left, right) * self.scale
+        return nearness(left, right) * self.scale
 
     def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
         """Weighted sums of the values' means and covariances, Float[B, L, 2, d], projected."""

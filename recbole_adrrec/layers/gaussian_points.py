@@ -26,8 +26,10 @@ def gaussian_points(mean: Tensor, covariance: Tensor) -> Tensor:
     return torch.cat([mean, covariance.clamp(min=smallest).sqrt()], -1)
 
 
-def squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Squared Euclidean distances of all pairs by one matrix product.
+def nearness(left: Tensor, right: Tensor) -> Tensor:
+    """Minus the squared Euclidean distances of all pairs, ``2 l . r - |l|^2 - |r|^2``, by one matrix product.
+
+    The squares ride along as two more columns: added afterwards they would take two more passes over all pairs.
 
     Parameters
     ----------
@@ -39,8 +41,10 @@ def squared_distances(left: Tensor, right: Tensor) -> Tensor:
     Returns
     -------
     Float[..., N, M]
-        Distances; rounding may put those of equal points a little beside zero.
+        At most zero, but for rounding.
     """
     left_size = left.square().sum(-1, keepdim=True)
-    right_size = right.square().sum(-1).unsqueeze(-2)
-    return left_size + right_size - 2 * (left @ right.transpose(-1, -2))
+    right_size = right.square().sum(-1, keepdim=True)
+    lengthened = torch.cat([left, left_size, torch.ones_like(left_size)], -1)
+    other = torch.cat([2 * right, -torch.ones_like(right_size), -right_size], -1)
+    return lengthened @ other.transpose(-1, -2)

@@ -10,7 +10,7 @@ from torch import Tensor, nn, zeros
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.gaussian_points import gaussian_points, squared_distances
+from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
 
 
 class ItemHead(nn.Module):
@@ -82,7 +82,7 @@ class GaussianItemHead(ItemHead):
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """Scores of all items, Float[N, V]."""
-        return -squared_distances(self._transform(hidden), table[: self.n_items])
+        return nearness(self._transform(hidden), table[: self.n_items])
 
     def compare(self, left: Tensor, right: Tensor) -> Tensor:
         """Minus the squared distance of points."""

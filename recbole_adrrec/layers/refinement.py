@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.gaussian_points import gaussian_points, positive, squared_distances
+from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
 from recbole_adrrec.layers.masks import masked_softmax
 
 
@@ -175,7 +175,7 @@ class StochasticRefinement(LearnedRefinement):
         """Attend to near rows of weights."""
         mean, raw = self._mapped(weights)
         points = gaussian_points(mean, positive(raw))
-        return masked_softmax(-squared_distances(points, points) * self.scale, mask)
+        return masked_softmax(nearness(points, points) * self.scale, mask)
 
 
 REFINEMENTS: dict[str, type[LearnedRefinement]] = {

@@ -6,7 +6,7 @@ import torch
 from recbole_adrrec.data.times import smallest_gaps
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
-from recbole_adrrec.layers.gaussian_points import gaussian_points, squared_distances
+from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
 from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
 from recbole_adrrec.layers.masks import attention_mask
 from recbole_adrrec.layers.moments import Moments
@@ -163,9 +163,9 @@ def test_distances_build_no_differences_of_pairs():
     assert largest_tensor(lambda: attention(hidden, mask, None)) <= 8 * 2 * max(length * length, length * 2 * width)
 
 
-def test_squared_distances_and_tiny_covariances():
+def test_nearness_and_tiny_covariances():
     left, right = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    torch.testing.assert_close(squared_distances(left, right), torch.cdist(left, right).square())
+    torch.testing.assert_close(nearness(left, right), -torch.cdist(left, right).square())
     zero = torch.zeros(2, requires_grad=True)
     gaussian_points(zero, zero).sum().backward()
     assert zero.grad.isfinite().all()
