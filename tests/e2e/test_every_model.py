@@ -116,6 +116,12 @@ def test_trains_saves_reloads_and_scores_the_same(name, hundred_users, tmp_path,
     assert before.isfinite().all()
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
     assert before.std() > 0
+    if hasattr(loaded, "explain"):
+        one = next(iter(test))[0][:1]
+        told = loaded.explain(one)
+        shown = told.items[told.items < loaded.n_items].tolist()  # a mask token takes a full history's oldest place
+        assert one["item_id_list"][0, : one["item_length"]].tolist()[-len(shown) :] == shown
+        assert told.plain.shape == told.refined.shape == (*told.plain.shape[:2], len(told.items), len(told.times))
 
 
 @pytest.mark.slow
