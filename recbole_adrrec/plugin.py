@@ -23,6 +23,9 @@ RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 MANY_NEGATIVES = ("sampled_softmax", "gBCE")
 """Losses that take ``n_negatives`` where ``train_neg_sample_args`` is unset; others take RecBole's one."""
 
+OF_SOME_MODELS = ("objective", "use_query_time")
+"""Options that data and report act on: from a file for several models they must not reach one without them."""
+
 PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
 """Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
 
@@ -159,6 +162,9 @@ def _hook_config() -> None:
                 final["train_neg_sample_args"] = None
             elif loss in MANY_NEGATIVES and self.model in models.MODULES:
                 final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
+        for name in OF_SOME_MODELS:
+            if self.model in models.MODULES and name not in options.load_properties("model", self.model):
+                final.pop(name, None)
         if _strict or self.model in models.MODULES:
             given = {**dict(_foreign_arguments()), **self.external_config_dict}
             given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}

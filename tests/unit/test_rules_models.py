@@ -80,3 +80,12 @@ def test_negatives_that_are_asked_for_stay():
         "popularity",
         3,
     )
+
+
+@pytest.mark.parametrize("model", ["TiSASRec", "STOSA", "AWRSR"])
+def test_a_shared_files_objective_does_not_reach_a_causal_model(model):
+    """Windows of a cloze model hold each place's own event as its target: a causal model would copy it."""
+    made = config(model, objective="cloze")
+    assert made["objective"] is None
+    assert config("ADRRec", objective="cloze")["objective"] == "cloze"
+    assert config("TiSASRec", use_query_time=True)["use_query_time"] is None
