@@ -267,6 +267,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         "lni_layers": Unset(ListOf(COUNT, distinct=True, filled=True)),
         "lni_layer_weights": Unset(ListOf(Number(low=0), filled=True)),
         "lni_stop_gradient": Flag(),
+        "train_batch_size": COUNT,
     },
     "TiSASRec": _TISASREC_RULES,
     "STOSA": _STOSA_RULES,

@@ -57,7 +57,7 @@ OF_BACKBONE = {
     **dict.fromkeys(("max_distance", "use_query_time"), "mix"),
 }
 # The data layer reads them.
-OF_THE_DATA = {"train_rows", "n_negatives"}
+OF_THE_DATA = {"train_rows", "train_batch_size", "n_negatives"}
 MODELS = [ADRRec, AWRSR, MEANTIME, STOSA, TiSASRec]
 OPTIONS = [
     (model_class, option)
