@@ -68,8 +68,8 @@ def written_out(made, kind, weights, mask):
             if kind.startswith("value"):
                 result = result @ a
             if kind == "value with map":
-                spread = made.value_map[h, :length, :length].masked_fill(~mask[b, 0], -torch.inf)
-                result = result @ torch.nan_to_num(spread.softmax(-1))
+                spread = made.value_map[h, :length, :length].masked_fill(~mask[b, 0], -1e30).softmax(-1)
+                result = result @ (spread * mask[b, 0].any(-1, keepdim=True))
             if kind == "additive":
                 share = made.gate[h].sigmoid()
                 result = (1 - share) * a + share * result
