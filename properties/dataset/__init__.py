@@ -1,0 +1,1 @@
+"""Default options of each data set."""
