@@ -1,6 +1,7 @@
 """RecBole's look-ups find ours, in the promised order of precedence, and nothing else changes."""
 
 import datetime
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,12 @@ from recbole_adrrec.data import SequenceDataset
 from recbole_adrrec.errors import OptionError
 
 MODELS = recbole_adrrec.models()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def config(monkeypatch, argv=(), **kwargs):
@@ -198,7 +205,7 @@ from recbole_adrrec import plugin
 recbole_adrrec.register()
 from recbole.quick_start import run
 if __name__ == "__main__":
-    print(run("ADRRec", "small", config_dict={small!r}, nproc=2, port="29471")["test_result"])
+    print(run("ADRRec", "small", config_dict={small!r}, nproc=2, port="{free_port()}")["test_result"])
 """
     script = small_data / "two.py"
     script.write_text(code)
