@@ -175,6 +175,10 @@ class Plan:
                 raise DataError(f"{missing}; downloading it failed ({reason})") from error
             except UserError:
                 raise
+            except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+                if error.filename is None:
+                    raise
+                raise OptionError(f"{error.filename}: {error.strerror}; choose another place for it") from error
             except Exception as error:
                 told = _of_the_user(error)
                 if told is None:
@@ -270,6 +274,7 @@ def usage(model: str) -> str:
     general = [
         (name, default, options.comments("overall").get(name, ""))
         for name, default in options.load_properties("overall").items()
+        if name not in options.load_properties("model", model)
     ]
     run = [
         ("model", MODEL, f"-m; ours: {', '.join(options.property_names('model'))}; RecBole's by their names."),

@@ -249,7 +249,8 @@ def _general_options() -> frozenset[str]:
             found |= _names_read(file)
     arguments = (root / "utils" / "argument_list.py").read_text(encoding="utf-8")
     found.update(re.findall(r"'(\w+)'", arguments))
-    return frozenset(found) | RUN_OPTIONS
+    # RecBole lists config_file and reads it nowhere: who writes it means config_files.
+    return (frozenset(found) | RUN_OPTIONS) - {"config_file"}
 
 
 @functools.cache

@@ -149,6 +149,11 @@ def _hook_config() -> None:
             if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
                 # RecBole's models that use features of items or users go on loading them.
                 ours["load_col"] = {**theirs, **ours["load_col"]}
+            if "load_col" not in ours:
+                # RecBole's default reads no times.
+                fields = {**self.internal_config_dict, **self.external_config_dict}
+                names = [fields[option] for option in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+                ours["load_col"] = {**(theirs or {}), "inter": names}
             self.internal_config_dict.update(ours)
             if "train_neg_sample_args" not in ours and "train_neg_sample_args" not in self.external_config_dict:
                 self._follow_loss = not hasattr(model_class, "input_type")

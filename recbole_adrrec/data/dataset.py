@@ -52,7 +52,9 @@ class SequenceDataset(SequentialDataset):
         try:
             return super()._load_feat(filepath, source)
         except UnicodeDecodeError as error:
-            raise DataError(f"{filepath}: not readable as {self.config['encoding']} ({error})") from error
+            raise DataError(
+                f"{filepath}: not readable as {self.config['encoding'] or 'utf-8'} ({error}); set encoding"
+            ) from error
         except (ValueError, pd.errors.ParserError) as error:
             raise DataError(self._explain_unreadable(filepath, error)) from error
 
@@ -79,13 +81,10 @@ class SequenceDataset(SequentialDataset):
         path = Path(dataset_path) / f"{token}.inter"
         super()._load_inter_feat(token, dataset_path)
         if self.inter_feat is None or self.time_field not in self.inter_feat:
-            raise DataError(
-                f"{path}: no column {self.time_field!r} was loaded (TIME_FIELD); sequential models need it: add "
-                f"{self.time_field}:float to the file and {self.time_field} to load_col"
-            )
-        for field in (self.uid_field, self.iid_field):
+            raise DataError(self._missing_column(path, "TIME_FIELD", self.time_field, "float"))
+        for option, field in (("USER_ID_FIELD", self.uid_field), ("ITEM_ID_FIELD", self.iid_field)):
             if field not in self.inter_feat:
-                raise DataError(f"{path}: no column {field!r} was loaded; add {field}:token to the file")
+                raise DataError(self._missing_column(path, option, field, "token"))
         if self.exact_time:
             values = self.inter_feat[self.time_field].to_numpy()
             if values.dtype != np.float64:
@@ -93,6 +92,19 @@ class SequenceDataset(SequentialDataset):
             for remark in check_times(values, self.time_unit_in, str(path)):
                 self.logger.warning(f"{path}: {remark}")
         self._count_duplicates()
+
+    def _missing_column(self, path: Path, option: str, field: str, kind: str) -> str:
+        text = f"{path}: no column {field!r} was loaded ({option}), which sequential models need; "
+        if self.benchmark_filename_list is None:
+            with open(path, encoding=self.config["encoding"]) as lines:
+                head = lines.readline()
+            if head.startswith("\ufeff"):
+                return f"{path}: the file begins with a byte order mark; set encoding: utf-8-sig"
+            text += f"the file has {', '.join(head.split())}; "
+        return (
+            f"{text}name one of them by {option}, or add {field}:{kind}, and let load_col have it "
+            f"(it is {self.config['load_col']})"
+        )
 
     def _count_duplicates(self) -> None:
         fields = [self.uid_field, self.iid_field, self.time_field]
@@ -182,6 +194,13 @@ class SequenceDataset(SequentialDataset):
                 f"{self.dataset_name}: no user has two events, so there is nothing to predict; check USER_ID_FIELD "
                 f"({self.uid_field}) and the filters"
             )
+        if len(targets) == 1:
+            raise DataError(f"{self.dataset_name}: one event to predict in all; training and test need more")
+        longest = max(self.config["topk"])
+        if longest >= self.item_num:
+            raise DataError(
+                f"topk: {longest} is more than the {self.item_num - 1} items of {self.dataset_name}; choose less"
+            )
         users = events.column(self.uid_field, torch.arange(len(events)))
         counts = torch.bincount(users, minlength=self.user_num)
         single = int((counts == 1).sum())
@@ -204,6 +223,10 @@ class SequenceDataset(SequentialDataset):
             For training, validation and test.
         """
         datasets: list[SequenceDataset] = super().build()
+        if (self.config["eval_args"]["split"] or {}).get("LS") == "valid_and_test" and len(datasets[2]) == 0:
+            raise DataError(
+                f"{self.dataset_name}: no user has three events, so leave-one-out leaves nothing to test on"
+            )
         if self.train_rows == "sequence" and isinstance(datasets[0].inter_feat, PrefixRows):
             train = datasets[0]
             train.windows = WindowRows(train.inter_feat, self.train_stride, self.cloze)

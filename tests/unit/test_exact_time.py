@@ -108,7 +108,7 @@ HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 
 def tiny(folder, rows, head=HEAD, **changes):
     write_dataset(folder, "tiny", head, rows)
-    return make("tiny", data_path=str(folder), load_col={"inter": ["user_id", "item_id", "timestamp"]}, **changes)
+    return make("tiny", data_path=str(folder), **{"topk": [1], "valid_metric": "MRR@1", **changes})
 
 
 def events(*times, user="a"):
@@ -197,6 +197,39 @@ def test_missing_and_empty_files_are_named(tmp_path):
 def test_filters_that_leave_nothing_are_named(tmp_path):
     with pytest.raises(DataError, match="user_inter_num_interval"):
         tiny(tmp_path, events(5, 6), user_inter_num_interval="[9,inf)")
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (events(5, 6), {}, "one event to predict in all"),
+        (events(5, 6) + events(7, 8, user="b"), {}, "no user has three events"),
+        (events(5, 6, 7, 8), {"topk": [5], "valid_metric": "MRR@5"}, "topk: 5 is more than the 4 items"),
+    ],
+)
+def test_data_too_small_for_a_test_are_refused(tmp_path, rows, changes, message):
+    with pytest.raises(DataError, match=message):
+        tiny(tmp_path, rows, **changes).build()
+
+
+def test_own_data_load_their_times_without_being_told(tmp_path):
+    dataset = tiny(tmp_path, [[*row, "3"] for row in events(5, 6, 7)], head=HEAD + "\trating:float")
+    assert list(dataset.inter_feat.columns) == ["user_id", "item_id", "timestamp"]
+    with pytest.raises(
+        DataError, match="the file has user_id:token, item_id:token, time:float; name one of them by TIME"
+    ):
+        tiny(tmp_path, events(5, 6, 7), head="user_id:token\titem_id:token\ttime:float")
+    renamed = tiny(tmp_path, events(5, 6, 7), head="user_id:token\titem_id:token\ttime:float", TIME_FIELD="time")
+    assert "time" in renamed.inter_feat
+
+
+def test_encodings_that_do_not_fit_are_named(tmp_path):
+    path = write_dataset(tmp_path, "tiny", "\ufeff" + HEAD, events(5, 6, 7))
+    with pytest.raises(DataError, match="utf-8-sig"):
+        make("tiny", data_path=str(tmp_path))
+    path.write_bytes((HEAD + "\ncaf\xe9\ti\t5\n").encode("latin-1"))
+    with pytest.raises(DataError, match="not readable as utf-8"):
+        make("tiny", data_path=str(tmp_path))
 
 
 def test_single_events_and_duplicates_are_reported(tmp_path, caplog):
