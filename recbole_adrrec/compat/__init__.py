@@ -148,6 +148,13 @@ MENDS: tuple[Mend, ...] = (
         processes.mend_data_parallel,
     ),
     Mend(
+        "folders of several processes",
+        "utils/utils.py:51",
+        "of two processes that make the same folder at once, one fails",
+        _always,
+        processes.mend_folders,
+    ),
+    Mend(
         "checkpoints of several processes",
         "trainer/trainer.py:132, :289, :583",
         "each process looks for a checkpoint of its own name, before the first has written it",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from recbole_adrrec.compat.patching import override
+from recbole_adrrec.compat.patching import override, override_everywhere
 from recbole_adrrec.errors import OptionError
 
 CONFIGURATOR = "recbole.config.configurator"
@@ -82,6 +82,19 @@ def _without_device_ids(original: Callable[..., Any]) -> Callable[..., Any]:
         self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
 
     return init
+
+
+def mend_folders() -> None:
+    """Make a folder that another process may be making (utils/utils.py:51).
+
+    RecBole looks whether ``log`` or ``saved`` is there and then makes it; of two processes that find it missing, one
+    fails with ``FileExistsError``.
+    """
+    override_everywhere(importlib.import_module("recbole.utils.utils"), "ensure_dir", lambda _: _ensure_dir)
+
+
+def _ensure_dir(dir_path: str) -> None:
+    os.makedirs(dir_path, exist_ok=True)
 
 
 def mend_checkpoint_names() -> None:
