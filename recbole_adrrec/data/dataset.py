@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,7 @@ class SequenceDataset(SequentialDataset):
         super()._change_feat_format()
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
-        with warnings.catch_warnings():
-            # pandas 3 hands out read-only arrays; the tensors made of them here are only read.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            interaction = super()._dataframe_to_interaction(data)
+        interaction = super()._dataframe_to_interaction(data)
         if self.exact_time and self.time_field in data:
             seconds = to_seconds(data[self.time_field].to_numpy(), self.time_unit_in)
             interaction[self.time_field] = torch.from_numpy(seconds)
