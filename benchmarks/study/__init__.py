@@ -1,0 +1,1 @@
+"""The parts of a study: plan, grid of runs, statistics, report."""
