@@ -251,7 +251,8 @@ def _hook_data() -> None:
 
     compat.replace_everywhere(create, create_dataset)
     compat.replace_everywhere(get_loader, get_dataloader)
-    compat.count_as_dataset_argument("data_path", "objective", *options.load_properties("overall", "overall"))
+    overall = options.load_properties("overall", "overall")
+    compat.count_as_dataset_argument("data_path", "objective", "eval_args", *overall)
     compat.allow_pickled("recbole_adrrec.data.dataset", "SequenceDataset")
     compat.allow_pickled("recbole_adrrec.data.loader", "WindowTrainDataLoader")
     for name in ("Events", "PrefixRows", "WindowRows"):

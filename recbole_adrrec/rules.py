@@ -10,6 +10,7 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -287,7 +288,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
 }
 """Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
 
-SPLITS = ("LS", "RS", "TS")
+SPLITS = ("LS", "RS", "TS", "GT")
 LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
 
 RECBOLE_RULES: dict[str, Rule] = {
@@ -465,8 +466,11 @@ def _check_eval_args(config: Mapping[str, Any], model: str) -> None:
     split = eval_args.get("split")
     if "split" in eval_args and not (isinstance(split, Mapping) and len(split) == 1 and next(iter(split)) in SPLITS):
         raise OptionError(
-            f"eval_args: split {split!r} should be {{'LS': 'valid_and_test'}}, {{'RS': [shares]}} or {{'TS': [shares]}}"
+            f"eval_args: split {split!r} should be {{'LS': 'valid_and_test'}}, {{'RS': [shares]}}, {{'TS': [shares]}} "
+            "or {'GT': {shares: [0.8, 0.1, 0.1], targets: last}}"
         )
+    if isinstance(split, Mapping) and "GT" in split:
+        _check_global_split(split["GT"], config)
     mode = eval_args.get("mode", "full")
     for each in mode.values() if isinstance(mode, Mapping) else [mode]:
         if not re.fullmatch(r"full|labeled|(uni|pop)[1-9]\d*", str(each)):
@@ -478,6 +482,88 @@ def _check_eval_args(config: Mapping[str, Any], model: str) -> None:
             f"eval_args: {dict(eval_args)!r} does not order events by time; {model} needs order TO, as in "
             "{split: {LS: valid_and_test}, order: TO, group_by: user, mode: full} (given eval_args replace all of them)"
         )
+
+
+GLOBAL_SPLIT_RULES: dict[str, Rule] = {
+    "shares": Unset(ListOf(POSITIVE)),
+    "times": Unset(ListOf(Anything())),
+    "targets": Choice(("last", "first", "successive")),
+    "cold_items": Choice(("drop", "keep")),
+    "cold_users": Choice(("keep", "drop")),
+}
+"""Rules of the entries of ``eval_args: {split: {GT: {...}}}``; see :mod:`recbole_adrrec.data.splits`."""
+
+
+def _check_global_split(given: Any, config: Mapping[str, Any]) -> None:
+    if config.get("exact_time") is False:
+        raise OptionError("eval_args: split GT compares times in seconds, so it needs exact_time true")
+    fault = Unset(Entries()).fault(given)
+    if fault:
+        raise OptionError(f"eval_args: split GT: {fault}")
+    check_global_split(given or {}, "eval_args: split GT: ")
+
+
+def check_global_split(given: Mapping[str, Any], where: str) -> None:
+    """Refuse what a global split in time could not use.
+
+    Parameters
+    ----------
+    given : Mapping
+        Its entries.
+    where : str
+        Where they stand, the beginning of messages.
+
+    Raises
+    ------
+    OptionError
+        Naming the entry, its value and what would be right.
+    """
+    for name, value in given.items():
+        rule = GLOBAL_SPLIT_RULES.get(str(name))
+        if rule is None:
+            near = suggestion(str(name), GLOBAL_SPLIT_RULES, 0.6)
+            raise OptionError(f"{where}{name!r} is none of {', '.join(GLOBAL_SPLIT_RULES)}{near}")
+        fault = rule.fault(value)
+        if fault:
+            raise OptionError(f"{where}{name}: {fault}")
+    shares, times = given.get("shares"), given.get("times")
+    if shares is not None and times is not None:
+        raise OptionError(f"{where}shares and times exclude each other; leave one of them out")
+    if shares is not None and len(shares) != 3:
+        raise OptionError(f"{where}shares: {list(shares)!r} should be three, for training, validation and test")
+    if times is not None:
+        _check_moments(times, where)
+
+
+def _check_moments(times: Sequence[Any], where: str) -> None:
+    try:
+        moments = [moment_seconds(each) for each in times]
+    except (ValueError, TypeError):
+        moments = []
+    if len(moments) != 2 or moments[0] >= moments[1]:
+        raise OptionError(
+            f"{where}times: {list(times)!r} should be two moments, the earlier first, when validation and test begin, "
+            "as seconds since 1970 or dates such as 2014-01-31"
+        )
+
+
+def moment_seconds(moment: Any) -> int:
+    """Seconds since 1970 of a moment given as such or as a date (``2014-01-31``: where the day begins in UTC).
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    if isinstance(moment, str):
+        moment = datetime.fromisoformat(moment)
+    if isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)
+    if isinstance(moment, datetime):
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
+    if isinstance(moment, bool):
+        raise ValueError(f"{moment!r} is no moment")
+    return int(moment)
 
 
 def _samples_negatives(config: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from torch import Tensor
 
+from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
 from recbole_adrrec.data.times import check_times, smallest_gaps, to_seconds, unreadable_line
 from recbole_adrrec.errors import DataError
@@ -126,6 +127,10 @@ class SequenceDataset(SequentialDataset):
             return
         super()._remove_duplication()
 
+    def _data_filtering(self) -> None:
+        super()._data_filtering()
+        splits.filter_cold(self)
+
     def _reset_index(self) -> None:
         for name in self.feat_name_list:
             if getattr(self, name).empty:
@@ -211,14 +216,20 @@ class SequenceDataset(SequentialDataset):
         )
 
     def build(self) -> list[SequenceDataset]:
-        """Split as RecBole does; with ``train_rows: sequence`` training rows are windows with a target everywhere.
+        """Split as RecBole does, or by time across users (:mod:`recbole_adrrec.data.splits`).
+
+        With ``train_rows: sequence`` training rows are windows with a target everywhere.
 
         Returns
         -------
         list of SequenceDataset
             For training, validation and test.
         """
-        datasets: list[SequenceDataset] = super().build()
+        across_users = splits.GlobalSplit.of(self.config)
+        if across_users is not None and self.benchmark_filename_list is None:
+            datasets: list[SequenceDataset] = splits.build(self, across_users)
+        else:
+            datasets = super().build()
         if (self.config["eval_args"]["split"] or {}).get("LS") == "valid_and_test" and len(datasets[2]) == 0:
             raise DataError(
                 f"{self.dataset_name}: no user has three events, so leave-one-out leaves nothing to test on"
