@@ -327,7 +327,7 @@ def compare(
     }
     if not len(users):
         remarks.append("no user in common: not tested over users")
-        empty = dict.fromkeys(("difference", "low", "high", "p_users", "d_z", "rank_biserial"))
+        empty: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_users", "d_z", "rank_biserial"))
         return Comparison(**shared, **empty, n_differ=0, remarks=tuple(remarks))
     difference = _values_of(users, users_of_model, of_model) - _values_of(users, users_of_reference, of_reference)
     # A mean over seeds that are all equal may differ from them in the last bit; that is no difference.
@@ -363,7 +363,8 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
         places = [place for place, each in enumerate(comparisons) if getattr(each, plain) is not None]
         values = holm([getattr(comparisons[place], plain) for place in places])
         for place, value in zip(places, values, strict=True):
-            corrected[place] = replace(corrected[place], **{adjusted: float(value)})
+            change: dict[str, Any] = {adjusted: float(value)}
+            corrected[place] = replace(corrected[place], **change)
     return corrected
 
 

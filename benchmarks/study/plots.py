@@ -1,0 +1,381 @@
+"""The figures of a report: plain numbers in, pictures out.
+
+Every figure is drawn for light and for dark pages as SVG, and as PNG for other uses. Colours are those of Okabe and
+Ito, which colour-blind readers tell apart; markers and dashes differ too, so that none depends on colour alone.
+Figures are narrow, so that their text can be read on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+WIDTH = 5.4
+"""Inches."""
+
+MOST_LINES = 8
+"""Lines of one figure that can be told apart."""
+
+LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8A7A00")
+DARK = ("#56B4E9", "#FF8A3D", "#2BC79A", "#E6A5C9", "#F2F2F2", "#F0B93A", "#9BD3F5", "#F0E442")
+MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+
+METRICS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit", "precision": "Precision", "map": "MAP"}
+
+Array = NDArray[Any]
+
+
+def metric_name(metric: str) -> str:
+    """``ndcg@10`` as people write it."""
+    name, at, k = metric.partition("@")
+    return METRICS.get(name, name) + at + k
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure, drawn thrice."""
+
+    light: bytes
+    dark: bytes
+    png: bytes
+
+
+@contextmanager
+def _style(dark: bool) -> Iterator[None]:
+    ink, paper = ("#E8E8E8", "#16181C") if dark else ("#1A1A1A", "#FFFFFF")
+    settings: dict[str, Any] = {
+        "font.size": 10,
+        "axes.titlesize": 10.5,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.alpha": 0.25,
+        "grid.color": ink,
+        "lines.linewidth": 1.6,
+        "lines.markersize": 5,
+        "legend.frameon": False,
+        "axes.prop_cycle": cycler(color=list(DARK if dark else LIGHT)),
+        "svg.hashsalt": "study",
+        "svg.fonttype": "path",
+        "figure.constrained_layout.use": True,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def render(draw: Callable[[], Figure]) -> Picture:
+    """Draw a figure for light and dark pages; the same numbers give the same bytes."""
+    found = {}
+    for name, dark, kind in (("light", False, "svg"), ("dark", True, "svg"), ("png", False, "png")):
+        with _style(dark):
+            figure = draw()
+            FigureCanvasAgg(figure)
+            target = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(target, format=kind, dpi=150, metadata=metadata)
+        found[name] = target.getvalue()
+    return Picture(**found)
+
+
+def _ink() -> str:
+    return str(matplotlib.rcParams["text.color"])
+
+
+def _colour(place: int) -> str:
+    colours = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    return str(colours[place % len(colours)])
+
+
+def _rows_figure(count: int) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.34 * max(2, count)))
+    return figure, figure.subplots()
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+@dataclass(frozen=True)
+class QualityRow:
+    """One model's metric: mean, ends of its interval over users (where known), each seed's value."""
+
+    label: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: tuple[float, ...]
+    ours: bool
+
+
+def quality(rows: Sequence[QualityRow], metric: str) -> Figure:
+    """Means with their intervals over users, and the seeds behind them."""
+    figure, axes = _rows_figure(len(rows))
+    for place, row in enumerate(rows):
+        colour = _colour(1 if row.ours else 0)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
+        axes.plot(row.seeds, [place + 0.24] * len(row.seeds), "|", color=_ink(), markersize=6, markeredgewidth=1)
+        axes.plot(row.mean, place, MARKERS[1 if row.ours else 0], color=colour, markersize=7)
+    _name_rows(axes, [row.label for row in rows])
+    axes.set_xlabel(f"test {metric_name(metric)}: mean, 95 % interval over users; ticks: seeds")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation after each epoch of one run: seconds of training so far, and the score."""
+
+    label: str
+    seconds: tuple[float, ...]
+    scores: tuple[float, ...]
+    best: int | None = None
+
+
+def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, float] | None = None) -> Figure:
+    """Validation quality against training time; a mark where each run was best."""
+    figure = Figure(figsize=(WIDTH, 4.4))
+    axes = figure.subplots()
+    longest = max((max(curve.seconds, default=0) for curve in curves), default=0)
+    unit, name = (60.0, "minutes") if longest > 300 else (1.0, "seconds")
+    labels = list(dict.fromkeys(curve.label for curve in curves))
+    for curve in curves:
+        place = labels.index(curve.label)
+        time = np.asarray(curve.seconds) / unit
+        style: dict[str, Any] = {"color": _colour(place), "linestyle": DASHES[place % len(DASHES)]}
+        axes.plot(time, curve.scores, linewidth=1.2, alpha=0.8, **style)
+        if curve.best is not None:
+            axes.plot(
+                time[curve.best],
+                curve.scores[curve.best],
+                MARKERS[place % len(MARKERS)],
+                color=style["color"],
+                zorder=3,
+            )
+    for place, label in enumerate(labels):
+        axes.plot(
+            [], [], color=_colour(place), linestyle=DASHES[place % len(DASHES)], marker=MARKERS[place % 8], label=label
+        )
+    axes.set_xlabel(f"training time ({name}), a mark at the best epoch")
+    axes.set_ylabel(f"validation {metric_name(metric)}")
+    if limit is not None:
+        axes.set_xlim(0, limit[0] / unit)
+        axes.set_ylim(0, limit[1])
+    else:
+        axes.set_xlim(left=0)
+    _legend(figure, len(labels))
+    return figure
+
+
+def _legend(figure: Figure, count: int) -> None:
+    if count:
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, handlelength=3
+        )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A change from the reference: mean difference, its interval, and whether the corrected test shows it."""
+
+    label: str
+    difference: float
+    low: float | None
+    high: float | None
+    shown: bool
+
+
+def ablation(bars: Sequence[Bar], reference: str, metric: str) -> Figure:
+    """Changes of a metric from a reference, with intervals; full bars where the corrected test shows a difference."""
+    figure, axes = _rows_figure(len(bars))
+    for place, bar in enumerate(bars):
+        colour = _colour(0 if bar.difference >= 0 else 1)
+        axes.barh(
+            place,
+            bar.difference,
+            height=0.62,
+            facecolor=colour if bar.shown else "none",
+            edgecolor=colour,
+            hatch=None if bar.shown else "////",
+            linewidth=1,
+        )
+        if bar.low is not None and bar.high is not None:
+            axes.plot([bar.low, bar.high], [place, place], color=_ink(), linewidth=1.3)
+            axes.plot([bar.low, bar.high], [place, place], "|", color=_ink(), markersize=6)
+    axes.axvline(0, color=_ink(), linewidth=0.9)
+    _name_rows(axes, [bar.label for bar in bars])
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(
+        f"change in test {metric_name(metric)} from {reference}, 95 % interval\nfull: shown; hatched: not shown"
+    )
+    return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values over a row of settings, with a standard deviation over seeds where there are several."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    sd: tuple[float | None, ...] = ()
+
+
+def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: bool = False) -> Figure:
+    """Lines in panels under each other, the same colour and marker for the same label."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * max(1, len(panels))))
+    labels = list(dict.fromkeys(line.label for drawn in panels.values() for line in drawn))
+    for axes, (title, drawn) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        for line in drawn:
+            place = labels.index(line.label)
+            x, y = np.asarray(line.x), np.asarray(line.y)
+            axes.plot(
+                x, y, color=_colour(place), linestyle=DASHES[place % 8], marker=MARKERS[place % 8], label=line.label
+            )
+            if line.sd and all(value is not None for value in line.sd):
+                sd = np.asarray(line.sd, dtype=float)
+                axes.fill_between(x, y - sd, y + sd, color=_colour(place), alpha=0.15, linewidth=0)
+        if zero:
+            axes.axhline(0, color=_ink(), linewidth=0.8)
+        axes.set_title(title)
+        axes.set_ylabel(y_name)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    figure.axes[-1].set_xlabel(x_name)
+    if len(labels) > 1:
+        _legend(figure, len(labels))
+    return figure
+
+
+SPANS = (
+    (1, "1 s"),
+    (60, "1 min"),
+    (3600, "1 h"),
+    (86400, "1 day"),
+    (604800, "1 wk"),
+    (2592000, "30 d"),
+    (31536000, "1 yr"),
+)
+
+
+@dataclass(frozen=True)
+class KernelCurve:
+    """What one relative head adds to a score; gaps in seconds, or in places for a kernel of distance."""
+
+    kernel: str
+    layer: int
+    gaps: Array
+    added: Array
+
+
+def kernels(curves: Sequence[KernelCurve]) -> Figure:
+    """What relative heads add to the scores of the mean query, over the gap to the key; one panel for each kernel."""
+    names = list(dict.fromkeys(curve.kernel for curve in curves))
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * len(names)))
+    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+        for curve in (curve for curve in curves if curve.kernel == name):
+            place = curve.layer - 1
+            axes.plot(
+                curve.gaps, curve.added, color=_colour(place), linestyle=DASHES[place % 8], label=f"layer {curve.layer}"
+            )
+        axes.set_title(name)
+        axes.set_ylabel("added to the score")
+        axes.axhline(0, color=_ink(), linewidth=0.8)
+        if name == "distance":
+            axes.set_xlabel("places between query and key (events)")
+        else:
+            _time_axis(axes)
+        axes.legend(fontsize=9, ncols=2)
+    return figure
+
+
+def _time_axis(axes: Any) -> None:
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+    axes.set_xticks([0, *(seconds for seconds, _ in SPANS)], ["0", *(name for _, name in SPANS)], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time between query and key (log scale)")
+
+
+def attention(plain: Array, refined: Array | None, heads: Sequence[str]) -> Figure:
+    """Weights of one user in one layer, head by head, before and after refinement.
+
+    Parameters
+    ----------
+    plain, refined : Float[H, L, L]
+        Weights, query by key, oldest first; ``refined`` None where nothing is refined.
+    heads : sequence of str
+        Names of the heads.
+    """
+    sides = [("before refinement" if refined is not None else "weights", plain)]
+    if refined is not None:
+        sides.append(("after refinement", refined))
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * len(heads)))
+    grid = figure.subplots(len(heads), len(sides), squeeze=False, sharex=True, sharey=True)
+    length = plain.shape[-1]
+    for head, (row, name) in enumerate(zip(grid, heads, strict=True)):
+        top = max(float(weights[head].max()) for _, weights in sides)
+        for axes, (side, weights) in zip(row, sides, strict=True):
+            shown = np.ma.masked_equal(weights[head], 0)
+            picture = axes.imshow(
+                shown, cmap="viridis", vmin=0, vmax=top, extent=(0.5, length + 0.5, length + 0.5, 0.5), rasterized=True
+            )
+            axes.set_title(f"{name}, {side}", fontsize=9)
+            axes.grid(False)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        row[0].set_ylabel("query (event, oldest 1)")
+        bar = figure.colorbar(picture, ax=list(row), shrink=0.85, pad=0.02)
+        bar.set_label("weight")
+    for axes in grid[-1]:
+        axes.set_xlabel("key (event, oldest 1)")
+    return figure
+
+
+def head_drops(drops: Mapping[str, Sequence[tuple[str, float, bool]]], metric: str) -> Figure:
+    """How much is lost when each head is silenced; one panel for each layer.
+
+    Parameters
+    ----------
+    drops : mapping of str to (head, drop, absolute)
+        By layer; ``drop`` is a share of the metric, ``absolute`` tells heads of absolute kernels.
+    metric : str
+        What drops.
+    """
+    count = sum(len(rows) for rows in drops.values())
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.5 * len(drops) + 0.3 * count))
+    ratios = [len(rows) for rows in drops.values()]
+    grid = figure.subplots(len(drops), squeeze=False, sharex=True, gridspec_kw={"height_ratios": ratios})[:, 0]
+    for axes, (layer, rows) in zip(grid, drops.items(), strict=True):
+        for place, (_, drop, absolute) in enumerate(rows):
+            colour = _colour(0 if absolute else 1)
+            axes.barh(
+                place, 100 * drop, height=0.62, facecolor=colour if absolute else "none", edgecolor=colour,
+                hatch=None if absolute else "////",
+            )  # fmt: skip
+        axes.axvline(0, color=_ink(), linewidth=0.9)
+        _name_rows(axes, [name for name, _, _ in rows])
+        axes.set_title(layer)
+    grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+    grid[-1].set_xlabel(
+        f"drop in test {metric_name(metric)} when silenced\n(full: absolute heads; hatched: relative and others)"
+    )
+    return figure
