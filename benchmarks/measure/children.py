@@ -1,0 +1,96 @@
+"""Work in a process of its own, so that its memory and its patches of RecBole are its own too.
+
+``python -m measure.children MODULE:FUNCTION RESULT`` is the child's side: it reads one JSON object from standard input,
+gives it to the function and writes what comes back to the file RESULT.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from measure.store import read_json, write_json
+
+BENCHMARKS = Path(__file__).resolve().parent.parent
+
+
+class ChildError(RuntimeError):
+    """A child process ended without a result; the text is the last line that it wrote."""
+
+
+def call(
+    function: str,
+    given: dict[str, Any],
+    *,
+    threads: int,
+    python: str = sys.executable,
+    timeout: float | None = None,
+) -> dict[str, Any]:
+    """Call a function in a new process, in an empty working directory.
+
+    Parameters
+    ----------
+    function : str
+        ``module:name``; takes one dict that JSON can hold and gives another.
+    given : dict
+        The function's argument.
+    threads : int
+        Threads of torch and of the libraries below numpy.
+    python : str
+        The interpreter.
+    timeout : float, optional
+        Seconds after which the child is stopped.
+
+    Returns
+    -------
+    dict
+        What the function gave.
+
+    Raises
+    ------
+    ChildError
+        The child failed, was killed, or took too long.
+    """
+    environment = dict(os.environ, PYTHONPATH=str(BENCHMARKS), PYTHONWARNINGS="ignore", TQDM_DISABLE="1")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[name] = str(threads)
+    with tempfile.TemporaryDirectory(prefix="measure-") as folder:
+        result = Path(folder, "result.json")
+        work = Path(folder, "work")
+        work.mkdir()
+        command = [python, "-m", "measure.children", function, str(result)]
+        try:
+            done = subprocess.run(
+                command,
+                input=json.dumps(given),
+                cwd=work,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise ChildError(f"stopped after {timeout:.0f} s") from None
+        found = read_json(result)
+        if done.returncode == 0 and found is not None:
+            return dict(found)
+    if done.returncode < 0:
+        raise ChildError(f"killed by signal {-done.returncode} (9 is what a machine without memory sends)")
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+    raise ChildError(lines[-1])
+
+
+def serve(function: str, result: Path) -> None:
+    """Do the child's side of :func:`call`."""
+    module, _, name = function.partition(":")
+    write_json(result, getattr(importlib.import_module(module), name)(json.load(sys.stdin)))
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], Path(sys.argv[2]))
