@@ -12,10 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from recbole_adrrec import compat, models, options
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.compat.patching import overlay, override
+from recbole_adrrec.errors import CheckpointError, OptionError
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
@@ -54,6 +56,7 @@ def register() -> None:
     _hook_models()
     _hook_config()
     _hook_data()
+    _hook_checkpoints()
     _hook_processes()
     _registered = True
 
@@ -257,6 +260,100 @@ def _hook_data() -> None:
     compat.allow_pickled("recbole_adrrec.data.loader", "WindowTrainDataLoader")
     for name in ("Events", "PrefixRows", "WindowRows"):
         compat.allow_pickled("recbole_adrrec.data.rows", name)
+
+
+# Checkpoints
+
+
+_saving: ContextVar[Callable[[], dict[str, Any] | None] | None] = ContextVar("saving", default=None)
+_loading: ContextVar[Callable[[Any, Any], None] | None] = ContextVar("loading", default=None)
+
+
+def _hook_checkpoints() -> None:
+    """Let checkpoints carry names and events (trainer/trainer.py:279), and refuse those of other data.
+
+    RecBole compares shapes alone, so weights of other data, or of other filters, would be taken for others' items.
+    """
+    module = importlib.import_module("recbole.trainer.trainer")
+    carried = importlib.import_module("recbole_adrrec.carried")
+    trainer, save, load = module.Trainer, module.torch.save, module.torch.load
+
+    def save_carrying(state: Any, file: Any, **how: Any) -> None:
+        data = _saving.get()
+        found = data() if data is not None and isinstance(state, dict) else None
+        save(state if found is None else {**state, carried.KEY: found}, file, **how)
+
+    def load_checking(file: Any, *args: Any, **how: Any) -> Any:
+        checkpoint = load(file, *args, **how)
+        check = _loading.get()
+        if check is not None:
+            check(file, checkpoint.get(carried.KEY))
+        return checkpoint
+
+    def refuse_other(file: Any, found: Any, dataset: Any) -> None:
+        difference = carried.other_data(found, dataset)
+        if difference is not None:
+            raise CheckpointError(
+                f"{file}: made for other data: it knows {difference}, than {dataset.dataset_name} has now; restore the "
+                "data file and its filters, or train again"
+            )
+
+    def fit(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def fit_remembering(self: Any, train_data: Any, *args: Any, **kwargs: Any) -> Any:
+            self._adrrec_data = train_data._dataset
+            resumed = self.__dict__.pop("_adrrec_resumed", None)
+            if resumed is not None:
+                refuse_other(*resumed, self._adrrec_data)
+            return original(self, train_data, *args, **kwargs)
+
+        return fit_remembering
+
+    def save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def save_with_data(self: Any, *args: Any, **kwargs: Any) -> Any:
+            dataset = getattr(self, "_adrrec_data", None)
+            token = _saving.set(None if dataset is None else functools.partial(carried.collect, self.config, dataset))
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                _saving.reset(token)
+
+        return save_with_data
+
+    def resume(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def resume_checked(self: Any, resume_file: Any) -> Any:
+            # The data come with `fit`, so they are compared there.
+            token = _loading.set(lambda file, found: setattr(self, "_adrrec_resumed", (file, found)))
+            try:
+                return original(self, resume_file)
+            finally:
+                _loading.reset(token)
+
+        return resume_checked
+
+    def evaluate(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def evaluate_checked(self: Any, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+            dataset = getattr(eval_data, "_dataset", None)
+            token = _loading.set(lambda file, found: refuse_other(file, found, dataset))
+            try:
+                return original(self, eval_data, *args, **kwargs)
+            finally:
+                _loading.reset(token)
+
+        return evaluate_checked
+
+    overlay(module, "torch", save=save_carrying, load=load_checking)
+    for name, make in (
+        ("fit", fit),
+        ("_save_checkpoint", save_checkpoint),
+        ("resume_checkpoint", resume),
+        ("evaluate", evaluate),
+    ):
+        override(trainer, name, make)
+    compat.check_data_by(lambda file, checkpoint, dataset: refuse_other(file, checkpoint.get(carried.KEY), dataset))
 
 
 # Processes

@@ -212,6 +212,7 @@ OVERALL_RULES: dict[str, Rule] = {
     "train_rows": Choice(("prefix", "sequence")),
     "train_stride": Unset(COUNT),
     "show_user": Unset(Token()),
+    "checkpoint_data": Flag(),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 

@@ -17,7 +17,7 @@ from recbole_adrrec.compat import (
     surface,
     tuning,
 )
-from recbole_adrrec.compat.checkpoints import allow
+from recbole_adrrec.compat.checkpoints import allow, check_data_by
 from recbole_adrrec.compat.checkpoints import load as load_checkpoint
 from recbole_adrrec.compat.patching import Mend, replace_everywhere
 from recbole_adrrec.compat.pickles import allow_pickled, count_as_dataset_argument
@@ -29,6 +29,7 @@ __all__ = [
     "allow_pickled",
     "apply",
     "check",
+    "check_data_by",
     "count_as_dataset_argument",
     "load_checkpoint",
     "needed",

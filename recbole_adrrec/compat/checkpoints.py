@@ -36,6 +36,7 @@ PARTS = ("config", "state_dict")
 REFUSED = "Refused: "
 
 _stand_ins: dict[str, Any] = {}  # by the full name that files use
+_data_checks: list[Callable[[str, dict[str, Any], Any], None]] = []
 
 
 class _Mention:
@@ -77,6 +78,11 @@ def allow(*classes: type) -> None:
     """
     for cls in classes:
         _stand_in(_Mention(), cls.__module__, cls.__qualname__)
+
+
+def check_data_by(check: Callable[[str, dict[str, Any], Any], None]) -> None:
+    """Have :func:`load_data_and_model` call ``check`` with the file, the checkpoint and the data set it is to fit."""
+    _data_checks.append(check)
 
 
 @functools.cache
@@ -317,6 +323,8 @@ def load_data_and_model(model_file: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
     dataset = recbole.create_dataset(config)
     recbole.getLogger().info(dataset)
     train_data, valid_data, test_data = recbole.data_preparation(config, dataset)
+    for check in _data_checks:
+        check(os.fspath(model_file), checkpoint, train_data._dataset)
 
     recbole.init_seed(config["seed"], config["reproducibility"])
     model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
