@@ -15,22 +15,24 @@ STYLE = """
   :root { --ink: #e8e8e8; --paper: #16181c; --quiet: #a9afb8; --line: #3a4049; --shade: #1f2329; --link: #8cc3ff; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main, nav > ul { max-width: 72rem; margin: 0 auto; padding: 0 1rem; }
+main, nav details { max-width: 72rem; margin: 0 auto; padding: 0 1rem; }
 main { padding-bottom: 4rem; }
 nav { border-bottom: 1px solid var(--line); background: var(--shade); padding: .5rem 0; }
-nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
-nav a { display: inline-block; padding: .15rem 0; }
+nav details { margin: 0 auto; color: inherit; }
+nav ul { list-style: none; margin: .25rem 0 .5rem; padding: 0; } nav li { max-width: none; }
+nav a { display: inline-block; padding: .2rem 0; }
 a { color: var(--link); }
 :focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 .skip { position: absolute; left: -999rem; }
 .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .5rem; z-index: 1; }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; line-height: 1.3; margin-top: 2.5rem; }
 p, li { max-width: 48rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: 4px; }
-table { border-collapse: collapse; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .5rem .75rem; color: var(--quiet); }
+.scroll { overflow-x: auto; margin: 0 0 1rem; border: 1px solid var(--line); border-radius: 4px; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
+.caption { color: var(--quiet); font-size: .9rem; margin: 1.5rem 0 .25rem; }
 th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { background: var(--shade); font-weight: 600; }
+thead th { border-top: 0; }
 td.word, th.word { text-align: left; } td.long { white-space: normal; min-width: 16rem; }
 tbody th { background: none; position: sticky; left: 0; background: var(--paper); }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.5rem;
@@ -62,7 +64,7 @@ def html_page(blocks: Sequence[Block]) -> str:
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         '<a class="skip" href="#top">To the report</a>\n'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
+        f'<nav aria-label="Contents"><details><summary>Contents</summary><ul>{links}</ul></details></nav>\n'
         f"<main>\n{_body(blocks)}\n</main>\n</body>\n</html>\n"
     )
 
@@ -99,11 +101,12 @@ def _table(table: Table) -> str:
         for place, cell in enumerate(row[1:], 1):
             cells.append(f"<td{_class(place in table.words, len(cell) > LONG)}>{escape(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    # A region that scrolls must be reachable by keyboard.
+    name = escape(f"table-{table.name}")
+    # A region that scrolls must be reachable by keyboard; the caption stays outside, or a phone would cut it.
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.caption)}"><table>'
-        f"<caption>{escape(table.caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="caption" id="{name}">{escape(table.caption)}</p>'
+        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{name}"><table aria-labelledby="{name}">'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 

@@ -17,6 +17,7 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 WIDTH = 5.4
 """Inches."""
 
-MOST_LINES = 8
-"""Lines of one figure that can be told apart."""
+MOST_LINES = 6
+"""Labels of one figure that can be told apart."""
 
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8A7A00")
 DARK = ("#56B4E9", "#FF8A3D", "#2BC79A", "#E6A5C9", "#F2F2F2", "#F0B93A", "#9BD3F5", "#F0E442")
@@ -136,7 +137,7 @@ def quality(rows: Sequence[QualityRow], metric: str) -> Figure:
         axes.plot(row.seeds, [place + 0.24] * len(row.seeds), "|", color=_ink(), markersize=6, markeredgewidth=1)
         axes.plot(row.mean, place, MARKERS[1 if row.ours else 0], color=colour, markersize=7)
     _name_rows(axes, [row.label for row in rows])
-    axes.set_xlabel(f"test {metric_name(metric)}: mean, 95 % interval over users; ticks: seeds")
+    axes.set_xlabel(f"test {metric_name(metric)}\n(bars: 95 % interval over users; ticks: seeds)")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
@@ -162,7 +163,7 @@ def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, floa
         place = labels.index(curve.label)
         time = np.asarray(curve.seconds) / unit
         style: dict[str, Any] = {"color": _colour(place), "linestyle": DASHES[place % len(DASHES)]}
-        axes.plot(time, curve.scores, linewidth=1.2, alpha=0.8, **style)
+        axes.plot(time, curve.scores, linewidth=1.2, alpha=0.65, **style)
         if curve.best is not None:
             axes.plot(
                 time[curve.best],
@@ -173,7 +174,12 @@ def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, floa
             )
     for place, label in enumerate(labels):
         axes.plot(
-            [], [], color=_colour(place), linestyle=DASHES[place % len(DASHES)], marker=MARKERS[place % 8], label=label
+            [],
+            [],
+            color=_colour(place),
+            linestyle=DASHES[place % len(DASHES)],
+            marker=MARKERS[place % len(MARKERS)],
+            label=label,
         )
     axes.set_xlabel(f"training time ({name}), a mark at the best epoch")
     axes.set_ylabel(f"validation {metric_name(metric)}")
@@ -249,7 +255,12 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
             place = labels.index(line.label)
             x, y = np.asarray(line.x), np.asarray(line.y)
             axes.plot(
-                x, y, color=_colour(place), linestyle=DASHES[place % 8], marker=MARKERS[place % 8], label=line.label
+                x,
+                y,
+                color=_colour(place),
+                linestyle=DASHES[place % len(DASHES)],
+                marker=MARKERS[place % len(MARKERS)],
+                label=line.label,
             )
             if line.sd and all(value is not None for value in line.sd):
                 sd = np.asarray(line.sd, dtype=float)
@@ -265,15 +276,7 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
     return figure
 
 
-SPANS = (
-    (1, "1 s"),
-    (60, "1 min"),
-    (3600, "1 h"),
-    (86400, "1 day"),
-    (604800, "1 wk"),
-    (2592000, "30 d"),
-    (31536000, "1 yr"),
-)
+SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 day"), (604800, "1 wk"), (31536000, "1 yr"))
 
 
 @dataclass(frozen=True)
@@ -294,13 +297,18 @@ def kernels(curves: Sequence[KernelCurve]) -> Figure:
         for curve in (curve for curve in curves if curve.kernel == name):
             place = curve.layer - 1
             axes.plot(
-                curve.gaps, curve.added, color=_colour(place), linestyle=DASHES[place % 8], label=f"layer {curve.layer}"
+                curve.gaps,
+                curve.added,
+                color=_colour(place),
+                linestyle=DASHES[place % len(DASHES)],
+                label=f"layer {curve.layer}",
             )
         axes.set_title(name)
         axes.set_ylabel("added to the score")
         axes.axhline(0, color=_ink(), linewidth=0.8)
         if name == "distance":
             axes.set_xlabel("places between query and key (events)")
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         else:
             _time_axis(axes)
         axes.legend(fontsize=9, ncols=2)
@@ -325,28 +333,36 @@ def attention(plain: Array, refined: Array | None, heads: Sequence[str]) -> Figu
     heads : sequence of str
         Names of the heads.
     """
-    sides = [("before refinement" if refined is not None else "weights", plain)]
+    pairs = [(name, plain[head]) for head, name in enumerate(heads)]
     if refined is not None:
-        sides.append(("after refinement", refined))
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * len(heads)))
-    grid = figure.subplots(len(heads), len(sides), squeeze=False, sharex=True, sharey=True)
+        pairs = [
+            (f"{name}, {when} refinement", weights[head])
+            for head, name in enumerate(heads)
+            for when, weights in (("before", plain), ("after", refined))
+        ]
+    rows = (len(pairs) + 1) // 2
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * rows))
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
     length = plain.shape[-1]
-    for head, (row, name) in enumerate(zip(grid, heads, strict=True)):
-        top = max(float(weights[head].max()) for _, weights in sides)
-        for axes, (side, weights) in zip(row, sides, strict=True):
-            shown = np.ma.masked_equal(weights[head], 0)
-            picture = axes.imshow(
-                shown, cmap="viridis", vmin=0, vmax=top, extent=(0.5, length + 0.5, length + 0.5, 0.5), rasterized=True
-            )
-            axes.set_title(f"{name}, {side}", fontsize=9)
-            axes.grid(False)
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        row[0].set_ylabel("query (event, oldest 1)")
-        bar = figure.colorbar(picture, ax=list(row), shrink=0.85, pad=0.02)
-        bar.set_label("weight")
+    # The first events see few others, so their weights are large: a root shows the small ones beside them.
+    scale = PowerNorm(0.5, vmin=0, vmax=1)
+    for axes, (name, weights) in zip(grid.flat, pairs, strict=False):
+        extent = (0.5, length + 0.5, length + 0.5, 0.5)
+        drawn = axes.imshow(np.ma.masked_equal(weights, 0), cmap="viridis", norm=scale, extent=extent)
+        axes.set_title(name, fontsize=9)
+        axes.grid(False)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axes in grid.flat[len(pairs) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("query (event, oldest 1)")
     for axes in grid[-1]:
         axes.set_xlabel("key (event, oldest 1)")
+    bar = figure.colorbar(
+        drawn, ax=grid, location="bottom", shrink=0.7, aspect=30, ticks=[0, 0.04, 0.16, 0.36, 0.64, 1]
+    )
+    bar.set_label("weight (root scale)")
     return figure
 
 

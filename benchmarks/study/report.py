@@ -210,7 +210,7 @@ def analyse(results: Results) -> Analysis:
     tables = []
     with tqdm(desc="statistics", unit="model", disable=None, total=sum(map(len, results.tables.values()))) as bar:
         for protocol, labelled in results.tables.items():
-            entries = {label: _entry(results, label, runs, metric) for label, runs in labelled.items()}
+            entries = {label: _entry(results, protocol, label, runs, metric) for label, runs in labelled.items()}
             baseline, why = _best_baseline(entries, settings.ours)
             tested, untested = [], []
             for label, entry in entries.items():
@@ -241,7 +241,7 @@ def analyse(results: Results) -> Analysis:
     )
 
 
-def _entry(results: Results, label: str, runs: Sequence[Run], metric: str) -> Entry:
+def _entry(results: Results, protocol: Protocol, label: str, runs: Sequence[Run], metric: str) -> Entry:
     spreads = {}
     for name in dict.fromkeys(name for run in runs for name in run.metrics):
         spreads[name] = spread([run.metrics[name] for run in runs if name in run.metrics])
@@ -257,7 +257,7 @@ def _entry(results: Results, label: str, runs: Sequence[Run], metric: str) -> En
         label=label,
         model=str(runs[0].facts["model"]),
         runs=tuple(runs),
-        missing=tuple(results.missing_seeds(runs)),
+        missing=tuple(results.missing_seeds(protocol, runs)),
         spreads=spreads,
         interval=interval,
         valid=spread(valid) if valid else None,
@@ -437,6 +437,7 @@ def _tests_table(analysis: Analysis, table: Analysed) -> Table:
             (
                 each.label,
                 each.reference,
+                analysis.verdict(each).value,
                 signed(c.difference),
                 interval,
                 p_value(c.p_users_holm),
@@ -444,20 +445,19 @@ def _tests_table(analysis: Analysis, table: Analysed) -> Table:
                 signed(c.rank_biserial, 3),
                 p_value(c.p_seeds_holm),
                 f"{c.n_users:,} / {c.n_seeds}",
-                analysis.verdict(each).value,
                 "; ".join(c.remarks) or NONE,
             )
         )
     header = (
-        *("Model", "Reference", f"Difference in {name}", "95 % interval", "p, users", "d_z", "Rank-biserial"),
-        *("p, seeds", "Users / seeds", f"Verdict at {alpha:g}", "Remarks"),
+        *("Model", "Reference", f"Verdict at {alpha:g}", f"Difference in {name}", "95 % interval", "p, users"),
+        *("d_z", "Rank-biserial", "p, seeds", "Users / seeds", "Remarks"),
     )
     return Table(
         f"Paired tests of {name}; p values corrected by Holm over all comparisons. {table.protocol.title}.",
         header,
         tuple(rows),
         f"tests-{table.protocol.key}",
-        frozenset({0, 1, 9, 10}),
+        frozenset({0, 1, 2, 10}),
     )
 
 

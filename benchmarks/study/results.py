@@ -39,7 +39,7 @@ class Protocol:
     query_time : bool
         Whether the models are told the moment for which they recommend.
     ties : str
-        ``file`` or what else the order of equal times was.
+        Order of events of equal time: ``file`` or ``shuffled``.
     """
 
     dataset: str
@@ -282,12 +282,15 @@ class Results:
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds that every entry should have."""
+        """Seeds of the study."""
         return self.settings.seeds or tuple(sorted({run.seed for run in self.runs}))
 
-    def missing_seeds(self, runs: Iterable[Run]) -> list[int]:
-        """Seeds of the study that none of these runs has."""
-        return sorted(set(self.seeds) - {run.seed for run in runs})
+    def missing_seeds(self, protocol: Protocol, runs: Iterable[Run]) -> list[int]:
+        """Seeds that none of these runs has, out of the study's; with ties shuffled, out of those shuffled at all."""
+        wanted = set(self.seeds)
+        if protocol.ties != "file":
+            wanted = {run.seed for run in self.runs if run.protocol.ties == protocol.ties}
+        return sorted(wanted - {run.seed for run in runs})
 
 
 def sample_of(runs: Iterable[Run], metric: str) -> Sample:
