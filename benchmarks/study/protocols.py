@@ -1,0 +1,171 @@
+"""What models are asked, and among which items: the protocols of a study as RecBole's options and loaders.
+
+RecBole 1.2.1 refuses ``repeatable: false`` for sequential models (config/configurator.py:378), and its full ranking of
+sequential models masks no item of the history (data/dataloader/general_dataloader.py:303, where ``history_index`` is
+``None``). Its ``pop100`` draws anew in every evaluation, from the random state that training has left, so that no two
+models see the same negatives; some of the hundred are the same item, and items of the user's history are among them.
+Here the loader of RecBole's full ranking says which items are out of the running, and RecBole's trainer and metrics do
+the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from recbole.data.dataloader import FullSortEvalDataLoader
+from torch import Tensor
+
+from recbole_adrrec.errors import DataError
+from study.plan import Protocol, RunSpec
+
+NEGATIVES = 100
+CANDIDATE_SEED = 2020
+"""The seed of the drawn negatives: the same for all models and all seeds of a study."""
+
+BLOCK = 512
+
+
+def eval_args(spec: RunSpec) -> dict[str, Any]:
+    """RecBole's ``eval_args`` for a run."""
+    split = {"LS": "valid_and_test"} if spec.protocol.split == "leave_one_out" else {"GT": dict(spec.temporal)}
+    return {"split": split, "order": "TO", "group_by": "user", "mode": "full"}
+
+
+def restricted(protocol: Protocol, config: Any, loader: Any, phase: str) -> Any:
+    """The loader of validation or test, with only the protocol's candidates in the running.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        The study's.
+    config : Config
+        The run's options.
+    loader : FullSortEvalDataLoader
+        As RecBole made it.
+    phase : {'valid', 'test'}
+        Negatives are drawn for each.
+    """
+    if protocol.candidates == "full" and protocol.seen == "all":
+        return loader
+    dataset = loader.dataset
+    candidates = draw_negatives(dataset, protocol.seen == "unseen", phase) if protocol.candidates == "pop100" else None
+    return CandidateLoader(config, dataset, loader._sampler, candidates)
+
+
+class CandidateLoader(FullSortEvalDataLoader):
+    """RecBole's loader of full ranking, with items out of the running; the target itself never is.
+
+    Parameters
+    ----------
+    config, dataset, sampler
+        As RecBole's.
+    candidates : int64 array, [n_rows, n_negatives], optional
+        The only items that are ranked beside a row's target. None: all but those of the row's history.
+    """
+
+    def __init__(self, config: Any, dataset: Any, sampler: Any, candidates: NDArray[np.int64] | None) -> None:
+        self.candidates = None if candidates is None else torch.from_numpy(candidates)
+        super().__init__(config, dataset, sampler, shuffle=False)
+
+    def collate_fn(self, index: Any) -> Any:
+        """A batch of RecBole's, whose second part says which scores RecBole's trainer sets to minus infinity."""
+        interaction, _, positive_u, positive_i = super().collate_fn(index)
+        rows = torch.as_tensor(np.asarray(index))
+        if self.candidates is None:
+            out: Any = history_pairs(self._dataset.inter_feat[rows], self.iid_field)
+        else:
+            # One item is scored beside the others: a table of booleans is an index like any other.
+            barred = torch.ones(len(rows), self._dataset.item_num, dtype=torch.bool)
+            barred.scatter_(1, self.candidates[rows], False)
+            barred[positive_u, positive_i] = False
+            out = barred
+        return interaction, out, positive_u, positive_i
+
+
+def history_pairs(rows: Any, item_field: str) -> tuple[Tensor, Tensor]:
+    """The items that each row's user has met before the row's target, but for the target itself.
+
+    Parameters
+    ----------
+    rows : PrefixRows
+        Rows of a data set; the whole history counts, not only what ``MAX_ITEM_LIST_LENGTH`` lets a model see.
+    item_field : str
+        Name of the items' field.
+
+    Returns
+    -------
+    (int64 Tensor, int64 Tensor), [n_pairs] each
+        Place of the row and item.
+    """
+    targets = rows.targets.long()
+    first = rows.events.first(targets)
+    count = targets - first
+    place = torch.repeat_interleave(torch.arange(len(targets)), count)
+    event = torch.arange(int(count.sum())) - torch.repeat_interleave(count.cumsum(0) - count - first, count)
+    items = rows.events.column(item_field, event)
+    other = items != rows.events.column(item_field, targets)[place]
+    return place[other], items[other]
+
+
+def draw_negatives(dataset: Any, unseen: bool, phase: str, count: int = NEGATIVES) -> NDArray[np.int64]:
+    """Draw items for each row, without repetition, each as likely as it is popular in the whole data set.
+
+    Parameters
+    ----------
+    dataset : SequenceDataset
+        Validation or test.
+    unseen : bool
+        True: no item that the user meets anywhere in the data, as in MEANTIME's public code. False: any but the
+        row's target, as RecBole draws for repeatable recommendation.
+    phase : {'valid', 'test'}
+        Each has negatives of its own.
+    count : int
+        Number of items for each row.
+
+    Returns
+    -------
+    int64 array, [n_rows, count]
+
+    Raises
+    ------
+    DataError
+        If a user has met so many items that fewer than ``count`` are left.
+
+    Notes
+    -----
+    The largest ``count`` of ``log p + Gumbel noise`` are a sample without repetition in which items are drawn one
+    after the other with probabilities proportional to ``p``.
+    """
+    rows, items, users = dataset.inter_feat, dataset.iid_field, dataset.uid_field
+    events = rows.events
+    everything = torch.arange(len(events))
+    item = events.column(items, everything).numpy()
+    popularity = np.bincount(item, minlength=dataset.item_num).astype(np.float64)
+    with np.errstate(divide="ignore"):
+        weight = np.log(popularity)
+    weight[0] = -np.inf
+    owner = events.column(users, everything).numpy()
+    starts = np.searchsorted(owner, np.arange(dataset.user_num))
+    ends = np.searchsorted(owner, np.arange(dataset.user_num), side="right")
+    generator = np.random.default_rng([CANDIDATE_SEED, ("valid", "test").index(phase)])
+    user, target = rows[users].numpy(), rows[items].numpy()
+    drawn = np.empty((len(rows), count), dtype=np.int64)
+    for begin in range(0, len(rows), BLOCK):
+        part = slice(begin, min(begin + BLOCK, len(rows)))
+        keys = weight + generator.gumbel(size=(part.stop - begin, dataset.item_num))
+        for line, who in enumerate(user[part]):
+            if unseen:
+                keys[line, item[starts[who] : ends[who]]] = -np.inf
+        keys[np.arange(len(keys)), target[part]] = -np.inf
+        left = np.isfinite(keys).sum(1)
+        if left.min() < count:
+            token = dataset.field2id_token[users][user[part][left.argmin()]]
+            raise DataError(
+                f"protocols: candidates pop100 needs {count} items beside the target, but {left.min()} are left for "
+                f"user {token} of {dataset.dataset_name}; choose candidates full"
+            )
+        drawn[part] = np.argpartition(-keys, count - 1, axis=1)[:, :count]
+    return drawn
