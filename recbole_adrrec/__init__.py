@@ -6,8 +6,17 @@
 ['ADRRec', 'AWRSR', 'MEANTIME', 'STOSA', 'TiSASRec']
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from recbole_adrrec import models
 from recbole_adrrec.version import __version__
+
+if TYPE_CHECKING:
+    import os
+
+    from recbole_adrrec.recommend import Recommender
 
 
 def register() -> None:
@@ -26,4 +35,28 @@ def register() -> None:
     plugin.register()
 
 
-__all__ = ["__version__", "models", "register"]
+def load(checkpoint: str | os.PathLike[str], device: str = "cpu") -> Recommender:
+    """Load a trained model that answers for users by name; the raw data aren't needed.
+
+    >>> recommender = recbole_adrrec.load("saved/ADRRec.pth")
+    >>> recommender.recommend(users=["196"], at="1998-04-23", top=10)
+
+    Parameters
+    ----------
+    checkpoint : str or path-like
+        A file that a training with this package saved.
+    device : str
+        Where to compute.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`recbole_adrrec.recommend.load`.
+    """
+    register()
+    from recbole_adrrec import recommend
+
+    return recommend.load(checkpoint, device)
+
+
+__all__ = ["__version__", "load", "models", "register"]

@@ -86,11 +86,12 @@ def _describe(dataset: Any, events: Events) -> dict[str, Any]:
         if high - low < 2**31:
             # Half the size: times counted from the first one.
             origin, times = low, (times - low).int()
-    described = {
+    described: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "dataset": str(dataset.dataset_name),
         "fields": {"user": dataset.uid_field, "item": dataset.iid_field, "time": dataset.time_field},
+        "n_users": int(dataset.user_num),
         "users": _pack([str(token) for token in tokens["users"]]),
         "items": _pack([str(token) for token in tokens["items"]]),
         "histories": {"counts": counts, "items": items, "times": times, "origin": origin},
@@ -195,6 +196,10 @@ class Histories:
         np.cumsum(np.bincount(users, minlength=n), out=offsets[1:])
         return cls(offsets, items[order], times[order])
 
+    def owners(self) -> NDArray[np.int64]:
+        """User id of each event."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
     def of(self, users: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Events of some users: the place in ``users`` of each event, and its index. Ids beyond the last have none."""
         known = users < len(self.offsets) - 1
@@ -219,6 +224,8 @@ class Carried:
         Names by id; entry 0 is padding. ``users`` is padding alone with ``checkpoint_data: false``.
     histories : Histories
         Events of the users.
+    n_users : int
+        User ids of training, padding included, whether their names are carried or not.
     days : tuple of int
         First and last day that training shows, in days since 1970-01-01 (UTC).
     fingerprint : dict of str to str
@@ -234,6 +241,7 @@ class Carried:
     users: list[str]
     items: list[str]
     histories: Histories
+    n_users: int
     days: tuple[int, int]
     fingerprint: dict[str, str]
     version: str
@@ -279,12 +287,15 @@ class Carried:
             texts = [stored["dataset"], fields["user"], fields["item"], fields["time"], stored["version"]]
             days = tuple(stored["days"])
             packed_items, packed_users, events = stored["items"], stored["users"], stored["histories"]
+            n_users = stored["n_users"]
         except (TypeError, KeyError) as error:
             raise Damaged("a part of what it carries is missing") from error
         if not all(isinstance(text, str) for text in texts) or not isinstance(prints, dict):
             raise Damaged("what it carries is not what this package writes")
         if len(days) != 2 or not all(isinstance(day, int) for day in days) or days[0] > days[1]:
             raise Damaged("its days of training can't be read")
+        if not isinstance(n_users, int) or n_users < 1:
+            raise Damaged("its number of users can't be read")
         items = _unpack(packed_items, "items")
         if _hash_names(packed_items) != prints.get("items"):
             raise Damaged("its items don't match their fingerprint")
@@ -294,12 +305,15 @@ class Carried:
             users = _unpack(packed_users, "users")
             if _hash_names(packed_users, packed_items) != prints.get("names"):
                 raise Damaged("its users and items don't match their fingerprint")
+            if len(users) != n_users - 1:
+                raise Damaged("it has another number of users than names")
             histories = _read_histories(events, len(users), len(items), prints.get("events"))
         names = dict(zip(("dataset", "user_field", "item_field", "time_field", "version"), texts, strict=True))
         return cls(
             users=[PADDING, *users],
             items=[PADDING, *items],
             histories=histories,
+            n_users=n_users,
             days=(days[0], days[1]),
             fingerprint=dict(prints),
             **names,
