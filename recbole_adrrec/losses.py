@@ -5,9 +5,17 @@ Letters: ``N`` positions with a target, ``V`` items (padding included), ``k`` sa
 connected to the scores, where nothing is asked.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+BLOCK_SCORES = {"cpu": 1 << 19}
+"""Scores that ``item_cross_entropy`` holds at a time, by kind of device: on a CPU what stays in its cache."""
+
+BLOCK_SCORES_ELSEWHERE = 1 << 26
 
 SAMPLED_LOSSES = ("BPR", "BCE", "sampled_softmax", "gBCE")
 """Values of ``loss_type`` that compare with sampled items; ``CE`` compares with all."""
@@ -15,17 +23,79 @@ SAMPLED_LOSSES = ("BPR", "BCE", "sampled_softmax", "gBCE")
 LOSSES = ("CE", *SAMPLED_LOSSES)
 
 
-def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """``-log softmax(scores)[target]`` over all items (RecBole's ``CE``).
+def item_cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """``-log softmax(states @ weight.T + bias)[target]`` over all items (RecBole's ``CE``), in bounded memory.
+
+    The scores ``[N, V]`` are never whole: some rows at a time are scored, and their part of the gradient is taken while
+    they are at hand, so that nothing is computed twice. Exact; the softmax is taken in the type of ``weight`` (under
+    autocast the products alone are in its type). The gradient can't be differentiated again.
 
     Parameters
     ----------
-    scores : Float[N, V]
-        Scores of all items.
+    states : Float[N, D]
+        What asks.
+    weight : Float[V, D]
+        A row for each item.
+    bias : Float[V], optional
+        Added to each item's score.
     targets : Int64[N]
         The item to find.
+
+    Returns
+    -------
+    Float[]
+        The mean over the ``N``.
     """
-    return F.cross_entropy(scores, targets, reduction="sum") / max(1, len(targets))
+    kind = states.device.type
+    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    with torch.autocast(kind, enabled=False):
+        total: Tensor = _ItemCrossEntropy.apply(states.to(weight.dtype), weight, bias, targets, low)
+    return total / max(1, len(targets))
+
+
+class _ItemCrossEntropy(torch.autograd.Function):
+    """The sum over the rows; the gradient for a sum is ready when the forward pass ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, low: torch.dtype
+    ) -> Tensor:
+        asked = any(ctx.needs_input_grad)
+        total = states.new_zeros(())
+        by_state, by_weight = (torch.zeros_like(states), torch.zeros_like(weight)) if asked else (None, None)
+        by_bias = torch.zeros_like(bias) if asked and bias is not None else None
+        states, items = states.to(low), weight.to(low)
+        block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
+        rows = max(1, block // len(weight))
+        for start in range(0, len(states), rows):
+            part = slice(start, start + rows)
+            target = targets[part].unsqueeze(1)
+            scores = (states[part] @ items.T).to(weight.dtype)
+            if bias is not None:
+                scores += bias
+            largest, place = scores.max(1, keepdim=True)
+            found = scores.gather(1, target)
+            share = scores.softmax(1)
+            # The largest share never vanishes, so its logarithm gives the normaliser safely.
+            total += (largest - share.gather(1, place).log() - found).sum()
+            if by_state is None or by_weight is None:
+                continue
+            share.scatter_add_(1, target, share.new_full((1, 1), -1.0).expand_as(target))
+            if by_bias is not None:
+                by_bias += share.sum(0)
+            share = share.to(low)
+            by_state[part] = share @ items
+            if low == weight.dtype:
+                by_weight.addmm_(share.T, states[part])
+            else:
+                by_weight += share.T @ states[part]
+        ctx.save_for_backward(by_state, by_weight, by_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if part is None else part * grads[0] for part in ctx.saved_tensors), None, None
 
 
 def bayesian_personalized_ranking(positive: Tensor, negative: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
@@ -44,7 +45,7 @@ class Attention(nn.Module):
     def __init__(self, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__()
         self.refinement = Refinement() if refinement is None else refinement
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
         """Scores, Float[B, H, L, L], of the states that ask and those asked, and what the layers share."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.gaussian_points import gaussian_points, positive
 from recbole_adrrec.layers.moments import Moments
 
@@ -31,7 +32,7 @@ class ItemEmbedding(nn.Embedding):
     def __init__(self, n_rows: int, hidden_size: int, dropout: float, scale: float = 1.0) -> None:
         super().__init__(n_rows, hidden_size, padding_idx=0)
         self.scale = scale
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def table(self) -> Tensor:

@@ -36,6 +36,13 @@ class ItemHead(nn.Module):
         """Scores of all items, Float[N, V], from states, Float[N, d]."""
         return F.linear(self._transform(hidden), table[: self.n_items], self.bias)
 
+    def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, Float[N, D], items, Float[V, D], and bias, Float[V].
+
+        ``states @ items.T + bias`` are the scores but for a constant of each state, to which a softmax is blind.
+        """
+        return self._transform(hidden), table[: self.n_items], self.bias
+
     def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor) -> list[Tensor]:
         """Scores of some items for each state, shaped like the items: Int64[N] or Int64[N, k] each."""
         transformed = self._transform(hidden)
@@ -83,6 +90,11 @@ class GaussianItemHead(ItemHead):
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """Scores of all items, Float[N, V]."""
         return nearness(self._transform(hidden), table[: self.n_items])
+
+    def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """See ``ItemHead.as_product``: ``-|s - t|^2 = 2 s.t - |t|^2 - |s|^2``, the last the same for all items."""
+        items = table[: self.n_items]
+        return self._transform(hidden), 2 * items, -items.square().sum(-1)
 
     def compare(self, left: Tensor, right: Tensor) -> Tensor:
         """Minus the squared distance of points."""

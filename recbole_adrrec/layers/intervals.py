@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import ProjectedAttention, join_heads
+from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import Perturbation, TransformerEncoder
@@ -89,7 +90,7 @@ class TimeIntervals(nn.Module):
         self.position_value = nn.Embedding(max_seq_length, hidden_size)
         self.interval_key = nn.Embedding(time_span + 1, hidden_size)
         self.interval_value = nn.Embedding(time_span + 1, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.register_buffer("smallest_gaps", smallest_gaps.long().clone())
 
     def units(self, moments: Moments) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adrrec.layers.absolute_kernels import ABSOLUTE_KERNELS
+from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.moments import KernelSettings, Moments
 from recbole_adrrec.layers.relative_kernels import RELATIVE_KERNELS, RelativeScorer
 
@@ -51,7 +52,7 @@ class MixKernels(nn.Module):
                     raise ValueError(f"{option}: {name}; must be one of {', '.join(known)}")
         self.absolute = nn.ModuleList(ABSOLUTE_KERNELS[name].build(settings) for name in absolute)
         self.relative = nn.ModuleList(RELATIVE_KERNELS[name].build(settings) for name in relative)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, moments: Moments, dtype: torch.dtype) -> MixContext:
         """Do once per batch what all layers share."""

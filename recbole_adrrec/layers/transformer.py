@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import Attention
+from recbole_adrrec.layers.dropout import Dropout
 
 Perturbation = Callable[[int, Tensor], Tensor]
 
@@ -41,7 +42,7 @@ class FeedForward(nn.Sequential):
         super().__init__(
             nn.Linear(hidden_size, inner_size),
             ACTIVATIONS[activation](),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(inner_size, hidden_size),
         )
 
@@ -95,7 +96,7 @@ class TransformerLayer(nn.Module):
         self.attention = attention
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.finish = finish
 
     def forward(self, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:

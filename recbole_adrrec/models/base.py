@@ -32,7 +32,7 @@ from recbole_adrrec.layers.objectives import (
 )
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.losses import LOSSES, cross_entropy, positive_versus_negative, sampled_loss
+from recbole_adrrec.losses import LOSSES, item_cross_entropy, positive_versus_negative, sampled_loss
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class SequenceRecommender(SequentialRecommender):
         hidden, targets = states[-1][asked], batch.targets[asked]  # [N, d], [N]
         table = self.item_embedding.table
         if batch.negatives is None:
-            return cross_entropy(self.head(hidden, table), targets) + penalty
+            return item_cross_entropy(*self.head.as_product(hidden, table), targets) + penalty
         negatives = batch.negatives[asked]  # [N, k]
         targets = targets.unsqueeze(1)
         positive, negative = self.head.score_items(hidden, table, targets, negatives)

@@ -6,7 +6,7 @@ import torch
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
 from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.losses import cross_entropy
+from recbole_adrrec.losses import item_cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers
 from tests.parity.golden_files import GOLDEN, close, load, load_weights, right_padded
@@ -125,7 +125,7 @@ def golden_model():
         hidden = model(tokens * inside, moments)
     asked = (labels > 0) & inside
     table = model.item_embedding.weight
-    loss = cross_entropy(model.head(hidden[asked], table), labels[asked])
+    loss = item_cross_entropy(*model.head.as_product(hidden[asked], table), labels[asked])
     loss.backward()
     run = {
         "hidden": hidden.detach(),

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_adrrec import losses
 
@@ -59,15 +61,6 @@ def test_nothing_asked_is_no_loss(name):
     assert positive.grad is not None
 
 
-def test_cross_entropy():
-    torch.manual_seed(0)
-    scores_, targets = torch.randn(N, 7, dtype=torch.float64), torch.randint(0, 7, (N,))
-    expected = 0.0
-    for row, target in zip(scores_.tolist(), targets.tolist(), strict=True):
-        expected -= math.log(math.exp(row[target]) / sum(map(math.exp, row)))
-    assert losses.cross_entropy(scores_, targets).item() == pytest.approx(expected / N, abs=1e-12)
-
-
 def test_gbce_runs_from_bce_to_calibrated():
     positive, negative = scores()
     plain = losses.binary_cross_entropy(positive, negative) / (K + 1)
@@ -81,3 +74,54 @@ def test_gbce_runs_from_bce_to_calibrated():
 def test_positive_versus_negative():
     to_positive, between = torch.tensor([[3.0], [1.0]]), torch.tensor([[1.0, 5.0], [0.5, 0.0]])
     assert losses.positive_versus_negative(to_positive, between) == pytest.approx((2 + 0 + 0.5 + 1) / 4)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("block", [1, 40 * 3, 1 << 20])
+@pytest.mark.parametrize("spread", [1.0, 200.0])
+def test_cross_entropy_by_blocks(monkeypatch, with_bias, block, spread):
+    monkeypatch.setitem(losses.BLOCK_SCORES, "cpu", block)
+    torch.manual_seed(0)
+    inputs = [torch.randn(N, 6) * spread, torch.randn(ITEMS, 6), torch.randn(ITEMS) if with_bias else None]
+    inputs = [None if part is None else part.double().requires_grad_() for part in inputs]
+    targets = torch.randint(ITEMS, (N,))
+    states, weight, bias = inputs
+    plain = F.cross_entropy(F.linear(states, weight, bias), targets)
+    found = losses.item_cross_entropy(states, weight, bias, targets)
+    torch.testing.assert_close(found, plain)
+    given = [part for part in inputs if part is not None]
+    expected = torch.autograd.grad(3 * plain, given)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, given), expected)
+
+
+def test_cross_entropy_never_holds_all_scores():
+    """Every tensor that is made is smaller than the scores of all rows."""
+    states, weight = torch.randn(4096, 8, requires_grad=True), torch.randn(8192, 8, requires_grad=True)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for part in result if isinstance(result, tuple | list) else [result]:
+                largest = max(largest, part.numel() if isinstance(part, torch.Tensor) else 0)
+            return result
+
+    with Watch():
+        losses.item_cross_entropy(states, weight, None, torch.zeros(4096, dtype=torch.long)).backward()
+    assert states.numel() < largest <= losses.BLOCK_SCORES["cpu"]
+
+
+def test_cross_entropy_without_gradients_and_in_half_precision():
+    torch.manual_seed(0)
+    states, weight, targets = torch.randn(64, 16), torch.randn(30, 16), torch.randint(30, (64,))
+    plain = F.cross_entropy(states @ weight.T, targets)
+    torch.testing.assert_close(losses.item_cross_entropy(states, weight, None, targets), plain)
+    weight.requires_grad_()
+    with torch.autocast("cpu"):
+        low = losses.item_cross_entropy(states.bfloat16(), weight, None, targets)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low.detach(), plain, rtol=0.02, atol=0)
+    low.backward()
+    (expected,) = torch.autograd.grad(F.cross_entropy(states @ weight.T, targets), weight)
+    torch.testing.assert_close(weight.grad, expected, rtol=0.02, atol=0.002)
