@@ -83,7 +83,7 @@ def run(plan: Plan, flags: Mapping[str, Any]) -> int:
     grid.check(plan)
     outcome = grid.run_all(
         plan,
-        jobs=_whole(flags.get("jobs", 1), "jobs"),
+        jobs=whole(flags.get("jobs", 1), "jobs"),
         ray=flags.get("ray"),
         retry_failed=bool(flags.get("retry_failed")),
         gpus=_share(flags.get("gpus", 0)),
@@ -217,7 +217,8 @@ def _key_value(name: str, text: str) -> Any:
     return options.parse_value(text, name)
 
 
-def _whole(value: Any, name: str) -> int:
+def whole(value: Any, name: str) -> int:
+    """A count given by a flag."""
     fault = rules.COUNT.fault(value)
     if fault:
         raise OptionError(f"{name}: {fault}")

@@ -134,7 +134,7 @@ def claimed(plan: Plan) -> Iterator[None]:
     """
     check_folder(plan)
     plan.results.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.results):
+    with locked(plan.results, "results"):
         check_folder(plan)
         path = plan.results / STUDY_FILE
         if not path.is_file():
@@ -186,7 +186,14 @@ def check_folder(plan: Plan) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, key: str) -> Iterator[None]:
+    """Hold a folder for this process alone; ``key`` is the option that names it.
+
+    Raises
+    ------
+    OptionError
+        Another process is at work in it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no such locks; two studies in one folder are then the user's care.
@@ -197,7 +204,7 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise OptionError(f"results: {folder} is in use by process {lock.read().strip() or '?'}") from None
+            raise OptionError(f"{key}: {folder} is in use by process {lock.read().strip() or '?'}") from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -229,13 +236,14 @@ def _run_here(plan: Plan, missing: Sequence[RunSpec], jobs: int, bar: Any) -> No
                 working.remove(child)
                 _count(bar, child.spec, child.finish())
             if not ended:
-                _tick(bar)
+                tick(bar)
     finally:
         for child in working:
             child.stop()
 
 
-def _tick(bar: Any) -> None:
+def tick(bar: Any) -> None:
+    """Wait a moment; on a terminal, let the bar show that time passes."""
     time.sleep(POLL_SECONDS)
     if not bar.disable and bar.fp.isatty():
         bar.refresh()

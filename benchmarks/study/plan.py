@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,12 +182,13 @@ class Plan:
     data_path: str
     tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
+    tuned_from: str | None = None
     command: str = ""
 
     def stated(self) -> dict[str, Any]:
         """What decides the numbers of this study, as plain data; where files lie does not."""
         plain = asdict(self)
-        for name in ("results", "data_path", "command"):
+        for name in ("results", "data_path", "tuned_from", "command"):
             del plain[name]
         return json.loads(json.dumps(plain, default=str))
 
@@ -239,7 +240,12 @@ def safe(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", text)
 
 
-def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None, command: str = "") -> Plan:
+def load(
+    path: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    command: str = "",
+    read_tuned: bool = True,
+) -> Plan:
     """Read a study file, lay what the command line says over it, and check everything that needs no data to be read.
 
     Parameters
@@ -251,6 +257,8 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
         label, if there is one.
     command : str
         The command that asked for the study; it is written into every run's file.
+    read_tuned : bool
+        False: leave ``tuned`` unread, as for the search that is to fill it.
 
     Returns
     -------
@@ -305,7 +313,9 @@ def load(path: str | Path | None = None, overrides: Mapping[str, Any] | None = N
     _check_options(plan)
     plan = replace(plan, data={dataset: fingerprint(plan, dataset) for dataset in plan.datasets})
     if merged.get("tuned"):
-        plan = replace(plan, tuned=_read_tuned(Path(str(merged["tuned"])), plan, forced))
+        plan = replace(plan, tuned_from=str(Path(str(merged["tuned"])).resolve()))
+    if plan.tuned_from and read_tuned:
+        plan = replace(plan, tuned=_read_tuned(Path(plan.tuned_from), plan, forced))
         _check_options(plan)
     return plan
 
@@ -467,21 +477,25 @@ def _check_options(plan: Plan) -> None:
                     f"dataset_options: {dataset!r} is none of the study's data sets"
                     f"{rules.suggestion(dataset, plan.datasets, 0.6)}"
                 )
-    sources = [(plan.options, "options"), *((given, f"dataset_options: {name}") for name, given in _by_dataset(plan))]
+    sources = [(plan.options, "options")]
+    sources += [(given, f"dataset_options: {name}") for name, given in plan.dataset_options.items()]
     for given, where in sources:
-        _refuse_owned(given, where)
+        refuse_owned(given, where)
         for entry in plan.models:
             options.check_names(given, entry.model, strict=True, where=where, warn=False)
     for entry in plan.models:
-        _refuse_owned(entry.options, f"models: {entry.label}")
+        refuse_owned(entry.options, f"models: {entry.label}")
         options.check_names(entry.options, entry.model, strict=True, where=f"models: {entry.label}")
 
 
-def _by_dataset(plan: Plan) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield from plan.dataset_options.items()
+def refuse_owned(given: Mapping[str, Any], where: str) -> None:
+    """Refuse options that the study sets by itself.
 
-
-def _refuse_owned(given: Mapping[str, Any], where: str) -> None:
+    Raises
+    ------
+    OptionError
+        Naming the key that says it instead.
+    """
     for name in given:
         if name in OWNED:
             key = f"; say it by {OWNED[name]}" if OWNED[name] else ""
@@ -516,9 +530,9 @@ def fingerprint(plan: Plan, dataset: str) -> str:
                     digest.update(block)
         except (FileNotFoundError, NotADirectoryError):
             beside = [each.name for each in folder.parent.glob("*") if each.is_dir()] if folder.parent.is_dir() else []
-            near = rules.suggestion(dataset, [*beside, *options.property_names("dataset")], 0.6)
+            near = rules.suggestion(dataset, {*beside, *options.property_names("dataset")} - {dataset}, 0.6)
             missing = options.missing_data(dataset, folder).removeprefix("dataset: ")
-            raise DataError(f"datasets: {missing}{near if near not in missing else ''}") from None
+            raise DataError(f"datasets: {missing}{near if 'did you mean' not in missing else ''}") from None
     return digest.hexdigest()
 
 
@@ -552,7 +566,7 @@ def _read_tuned(folder: Path, plan: Plan, forced: Mapping[str, Any]) -> dict[str
                     if key not in TUNED_KEYS:
                         raise OptionError(f"{file}: unknown key {key}{rules.suggestion(key, TUNED_KEYS, 0.6)}")
                 chosen = _mapping(held.get("options"), f"{file}: options")
-                _refuse_owned(chosen, str(file))
+                refuse_owned(chosen, str(file))
                 options.check_names(chosen, entry.model, strict=True, where=str(file))
                 tuned[f"{dataset}/{who}/{protocol.name}"] = _without(chosen, forced)
     return tuned
