@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.errors import CheckpointError
+from study.plan import RunSpec
 from study.plots import KernelCurve
 from study.results import Results, Run, read_json
 
@@ -116,3 +119,79 @@ def _read(run: Run, path: Path) -> Measurement:
             attention = arrays["plain"], refined, list(facts["attention_heads"])
     rows = {kind: facts.get(kind) or () for kind in KINDS}
     return Measurement(run, facts, **rows, kernels=kernels, attention=attention)
+
+
+def measured_kinds(results_folder: Path, run_id: str) -> set[str]:
+    """What was asked of a run's model and is written."""
+    path = path_of(results_folder, run_id)
+    return set(read_json(path).get("asked", ())) if path.is_file() else set()
+
+
+def measure(
+    spec: RunSpec,
+    results_folder: Path,
+    command: str,
+    kinds: Sequence[str] = KINDS,
+    shares: Sequence[float] | None = None,
+) -> Path:
+    """Measure the saved model of a finished run, and write what was found.
+
+    Parameters
+    ----------
+    spec : RunSpec
+        The run.
+    results_folder : Path
+        Where its files are.
+    command : str
+        What asked for it, for the report.
+    kinds : sequence of str
+        Which of ``robustness``, ``heads``, ``noise``; the last two, kernels and attention are of models of ours alone.
+    shares : sequence of float, optional
+        Parts of the history that are changed.
+
+    Returns
+    -------
+    Path
+        The JSON.
+
+    Raises
+    ------
+    CheckpointError
+        If the run's model was not kept, or does not give the run's figures again.
+    """
+    from study import heads, loaded, robustness
+
+    begin = time.perf_counter()
+    trained = loaded.load(spec, results_folder / "models" / f"{spec.id}.pth")
+    metric = spec.valid_metric.lower()
+    clean = trained.values(metric)[metric]
+    told = read_json(results_folder / "runs" / f"{spec.id}.json")["metrics"][metric]
+    if abs(float(clean.mean()) - told) > 1e-6:
+        raise CheckpointError(f"{spec.id}: the saved model gives {metric} {clean.mean():.6f}, the run had {told:.6f}")
+    facts: dict[str, Any] = {"run": spec.id, "metric": metric, "command": command, "asked": list(kinds)}
+    ours = bool(heads.attentions(trained.model)) and hasattr(trained.model, "explain")
+    if "robustness" in kinds:
+        facts["robustness"] = robustness.robustness_rows(
+            trained, metric, clean, shares=robustness.SHARES if shares is None else shares
+        )
+    if ours and "heads" in kinds:
+        facts["heads"] = heads.head_rows(trained, metric, clean)
+    if ours and "noise" in kinds:
+        facts["noise"] = heads.noise_rows(trained, metric, clean)
+        facts["lni"] = _noise_in_training(trained.config)
+    kernels, attention = [], None
+    if ours and "heads" in kinds:
+        kernels = heads.learned_kernels(trained, metric)
+        facts["user"], *_ = pictured = heads.one_users_attention(trained)
+        attention = pictured[1:]
+    facts["wall_s"] = time.perf_counter() - begin
+    write_measurement(results_folder, spec.id, facts, kernels, attention)
+    return path_of(results_folder, spec.id)
+
+
+def _noise_in_training(config: Any) -> str:
+    """Noise of a model, as a few words."""
+    weight = config["lni_weight"]
+    if not weight:
+        return "none"
+    return f"{config['lni_noise']}, size {config['lni_sigma']:g}, weight {weight:g}"

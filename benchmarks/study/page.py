@@ -28,7 +28,8 @@ a { color: var(--link); }
 h1 { font-size: 1.7rem; line-height: 1.2; } h2 { font-size: 1.25rem; line-height: 1.3; margin-top: 2.5rem; }
 p, li { max-width: 48rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; border: 1px solid var(--line); border-radius: 4px; }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem; min-width: 100%; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; min-width: 100%;
+  font-variant-numeric: tabular-nums; }
 .caption { color: var(--quiet); font-size: .9rem; margin: 1.5rem 0 .25rem; }
 th, td { padding: .35rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 th { background: var(--shade); font-weight: 600; }

@@ -1,0 +1,210 @@
+"""How much a trained model loses when a part of each history is changed, at test time alone.
+
+Whatever is drawn depends on the user, the length of the history, the kind of change and the seed, on nothing else: all
+models meet the same changes, and the events changed at 10 % are among those changed at 20 %. Targets, candidates and
+the moment of asking stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from study.loaded import Trained
+from study.statistics import bootstrap_interval
+
+KINDS = ("replace", "drop", "jitter")
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def changed_history(
+    items: NDArray[np.int64],
+    times: NDArray[Any],
+    asked_at: float,
+    kind: str,
+    share: float,
+    n_items: int,
+    seed: Sequence[int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
+    """Change a part of one history.
+
+    Parameters
+    ----------
+    items : Int64[n]
+        Items, oldest first.
+    times : Int64[n] or Float[n]
+        Their times, in seconds.
+    asked_at : float
+        The target's time; no event is moved behind it.
+    kind : str
+        ``replace``: other items, drawn evenly, in their place. ``drop``: events are left out, never all of them.
+        ``jitter``: times are moved by normal noise with a standard deviation of the history's mean gap, and the
+        events put in the new order.
+    share : float
+        Part of the events that is changed, from 0 to 1; rounded up or down by lot, so that short histories get their
+        share on average.
+    n_items : int
+        Items, padding (0) included.
+    seed : sequence of int
+        What the draw depends on.
+
+    Returns
+    -------
+    order : Int64[m]
+        Places of the events that are kept, in their new order.
+    items : Int64[m]
+        Items in that order.
+    times : Int64[m] or Float[m]
+        Times in that order.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown or the share out of range.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: {kind}; must be one of {', '.join(KINDS)}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: {share}; must be from 0 to 1")
+    n = len(items)
+    generator = np.random.default_rng([*seed, KINDS.index(kind)])
+    ranked = generator.permutation(n)
+    count = int(share * n + generator.random())
+    everything = np.arange(n)
+    if kind == "drop":
+        order = np.setdiff1d(everything, ranked[: min(count, n - 1)])
+        return order, items[order], times[order]
+    chosen = ranked[:count]
+    if kind == "replace":
+        others = generator.integers(1, max(2, n_items - 1), n)
+        others += others >= items
+        replaced = items.copy()
+        replaced[chosen] = np.where(others < n_items, others, items)[chosen]
+        return everything, replaced, times
+    gap = (times[-1] - times[0]) / max(1, n - 1)
+    noise = np.round(generator.normal(0, 1, n) * gap).astype(times.dtype)
+    moved = times.copy()
+    moved[chosen] = np.minimum(times + noise, max(asked_at, times[-1]))[chosen]
+    order = np.argsort(moved, kind="stable")
+    return order, items[order], moved[order]
+
+
+def changed_batch(model: Any, interaction: Any, kind: str, share: float, seed: int) -> Any:
+    """A batch of rows with a part of each history changed; see :func:`changed_history`.
+
+    Parameters
+    ----------
+    model : SequentialRecommender
+        Names the fields of items and lengths, and knows the number of items.
+    interaction : recbole.data.interaction.Interaction
+        Rows with events first and padding behind; every field that ends as the list of items does is a list too.
+    kind, share, seed
+        Of the change.
+    """
+    suffix = model.ITEM_SEQ.removeprefix(model.ITEM_ID)
+    lengths = interaction[model.ITEM_SEQ_LEN]
+    lists = [name for name in interaction.interaction if name.endswith(suffix) and interaction[name].dim() >= 2]
+    time_list = next((name for name in lists if name.removesuffix(suffix) in ("timestamp", _time_field(model))), None)
+    item_list = interaction[model.ITEM_SEQ].cpu().numpy()
+    times = item_list if time_list is None else interaction[time_list].cpu().numpy()
+    now = None if time_list is None else interaction[time_list.removesuffix(suffix)].cpu().numpy()
+    users = interaction[model.USER_ID].cpu().numpy()
+    new_items, new_times = np.zeros_like(item_list), np.zeros_like(times)
+    places, counts = np.zeros(item_list.shape, dtype=np.int64), np.zeros(len(users), dtype=np.int64)
+    for row, n in enumerate(lengths.tolist()):
+        if n == 0:
+            continue
+        asked_at = np.inf if now is None else float(now[row])
+        order, items, moments = changed_history(
+            item_list[row, :n], times[row, :n], asked_at, kind, share, model.n_items, (seed, int(users[row]), n)
+        )
+        m = len(order)
+        counts[row], places[row, :m], new_items[row, :m], new_times[row, :m] = m, order, items, moments
+    columns = dict(interaction.interaction)
+    kept = torch.arange(item_list.shape[1]) < torch.from_numpy(counts).unsqueeze(1)
+    for name in lists:
+        columns[name] = _gathered(interaction[name], torch.from_numpy(places), kept)
+    columns[model.ITEM_SEQ] = torch.from_numpy(new_items).to(lengths.device)
+    if time_list is not None:
+        columns[time_list] = torch.from_numpy(new_times).to(lengths.device)
+    columns[model.ITEM_SEQ_LEN] = torch.from_numpy(counts).to(lengths)
+    return type(interaction)(columns)
+
+
+def _time_field(model: Any) -> str:
+    return str(getattr(model, "TIME", "timestamp"))
+
+
+def _gathered(values: Tensor, places: Tensor, kept: Tensor) -> Tensor:
+    shape = (*places.shape, *[1] * (values.dim() - 2))
+    index = places.to(values.device).view(shape).expand(*places.shape, *values.shape[2:])
+    return values.gather(1, index) * kept.to(values.device).view(shape)
+
+
+@contextmanager
+def changed(trained: Trained, kind: str, share: float, seed: int) -> Iterator[None]:
+    """While this lasts, the model is asked with changed histories; what it is judged by stays."""
+    model = trained.model
+    original = model.full_sort_predict
+
+    def full_sort_predict(interaction: Any) -> Tensor:
+        scores: Tensor = original(changed_batch(model, interaction, kind, share, seed))
+        return scores
+
+    model.full_sort_predict = full_sort_predict
+    try:
+        yield
+    finally:
+        del model.full_sort_predict
+
+
+def drop_row(clean: NDArray[Any], values: NDArray[Any]) -> dict[str, float | None]:
+    """What is lost: means before and after, the share lost, and its bootstrap interval over users.
+
+    ``drop``, ``low`` and ``high`` are None where there was nothing to lose, the last two for a single user also.
+    """
+    before = float(clean.mean())
+    row: dict[str, float | None] = {"clean": before, "value": float(values.mean())}
+    if before <= 0:
+        return {**row, "drop": None, "low": None, "high": None}
+    low = high = None
+    if len(clean) > 1:
+        low, high = (float(end) / before for end in bootstrap_interval(clean - values))
+    return {**row, "drop": float((clean - values).mean()) / before, "low": low, "high": high}
+
+
+def robustness_rows(
+    trained: Trained,
+    metric: str,
+    clean: NDArray[Any],
+    kinds: Sequence[str] = KINDS,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Drop of a metric for each kind of change and each share.
+
+    Parameters
+    ----------
+    trained : Trained
+        The model and its test data.
+    metric : str
+        One of the run's.
+    clean : Float[n_users]
+        Values without any change, from ``trained.values``.
+    kinds, shares, seed
+        Of the changes.
+    """
+    rows = []
+    cases = [(kind, share) for kind in kinds for share in shares]
+    for kind, share in tqdm(cases, desc="robustness", unit="case", leave=False, disable=None):
+        with changed(trained, kind, share, seed):
+            values = trained.values(metric)[metric]
+        rows.append({"kind": kind, "share": share, **drop_row(clean, values)})
+    return rows
