@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from recbole_adrrec import options
+from recbole_adrrec import commands, options
 from recbole_adrrec.errors import DataError, OptionError, UserError
 
 MODEL = "ADRRec"
@@ -23,7 +23,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one training and test from the command line.
+    """Run one training and test from the command line, or one of ``commands.COMMANDS``, which stands first then.
 
     Parameters
     ----------
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 2 something the user gave is wrong, 130 interrupted. Other errors are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in commands.COMMANDS:
+        return commands.run(arguments[0], arguments[1:])
     try:
         given = options.parse_command_line(arguments)
         if given.get("help"):
@@ -286,6 +288,8 @@ def usage(model: str) -> str:
     ]
     parts = [
         f"usage: {program} [--model={MODEL}] [--dataset={DATASET}] [--key=value | --key value | --flag ...]",
+        f"       {program} {' | '.join(commands.COMMANDS)} --help\n"
+        + "\n".join(f"           {name}: {what}" for name, what in commands.COMMANDS.items()),
         "Values are YAML: --learning_rate=1e-3 --absolute_kernels=[position,day] --train_stride=~",
         f"Run:\n{_listing(run)}",
         f"Options of {model}:\n{_listing(options.describe_options(model))}",

@@ -57,6 +57,7 @@ def register() -> None:
     _hook_config()
     _hook_data()
     _hook_checkpoints()
+    _hook_trainers()
     _hook_processes()
     _registered = True
 
@@ -304,7 +305,7 @@ def _hook_checkpoints() -> None:
             self._adrrec_data = train_data._dataset
             resumed = self.__dict__.pop("_adrrec_resumed", None)
             if resumed is not None:
-                refuse_other(*resumed, self._adrrec_data)
+                refuse_other(resumed[0], resumed[1], self._adrrec_data)
             return original(self, train_data, *args, **kwargs)
 
         return fit_remembering
@@ -312,7 +313,9 @@ def _hook_checkpoints() -> None:
     def save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def save_with_data(self: Any, *args: Any, **kwargs: Any) -> Any:
-            dataset = getattr(self, "_adrrec_data", None)
+            # The last state is there to train on; names and events would make every epoch write them.
+            last = "saved_model_file" in kwargs
+            dataset = None if last else getattr(self, "_adrrec_data", None)
             token = _saving.set(None if dataset is None else functools.partial(carried.collect, self.config, dataset))
             try:
                 return original(self, *args, **kwargs)
@@ -354,6 +357,29 @@ def _hook_checkpoints() -> None:
     ):
         override(trainer, name, make)
     compat.check_data_by(lambda file, checkpoint, dataset: refuse_other(file, checkpoint.get(carried.KEY), dataset))
+
+
+# Trainers
+
+
+def _hook_trainers() -> None:
+    """Let training be continued from its last whole epoch (utils/utils.py:88), and refuse early where it can't be."""
+    training = importlib.import_module("recbole_adrrec.training")
+    get = importlib.import_module("recbole.utils.utils").get_trainer
+    create = importlib.import_module("recbole.data.utils").create_dataset
+
+    @functools.wraps(get)
+    def get_trainer(model_type: Any, model_name: str) -> Any:
+        return training.continuing(get(model_type, model_name))
+
+    @functools.wraps(create)
+    def create_dataset(config: Any) -> Any:
+        if config["resume"]:
+            training.check(config)
+        return create(config)
+
+    compat.replace_everywhere(get, get_trainer)
+    compat.replace_everywhere(create, create_dataset)
 
 
 # Processes

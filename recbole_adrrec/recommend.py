@@ -335,7 +335,9 @@ class Recommender:
             )
             if not skip_unknown:
                 hint = _similar(unknown[0], self._item_ids)
-                raise DataError(f"{text}{hint}; remove them, train again with them, or skip them by --skip-unknown")
+                raise DataError(
+                    f"{text}{hint}; remove them, train again with them, or leave them out with skip_unknown"
+                )
             notes.append(f"{text}; they are left out")
         kept = np.nonzero(~missing)[0].tolist()
         other = copy.copy(self)
@@ -443,7 +445,7 @@ class Recommender:
                     empty = places[np.nonzero(block.counts == 0)[0][0]]
                     raise DataError(
                         f"users: {names[empty]!r} has no event up to {iso(moments[empty])}, so nothing to go by; "
-                        "choose a later moment, give events, or leave such users out by --skip-unknown"
+                        "choose a later moment, give events, or leave such users out with skip_unknown"
                     )
                 for rows in self._batches(block, batch_size):
                     best[places[rows]], scores[places[rows]] = self._best(block, rows, width, seen)
@@ -516,7 +518,7 @@ class Recommender:
         text = f"users: {many}{unknown[0]!r}" + ("" if many else " is unknown")
         if notes is None:
             hint = _similar(unknown[0], self._user_ids)
-            raise DataError(f"{text}{hint}; give events of new users, or leave them out by --skip-unknown")
+            raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
         notes.append(f"{text}; left out")
         return ids
 

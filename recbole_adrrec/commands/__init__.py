@@ -1,1 +1,164 @@
-"""Commands of ``python -m recbole_adrrec`` beside training: one module each, with ``main(argv)``."""
+"""Commands of ``python -m recbole_adrrec`` beside training: one module each, with ``main(argv)``.
+
+Nothing heavy is imported before a command has read its arguments, so that ``--help`` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from recbole_adrrec.errors import OptionError, UserError
+from recbole_adrrec.rules import suggestion
+
+COMMANDS = {
+    "recommend": "top items of users at a moment, from a checkpoint alone",
+    "explain": "a picture of what one user's recommendation attends to",
+    "doctor": "whether versions, devices and data are as they should be",
+    "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
+}
+"""Names, each a module of this package, and what they do."""
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    name : str
+        One of ``COMMANDS``.
+    argv : sequence of str
+        Arguments after it.
+
+    Returns
+    -------
+    int
+        Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, 130 interrupted.
+    """
+    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.commands.{name}").main
+    return main(argv)
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command; mistakes are raised, with the nearest right name."""
+
+    def __init__(self, command: str, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=f"python -m recbole_adrrec {command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Raise an OptionError."""
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            first = message.partition(": ")[2].split()[0].partition("=")[0]
+            names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+            near = suggestion(first.lstrip("-"), [name.removeprefix("--") for name in names])
+            hint = near.replace("mean ", "mean --")
+        raise OptionError(f"{self.command}: {message}{hint or ' (--help shows all)'}")
+
+
+def guarded(work: Callable[[], int], debug: bool = False) -> int:
+    """Do the work of a command; what the user can mend is told in one line.
+
+    Parameters
+    ----------
+    work : callable
+        Gives the exit code.
+    debug : bool
+        Show where an error came from.
+    """
+    warnings = logging.StreamHandler()
+    warnings.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger()
+    logger.addHandler(warnings)
+    try:
+        return work()
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # argparse's --help
+        return int(stop.code or 0)
+    finally:
+        logger.removeHandler(warnings)
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a file that can't be written, before any long work.
+
+    Raises
+    ------
+    OptionError
+        It is a folder, or its folder isn't there or can't be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise OptionError(f"--output: {path} is a folder; name a file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OptionError(f"--output: there is no folder {folder}; make it, or choose another place")
+    if not os.access(folder, os.W_OK):
+        raise OptionError(f"--output: {folder} can't be written; choose another place")
+
+
+def write(data: str | bytes, path: Path | None) -> None:
+    """Write a command's result to a file, whole or not at all, or to the standard output."""
+    if path is None:
+        if isinstance(data, bytes):
+            sys.stdout.buffer.write(data)
+        else:
+            print(data)
+        sys.stdout.flush()
+        return
+    from recbole_adrrec.compat.files import AtomicFile
+
+    try:
+        with AtomicFile(path) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise OptionError(f"--output: {path} can't be written ({error.strerror}); choose another place") from error
+
+
+def add_asking(add: Any) -> None:
+    """Arguments that ``recommend`` and ``explain`` have in common."""
+    add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
+    add(
+        "--at",
+        help="the moment: 2024-05-01, 2024-05-01T12:00, ...T12:00+02:00 (UTC without an offset), @1714564800 or now; "
+        "later events aren't used (default: the time of the last event known)",
+    )
+    add(
+        "--events", type=Path, action="append", default=[], help="file of new events, of known or new users; repeatable"
+    )
+    add("--time_unit_in", choices=("s", "ms", "us"), help="unit of numbers in --events (default: as in training)")
+    add(
+        "--item_file",
+        type=Path,
+        help="atomic .item file with titles (default: that of the data set, where it is there)",
+    )
+    add("--device", default="cpu", help="where to compute, as cpu or cuda (default: cpu)")
+    add("--debug", action="store_true", help="show where an error came from")

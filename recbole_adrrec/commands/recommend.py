@@ -1,0 +1,215 @@
+"""``recommend``: top items of users at a moment, from a checkpoint alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_adrrec.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.errors import DataError, OptionError
+
+FORMATS = ("table", "json", "csv")
+
+BAR_FROM = 2000
+"""Users from which on a progress bar is shown on a terminal."""
+
+EXAMPLES = """examples:
+  recommend -c saved/ADRRec.pth --user 196                              top 10 after the last event known
+  recommend -c saved/ADRRec.pth --user 196 22 --at 1998-04-01T12:00     as of a moment, in UTC
+  recommend -c saved/ADRRec.pth --users users.txt -o top.csv            a file of users, one a line
+  recommend -c saved/ADRRec.pth --events today.csv --format json        users of new events, with these events
+
+Events are CSV, atomic files or JSON lines with a user, an item and a time. The raw data that the model was
+trained on aren't needed. Exit code: 0 done, 2 something given is wrong."""
+
+
+def parser() -> Parser:
+    """The arguments of ``recommend``."""
+    made = Parser("recommend", "Recommend items to users, best first, from a saved model.", EXAMPLES)
+    add: Any = made.add_argument
+    add(
+        "--user",
+        "-u",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="one or more users, named as in the data; repeatable",
+    )
+    add("--users", type=Path, help="file of users, one a line; - reads the standard input")
+    add_asking(add)
+    add("--top", "-k", type=int, default=10, help="items for each user (default: 10)")
+    add("--seen", action="store_true", help="recommend items that the user has met, too")
+    add("--skip_unknown", action="store_true", help="leave out and count unknown users and items instead of refusing")
+    add("--format", "-f", choices=FORMATS, help="default: by the name of --output, else a table")
+    add("--output", "-o", type=Path, help="file to write, whole or not at all (default: the standard output)")
+    add("--batch_size", type=int, default=512, help="users scored at a time (default: 512)")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Recommend, and write the answers.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments after ``recommend``.
+
+    Returns
+    -------
+    int
+        0 done, 2 something the user gave is wrong, 130 interrupted.
+    """
+    return guarded(lambda: _recommend(parser().parse_args(list(argv))), "--debug" in argv)
+
+
+def _recommend(given: Any) -> int:
+    check_output(given.output)
+    users = [*given.user, *(_read_users(given.users) if given.users else [])]
+    if not users and not given.events:
+        raise OptionError("recommend: no users; name some by --user or --users, or give --events")
+    if given.at is not None:
+        from recbole_adrrec.recommend import seconds
+
+        given.at = seconds(given.at)
+    recommender, events = open_recommender(given, given.skip_unknown)
+    answers = recommender.recommend(
+        users or list(dict.fromkeys(events.users)),
+        at=given.at,
+        top=given.top,
+        seen=given.seen,
+        skip_unknown=given.skip_unknown,
+        batch_size=given.batch_size,
+        progress=len(users) >= BAR_FROM and sys.stderr.isatty(),
+    )
+    kind = given.format or (given.output.suffix.removeprefix(".") if given.output else "table")
+    text = render(answers, kind if kind in FORMATS else "table", titles_of(recommender, given.item_file), recommender)
+    write(text, given.output)
+    return 0
+
+
+def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
+    """The model that the arguments name, with the events that they give; and these events."""
+    import recbole_adrrec
+
+    recommender = recbole_adrrec.load(given.checkpoint, given.device)
+    from recbole_adrrec.given_events import read_events
+
+    carried = recommender.carried
+    fields = (carried.user_field, carried.item_field, carried.time_field)
+    unit = given.time_unit_in or recommender.config["time_unit_in"]
+    events = read_events(given.events, fields, unit)
+    if events.users:
+        recommender = recommender.append(events.users, events.items, events.times, skip_unknown)
+    return recommender, events
+
+
+def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
+    """Titles of items by name.
+
+    Raises
+    ------
+    OptionError
+        A file is given that isn't there or has no titles.
+    """
+    from recbole_adrrec import report
+
+    config, carried = recommender.config, recommender.carried
+    path = file or Path(str(config["data_path"]), f"{carried.dataset}.item")
+    titles = report.item_titles(path, carried.item_field, config["field_separator"], config["encoding"] or "utf-8")
+    if file is not None and not titles:
+        reason = "no columns of items and titles" if file.is_file() else "no such file"
+        columns = f"{carried.item_field}:token and {' or '.join(report.TITLE_COLUMNS)}"
+        raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
+    return titles
+
+
+def _read_users(path: Path) -> list[str]:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"--users: {path}: {error.strerror}; name a file with a user a line") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--users: {path}: not readable as UTF-8 ({error}); save it as UTF-8") from error
+    users = [line.strip() for line in text.splitlines() if line.strip()]
+    if not users:
+        raise DataError(f"--users: {path}: the file is empty; give a user a line")
+    return users
+
+
+def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any) -> str:
+    """Answers as text.
+
+    Parameters
+    ----------
+    answers : Recommendations
+    kind : {'table', 'json', 'csv'}
+    titles : mapping of str to str
+        Item to title; may be empty.
+    recommender : Recommender
+        Who answered.
+    """
+    from recbole_adrrec.recommend import iso
+
+    if kind == "json":
+        return json.dumps(_document(answers, titles, recommender), ensure_ascii=False, indent=1)
+    header = ["user", "at", "rank", "item", *(["title"] if titles else []), "score"]
+    rows = []
+    for (user, items), at in zip(answers, answers.at, strict=True):
+        for rank, (item, score) in enumerate(items, 1):
+            title = [titles.get(item, "")] if titles else []
+            rows.append([user, iso(at), str(rank), item, *title, _short(score)])
+    if kind == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *rows])
+        return text.getvalue().rstrip("\n") if rows else ",".join(header)
+    return _table(header, rows)
+
+
+def _document(answers: Any, titles: Mapping[str, str], recommender: Any) -> dict[str, Any]:
+    from recbole_adrrec.recommend import iso
+
+    def item(name: str, score: float) -> dict[str, Any]:
+        title = {"title": titles[name]} if name in titles else {}
+        return {"item": name, **title, "score": float(_short(score))}
+
+    return {
+        "model": recommender.config["model"],
+        "dataset": recommender.carried.dataset,
+        "checkpoint": recommender.path,
+        "knows_query_time": recommender.knows_query_time,
+        "notes": [*recommender.notes, *answers.notes],
+        "users": [
+            {"user": user, "at": iso(at), "items": [item(name, score) for name, score in items]}
+            for (user, items), at in zip(answers, answers.at, strict=True)
+        ],
+    }
+
+
+def _short(score: float) -> str:
+    """The shortest number that is this one in float32."""
+    import numpy as np
+
+    return str(np.float32(score))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns side by side; a user's name and moment stand once."""
+    shown = []
+    for place, row in enumerate(rows):
+        again = place > 0 and row[:2] == rows[place - 1][:2] and row[2] != "1"
+        shown.append(["", "", *row[2:]] if again else row)
+    widths = [max(len(row[column]) for row in [header, *shown]) for column in range(len(header))]
+    right = {"rank", "score"}
+
+    def line(row: list[str]) -> str:
+        cells = zip(header, row, widths, strict=True)
+        return "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in cells
+        ).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, shown)])
