@@ -1,7 +1,8 @@
 """Work in a process of its own, so that its memory and its patches of RecBole are its own too.
 
 ``python -m measure.children MODULE:FUNCTION RESULT`` is the child's side: it reads one JSON object from standard input,
-gives it to the function and writes what comes back to the file RESULT.
+gives it to the function and writes what comes back to the file RESULT. Nothing of this package is imported here, so that
+the interpreter of another project can be the child.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from measure.store import read_json, write_json
 
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
@@ -77,9 +76,8 @@ def call(
             )
         except subprocess.TimeoutExpired:
             raise ChildError(f"stopped after {timeout:.0f} s") from None
-        found = read_json(result)
-        if done.returncode == 0 and found is not None:
-            return dict(found)
+        if done.returncode == 0 and result.exists():
+            return dict(json.loads(result.read_text()))
     if done.returncode < 0:
         raise ChildError(f"killed by signal {-done.returncode} (9 is what a machine without memory sends)")
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
@@ -89,7 +87,8 @@ def call(
 def serve(function: str, result: Path) -> None:
     """Do the child's side of :func:`call`."""
     module, _, name = function.partition(":")
-    write_json(result, getattr(importlib.import_module(module), name)(json.load(sys.stdin)))
+    found = getattr(importlib.import_module(module), name)(json.load(sys.stdin))
+    result.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
