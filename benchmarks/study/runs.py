@@ -111,7 +111,7 @@ def run_one(spec: RunSpec, folder: Path) -> None:
     started = datetime.now(timezone.utc)
     begin = time.perf_counter()
     config = configure(spec, scratch)
-    session = _Session(spec, config)
+    session = Session(spec, config)
     session.train()
     facts: dict[str, Any] = {
         **identity(spec, started),
@@ -143,7 +143,7 @@ def run_one(spec: RunSpec, folder: Path) -> None:
     write_record(folder, spec, facts, arrays)
 
 
-class _Session:
+class Session:
     """The objects of one run, made as RecBole's ``run_recbole`` makes them (quick_start/quick_start.py:117-150)."""
 
     def __init__(self, spec: RunSpec, config: Any) -> None:

@@ -1,0 +1,174 @@
+"""A study's statement: what stands where, what goes above what, and what is refused at the start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from study import plan as plans
+from study.plan import Entry, Protocol, RunSpec
+
+from recbole_adrrec.errors import OptionError, UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
+SMALL: dict[str, Any] = {"datasets": ["ml-100k"], "models": ["ADRRec", "SASRec"], "seeds": 2}
+
+
+def load(**given: Any) -> plans.Plan:
+    return plans.load(None, {**SMALL, **given})
+
+
+def write(path: Path, **study: Any) -> Path:
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def test_every_combination_is_run_once_seed_by_seed() -> None:
+    plan = load(protocols=["leave_one_out", "temporal-full-unseen"], shuffled_ties=1)
+    ids = [spec.id for spec in plan.specs()]
+    assert len(ids) == len(set(ids)) == 2 * 2 * 2 + 2 * 2
+    assert ids[0] == "ml-100k-ADRRec-leave_one_out-full-all-s2020"
+    assert [spec.seed for spec in plan.specs()] == [2020] * 4 + [2021] * 4 + [2020] * 4
+    assert [spec.shuffle_ties for spec in plan.specs()] == [False] * 8 + [True] * 4
+    assert ids[-1] == "ml-100k-SASRec-temporal-full-unseen-ties-s2020"
+
+
+def test_a_run_survives_json() -> None:
+    spec = load(options={"epochs": 3}, temporal={"times": ["1998-01-01", "1998-02-01"]}).specs()[0]
+    again = RunSpec.from_json(spec.to_json())
+    assert (again.id, again.protocol, again.options) == (spec.id, spec.protocol, {"epochs": 3})
+    assert again.temporal == {"times": [883612800, 886291200]}
+
+
+def test_the_command_line_goes_above_the_file_and_an_entry_above_the_rest(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "mine.yaml",
+        datasets=["ml-100k"],
+        models=["SASRec", {"label": "ours", "model": "ADRRec", "options": {"epochs": 4, "n_layers": 1}}],
+        options={"epochs": 2, "hidden_size": 8},
+        dataset_options={"ml-100k": {"epochs": 3, "hidden_size": 16}},
+        seeds=3,
+    )
+    plan = plans.load(file)
+    sasrec, ours = plan.specs()[:2]
+    assert plan.name == "mine"
+    assert dict(sasrec.options) == {"epochs": 3, "hidden_size": 16}
+    assert dict(ours.options) == {"epochs": 4, "hidden_size": 16, "n_layers": 1}
+    forced = plans.load(file, {"models": ["ours"], "seeds": [7], "options": {"epochs": 1}})
+    (only,) = forced.specs()
+    assert (only.label, only.model, only.seed) == ("ours", "ADRRec", 7)
+    assert dict(only.options) == {"epochs": 1, "hidden_size": 16, "n_layers": 1}
+
+
+def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
+    plan = load()
+    assert plan.hash == load(results=str(tmp_path), data_path="elsewhere").hash
+    changes: list[dict[str, Any]] = [
+        {"seeds": 3},
+        {"options": {"epochs": 1}},
+        {"models": ["ADRRec"]},
+        {"metrics": ["NDCG"]},
+        {"protocols": ["temporal"]},
+        {"temporal": {"targets": "first"}},
+        {"shuffled_ties": 1},
+        {"topk": [10]},
+    ]
+    assert len({plan.hash, *(load(**change).hash for change in changes)}) == len(changes) + 1
+    assert replace(plan, data={"ml-100k": "other"}).hash != plan.hash
+    assert plans.differences(load(seeds=3).stated(), plan.stated()) == [
+        "seeds ([2020, 2021] there, [2020, 2021, 2022] here)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"modles": []}, "unknown key modles; did you mean models"),
+        ({"models": ["SASReck"]}, "models: there is no model 'SASReck'; did you mean SASRec"),
+        ({"models": [{"model": "ADRRec", "option": {}}]}, "did you mean options"),
+        ({"models": ["ADRRec", "ADRRec"]}, "ADRRec stands there twice"),
+        ({"models": []}, "models: nothing is named"),
+        ({"datasets": ["ml-100kk"]}, "ml-100kk.*did you mean ml-100k"),
+        ({"datasets": []}, "datasets: nothing is named"),
+        ({"metrics": ["NDGC"]}, "did you mean NDCG"),
+        ({"metrics": ["GAUC"]}, "'GAUC' is no metric with a value for each user"),
+        ({"valid_metric": "NDCG@7"}, "not computed; metrics and topk give"),
+        ({"topk": [0]}, "topk: .*at least 1"),
+        ({"seeds": 0}, "choose at least 1"),
+        ({"seeds": [1, 1]}, "listed twice"),
+        ({"shuffled_ties": 3}, "shuffled_ties: 3 .* 0 to 2"),
+        ({"options": {"epoch": 1}}, "unknown option epoch; did you mean epochs"),
+        ({"options": {"seed": 1}}, "seed is set by the study itself; say it by seeds"),
+        ({"options": {"eval_args": {}}}, "say it by protocols"),
+        ({"dataset_options": {"ml-1k": {}}}, "did you mean ml-100k"),
+        ({"protocols": [{"split": "leave-one-out"}]}, "did you mean leave_one_out"),
+        ({"protocols": [{"spilt": "temporal"}]}, "did you mean split"),
+        ({"protocols": ["temporal-pop10"]}, "did you mean pop100"),
+        ({"protocols": ["temporal", {"split": "temporal"}]}, "stands there twice"),
+        ({"temporal": {"target": "last"}}, "did you mean targets"),
+        ({"keep_models": "maybe"}, "keep_models: 'maybe' is neither true nor false"),
+        ({"tuned": "no-such-folder"}, "there is no folder .*no-such-folder"),
+    ],
+)
+def test_what_no_study_could_use_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(**given)
+
+
+def test_a_wrong_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"study file .*mine.yaml: unknown key dataset; did you mean datasets"):
+        plans.load(write(tmp_path / "mine.yaml", dataset=["ml-100k"]))
+
+
+def test_tuned_settings_lie_under_an_entrys_own(tmp_path: Path) -> None:
+    protocol = Protocol()
+    for label, chosen in (("SASRec", {"n_heads": 4}), ("ADRRec", {"n_layers": 3, "time_unit": 1})):
+        file = plans.tuned_file(tmp_path, "ml-100k", label, protocol)
+        file.write_text(yaml.safe_dump({"options": chosen, "value": 0.1}))
+    models = ["SASRec", "ADRRec", {"label": "flat", "model": "ADRRec", "options": {"n_layers": 1}}]
+    plan = load(models=models, tuned=str(tmp_path), options={"n_layers": 2, "epochs": 5})
+    assert [dict(spec.options) for spec in plan.specs()[:3]] == [
+        {"n_layers": 2, "epochs": 5, "n_heads": 4},
+        {"n_layers": 2, "epochs": 5, "time_unit": 1},  # the options given go above what was tuned
+        {"n_layers": 2, "epochs": 5, "time_unit": 1},
+    ]
+    with pytest.raises(OptionError, match="no settings of TiSASRec on ml-100k"):
+        load(models=["TiSASRec"], tuned=str(tmp_path))
+    plans.tuned_file(tmp_path, "ml-100k", "SASRec", protocol).write_text("options: {n_hed: 4}")
+    with pytest.raises(OptionError, match="unknown option n_hed; did you mean n_heads"):
+        load(models=["SASRec"], tuned=str(tmp_path))
+
+
+def test_a_study_file_lets_tuning_go_above_its_options(tmp_path: Path) -> None:
+    plans.tuned_file(tmp_path, "ml-100k", "ADRRec", Protocol()).write_text("options: {n_layers: 3}")
+    file = write(
+        tmp_path / "mine.yaml",
+        datasets="ml-100k",
+        models=["ADRRec", {"label": "flat", "model": "ADRRec", "options": {"n_layers": 1}}],
+        options={"n_layers": 2},
+        tuned=str(tmp_path),
+    )
+    assert [spec.options["n_layers"] for spec in plans.load(file).specs()[:2]] == [3, 1]
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if file.stem == "space":
+        from study import search
+
+        search.read_spaces(
+            file, load(models=["ADRRec", "AWRSR", "SASRec", "BERT4Rec", "TiSASRec", "MEANTIME", "STOSA"])
+        )
+        return
+    monkeypatch.setattr(plans, "fingerprint", lambda plan, dataset: "")
+    plan = plans.load(file, read_tuned=False)
+    assert plan.name == file.stem
+    assert plan.specs()
+
+
+def test_labels_make_safe_names_of_files() -> None:
+    plan = load(models=[Entry("ADRRec, query time/known", "ADRRec")])
+    assert plan.specs()[0].id == "ml-100k-ADRRec_query_time_known-leave_one_out-full-all-s2020"
