@@ -1,7 +1,7 @@
 """Synthetic events of any size with the shapes of real ones, as a RecBole atomic file; and what they cost to train on.
 
-Users' activity is lognormal (and at least ``--least`` events), items' popularity follows a Zipf-Mandelbrot law. Each user's
-events come in sessions: seconds to minutes within one, days to months between two, some events at the same second.
+Users' activity is lognormal (and at least ``--least`` events), items' popularity follows a Zipf-Mandelbrot law. Each
+user's events come in sessions: seconds to minutes within one, days to months between two, some at the same second.
 Users stand one after another in the file, each in order of time. The same arguments give the same file on any machine
 with the same numpy. What is not imitated: tastes (items are drawn alike for all users, so nothing can be learned but
 popularity) and the rule of rating an item once.
@@ -287,10 +287,10 @@ def main(argv: list[str] | None = None) -> int:
             )
             print(f"{path}: {arguments.events:,} events, {path.stat().st_size / 2**20:,.0f} MiB")
             return 0
-        from measure import planning
+        from measure.planning import run
 
         with tempfile.TemporaryDirectory(prefix="synthetic-") as scratch:
-            print(planning.run(arguments, arguments.out or Path(scratch)))
+            print(run(arguments, arguments.out or Path(scratch)))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

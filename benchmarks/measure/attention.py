@@ -96,8 +96,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``step_s`` (one for each repeat), ``peak_mib`` (rise of resident memory, or of the GPU's, in one step),
-        ``saved_mib`` (what autograd keeps for the backward pass), of it ``saved_weights_mib`` (tensors with a number for
-        each pair of places) and ``saved_others_mib``; ``loss``.
+        ``saved_mib`` (what autograd keeps for the backward pass), of it ``saved_weights_mib`` (tensors with a number
+        for each pair of places) and ``saved_others_mib``; ``loss``.
     """
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     model = build(given)

@@ -1,8 +1,8 @@
 """Work in a process of its own, so that its memory and its patches of RecBole are its own too.
 
-``python -m measure.children MODULE:FUNCTION RESULT`` is the child's side: it reads one JSON object from standard input,
-gives it to the function and writes what comes back to the file RESULT. Nothing of this package is imported here, so that
-the interpreter of another project can be the child.
+``python -m measure.children MODULE:FUNCTION RESULT`` is the child's side: it reads one JSON object from standard
+input, gives it to the function and writes what comes back to the file RESULT. Nothing of this package is imported here,
+so that the interpreter of another project can be the child.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Memory of this process and of one training step.
 
-Resident memory is read from ``/proc`` on Linux, whose high-water mark can be set back; elsewhere ``getrusage`` gives the
-mark since the start of the process alone.
+Resident memory is read from ``/proc`` on Linux, whose high-water mark can be set back; elsewhere ``getrusage`` gives
+the mark since the start of the process alone.
 """
 
 from __future__ import annotations

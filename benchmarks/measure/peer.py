@@ -5,6 +5,7 @@ Checked with RecTools 0.19.0 (``pip install "rectools[torch]==0.19.*"``).
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import sys
@@ -26,24 +27,24 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     given : dict
-        ``file`` (atomic file of the events, times in seconds), ``length`` L, ``batch`` (targets of a step), ``hidden_size``,
-        ``n_layers``, ``n_heads``, ``dropout``, ``epochs``, ``device``.
+        ``file`` (atomic file of the events, times in seconds), ``length`` L, ``batch`` (targets of a step),
+        ``hidden_size``, ``n_layers``, ``n_heads``, ``dropout``, ``epochs``, ``device``.
 
     Returns
     -------
     dict
-        The keys of :func:`measure.training.measure` that make sense here. Each user's last two events are held out, as for the
-        others. RecTools trains on a user's last ``L + 1`` events alone: ``targets`` counts what it trains on. Its first
+        The keys of :func:`measure.training.measure` that make sense here. Each user's last two events are held out, as
+        for the others. RecTools trains on a user's last ``L + 1`` events alone: ``targets`` counts what it trains on. Its first
         epoch is warm-up.
     """
     import numpy as np
     import pandas as pd
     import torch
-    from pytorch_lightning import Callback, Trainer
     from rectools import Columns
     from rectools.dataset import Dataset
     from rectools.models import SASRecModel
 
+    lightning: Any = importlib.import_module("pytorch_lightning")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     base = _resident()
@@ -71,7 +72,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     epochs: list[float] = []
     began: list[float] = []
 
-    class Clock(Callback):  # type: ignore[misc]
+    class Clock(lightning.Callback):  # type: ignore[name-defined,misc]
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             began.append(time.perf_counter())
 
@@ -79,7 +80,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             epochs.append(time.perf_counter() - began[-1])
 
     def trainer() -> Any:
-        return Trainer(
+        return lightning.Trainer(
             max_epochs=given["epochs"] + 1,
             min_epochs=given["epochs"] + 1,
             logger=False,

@@ -54,8 +54,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``epoch_s`` (one for each epoch), ``scaled`` (whether it was told from some steps), ``steps_s`` (seconds of the
-        steps that were run), ``targets`` and ``rows`` of an epoch, ``steps`` of an epoch, ``prepare_s`` (from the file to
-        loaders), ``eval_s`` (full ranking of the test users; null if not asked), ``parameters``, ``peak_mib``,
+        steps that were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders), ``eval_s`` (full ranking of the test users; null if not asked), ``parameters``, ``peak_mib``,
         ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any), ``gpu_peak_mib`` (null on
         CPU), ``stages`` and ``loss`` (mean of the last epoch's batches).
     """
@@ -207,8 +206,8 @@ def augment(given: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``augment_s``; ``rows_mib`` (bytes of the tensors that hold events and rows), ``peak_mib`` (rise of resident memory
-        meanwhile), ``rows``, ``dataset_s`` (all of the data set, from the file to its three parts).
+        ``augment_s``; ``rows_mib`` (bytes of the tensors that hold events and rows), ``peak_mib`` (rise of resident
+        memory meanwhile), ``rows``, ``dataset_s`` (all of the data set, from the file to its three parts).
     """
     if given["source"] == "recbole":
         from recbole_adrrec import compat

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -123,13 +122,25 @@ def weights(scores: Tensor, mask: Tensor) -> Tensor:
     return torch.softmax(scores.masked_fill(~mask, lowest), -1) * mask.any(-1, keepdim=True)
 
 
-def attend(
-    attention: MixAttention, hidden: Tensor, mask: Tensor, context: WrittenOutContext, query: Tensor | None = None
-) -> Tensor:
-    """What ``attention`` gives, without a refinement; arguments as for ``Attention.forward``."""
-    found = weights(score(attention, hidden if query is None else query, hidden, context), mask)
-    values = attention.value(hidden).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
-    return attention.output(join_heads(attention.dropout(found) @ values))
+class WrittenOutAttention(nn.Module):
+    """Does what a mix attention without refinement does, with its parameters.
+
+    Parameters
+    ----------
+    attention : MixAttention
+        Ours.
+    """
+
+    def __init__(self, attention: MixAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, hidden: Tensor, mask: Tensor, context: WrittenOutContext, query: Tensor | None = None) -> Tensor:
+        """Attend; arguments as for ``Attention.forward``."""
+        ours = self.attention
+        found = weights(score(ours, hidden if query is None else query, hidden, context), mask)
+        values = ours.value(hidden).unflatten(-1, (ours.n_heads, -1)).transpose(1, 2)
+        return ours.output(join_heads(ours.dropout(found) @ values))
 
 
 def write_out(model: Any, relative: list[str]) -> None:
@@ -143,6 +154,5 @@ def write_out(model: Any, relative: list[str]) -> None:
         The names that it was made with, ``relative_kernels``.
     """
     model.kernels = WrittenOutKernels(model.kernels, relative)
-    for part in model.encoder.modules():
-        if isinstance(part, MixAttention):
-            part.forward = partial(attend, part)
+    for layer in model.encoder.layers:
+        layer.attention = WrittenOutAttention(layer.attention)
