@@ -1,0 +1,75 @@
+"""``explain``: a picture of what one user's recommendation attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_adrrec.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.errors import OptionError
+
+SUFFIXES = (".png", ".html")
+
+EXAMPLES = """examples:
+  explain -c saved/ADRRec.pth --user 196 -o 196.png
+  explain -c saved/ADRRec.pth --user 196 --at 1998-04-01T12:00 -o 196.html     with all numbers in tables
+
+The picture has the user's events on a time axis, the attention weights of each layer and head for the last query,
+before and after refinement, and what the kernels of time add to its scores, by the gap in seconds, hours and days.
+It works for ADRRec, AWRSR, MEANTIME, STOSA and TiSASRec."""
+
+
+def parser() -> Parser:
+    """The arguments of ``explain``."""
+    made = Parser("explain", "Draw what a recommendation for one user attends to.", EXAMPLES)
+    add: Any = made.add_argument
+    add("--user", "-u", required=True, help="the user, named as in the data")
+    add("--output", "-o", type=Path, required=True, help="the picture: a .png, or a self-contained .html page")
+    add_asking(add)
+    add(
+        "--shown",
+        type=int,
+        default=30,
+        help="latest events with a line of their own; earlier ones share one (default: 30)",
+    )
+    add("--top", "-k", type=int, default=5, help="recommended items to name (default: 5)")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Draw.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments after ``explain``.
+
+    Returns
+    -------
+    int
+        0 done, 2 something the user gave is wrong, 130 interrupted.
+    """
+    return guarded(lambda: _explain(parser().parse_args(list(argv))), "--debug" in argv)
+
+
+def _explain(given: Any) -> int:
+    if given.output.suffix.lower() not in SUFFIXES:
+        raise OptionError(f"--output: {given.output} is neither .png nor .html; name one of these")
+    if given.shown < 1:
+        raise OptionError(f"--shown: {given.shown} is not a whole number of at least 1")
+    check_output(given.output)
+    if given.at is not None:
+        from recbole_adrrec.recommend import seconds
+
+        given.at = seconds(given.at)
+    from recbole_adrrec.commands.recommend import open_recommender, titles_of
+
+    recommender, _ = open_recommender(given, skip_unknown=False)
+    from recbole_adrrec import explain, pictures
+
+    reasons = explain.explain(recommender, given.user, given.at, given.top)
+    make = pictures.png if given.output.suffix.lower() == ".png" else pictures.page
+    write(make(reasons, titles_of(recommender, given.item_file), given.shown), given.output)
+    print(f"Wrote {given.output}: {len(reasons.items)} events of user {reasons.user}")
+    return 0

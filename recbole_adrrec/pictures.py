@@ -1,0 +1,379 @@
+"""Pictures of :class:`recbole_adrrec.explain.Reasons`: a PNG, or one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from recbole_adrrec.explain import Kernel, Reasons
+from recbole_adrrec.recommend import iso
+
+SPANS = (("seconds", 1.0, 300.0), ("hours", 3600.0, 48.0), ("days", 86400.0, 90.0))
+"""Axes of the kernels: name, seconds in a unit, units shown."""
+
+BINS, A_BIN = 240, 24
+"""Points of a curve, and gaps taken for each: kernels may swing faster than a picture can show."""
+
+INK, FAINT, ACCENT = "#1f2933", "#9aa5b1", "#c2410c"
+COLOURS = ("#1d4ed8", "#c2410c", "#047857", "#7c3aed", "#b45309", "#0e7490")
+DASHES = ("-", "--", ":", "-.")
+TITLE_LENGTH = 40
+STYLE = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # a title may have a dollar sign
+    "svg.fonttype": "none",
+    "svg.hashsalt": "recbole_adrrec",
+}
+
+
+def png(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, dots: int = 130) -> bytes:
+    """Draw as PNG.
+
+    Parameters
+    ----------
+    reasons : Reasons
+    titles : mapping of str to str
+        Item to title; items without one show their names.
+    shown : int
+        Latest events that have a line of their own; earlier ones share one.
+    dots : int
+        Dots per inch.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = draw(reasons, titles, shown)
+        FigureCanvasAgg(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
+    return file.getvalue()
+
+
+def page(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
+    """Draw as an HTML page with all the numbers in tables; arguments as for :func:`png`."""
+    with matplotlib.rc_context(STYLE):
+        figure = draw(reasons, titles, shown)
+        FigureCanvasSVG(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    picture = base64.b64encode(file.getvalue()).decode()
+    heading = html.escape(_heading(reasons))
+    told = "".join(
+        f"<li>{html.escape(_title(item, titles))} <small>{score:.4f}</small></li>"
+        for item, score in reasons.recommended
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{heading}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 1200px; margin: 2em auto; padding: 0 1em; }}
+h1 {{ font-size: 1.4em; }} h2 {{ font-size: 1.1em; margin-top: 2em; }}
+img {{ width: 100%; height: auto; }} small {{ color: #52606d; }}
+.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: 13px; }}
+th, td {{ padding: .2em .6em; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
+td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
+</style></head><body>
+<h1>{heading}</h1>
+<p>Recommended, best first:</p><ol>{told}</ol>
+<img alt="History on a time axis, attention weights and kernels of time; the numbers follow in tables"
+ src="data:image/svg+xml;base64,{picture}">
+<h2>Weights of the last query, in percent</h2>
+<div class="wide">{_weights_table(reasons, titles)}</div>
+{_kernel_tables(reasons)}
+</body></html>
+""".encode()
+
+
+def _heading(reasons: Reasons) -> str:
+    since = reasons.at - int(reasons.times[-1])
+    after = f", {_gap(since)} after the last event" if since > 0 else ""
+    return f"{reasons.model}: recommended to user {reasons.user} at {_moment(reasons.at)} UTC{after}"
+
+
+def _title(item: str, titles: Mapping[str, str]) -> str:
+    return titles.get(item, f"item {item}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
+
+
+def _moment(time: int) -> str:
+    text = iso(time)
+    return text[:10] if len(text) == 10 else f"{text[:10]} {text[11:16]}"
+
+
+# --- The picture ---------------------------------------------------------------------------------
+
+
+def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> Figure:
+    """History, weights and kernels in one figure; to be called within ``rc_context(STYLE)``."""
+    count = len(reasons.items)
+    own = min(shown, count)
+    lines = own + (count > own) + reasons.asks_itself
+    groups = _groups(reasons)
+    rows_of_kernels = list(dict.fromkeys(kernel.name for kernel in reasons.kernels))
+    # Inches, from the top: what is recommended, what it attends to, the kernels.
+    head, band = 0.75 + 0.17 * len(reasons.recommended), 0.95
+    upper = 0.235 * max(lines, 4)
+    lower = 2.3 * len(rows_of_kernels) if rows_of_kernels else 0.3
+    height = head + band + upper + 1.35 + lower
+
+    def level(inches: float) -> float:
+        return 1 - inches / height
+
+    def heading(text: str, inches: float) -> None:
+        figure.text(0.012, level(inches), text, fontsize=9.5, fontweight="bold", va="center")
+
+    figure = Figure(figsize=(14, height))
+    figure.text(0.012, level(0.25), _heading(reasons), fontsize=12.5, fontweight="bold", va="center")
+    for place, (item, score) in enumerate(reasons.recommended):
+        text = f"{place + 1}. {_title(item, titles)}   ({score:.3f})"
+        figure.text(0.02, level(0.55 + 0.17 * place), text, fontsize=8.5, va="center")
+    heading("History, newest first, and the weights of the last query in percent", head + 0.1)
+    top = figure.add_gridspec(
+        1,
+        1 + len(groups),
+        width_ratios=[3.4, *[max(1.0, 0.42 * len(reasons.heads))] * len(groups)],
+        left=0.285,
+        right=0.97,
+        top=level(head + band),
+        bottom=level(head + band + upper),
+        wspace=0.06,
+    )
+    labels = _labels(reasons, titles, own)
+    timeline = figure.add_subplot(top[0])
+    _timeline(timeline, reasons, labels, own)
+    # A floor, lest weights that are all alike look strong.
+    scale = max(0.3, *(float(weights.max()) for _, weights in groups))
+    for column, (title, weights) in enumerate(groups):
+        _weights(figure.add_subplot(top[column + 1]), title, _folded(reasons, weights, own), reasons.heads, scale)
+    below = head + band + upper + 0.75
+    if not reasons.kernels:
+        text = f"{reasons.model} has no kernel of the gap between two events: it knows their order alone."
+        figure.text(0.012, level(below), text, fontsize=9.5, va="center")
+        return figure
+    heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
+    note = "Line: mean. Shade: range within a point of the line. Marks on the axis: this user's gaps."
+    figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
+    grid = figure.add_gridspec(
+        len(rows_of_kernels),
+        3,
+        left=0.055,
+        right=0.985,
+        top=level(below + 0.4),
+        bottom=0.45 / height,
+        hspace=0.55,
+        wspace=0.13,
+    )
+    for number, name in enumerate(rows_of_kernels):
+        _kernel_row(figure, grid, number, [kernel for kernel in reasons.kernels if kernel.name == name], reasons)
+    return figure
+
+
+def _groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
+    """Titles and weights, [n_heads, n_keys], of each heat map."""
+    groups = []
+    for layer in range(len(reasons.plain)):
+        if reasons.is_refined:
+            groups.append((f"layer {layer + 1}\nbefore", reasons.plain[layer]))
+            groups.append((f"layer {layer + 1}\nrefined", reasons.refined[layer]))
+        else:
+            groups.append((f"layer {layer + 1}\n(not refined)", reasons.plain[layer]))
+    return groups
+
+
+def _labels(reasons: Reasons, titles: Mapping[str, str], own: int) -> list[str]:
+    """A label for each line, newest first."""
+    events = list(zip(reasons.items, reasons.times, strict=True))[::-1][:own]
+    labels = [f"{_short(_title(item, titles))}   {_moment(int(time))}" for item, time in events]
+    if reasons.asks_itself:
+        labels.insert(0, "the question itself (mask token)")
+    left = len(reasons.items) - own
+    return [*labels, f"{left} earlier events together"] if left else labels
+
+
+def _folded(reasons: Reasons, weights: NDArray[np.float64], own: int) -> NDArray[np.float64]:
+    """Weights by line, [n_lines, n_heads], newest first, those of earlier events added up."""
+    ordered = weights[:, ::-1].T
+    kept = own + reasons.asks_itself
+    if len(ordered) == kept:
+        return ordered
+    return np.vstack([ordered[:kept], ordered[kept:].sum(0)])
+
+
+def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
+    times = np.asarray(reasons.times, dtype="datetime64[s]")[::-1]
+    first = int(reasons.asks_itself)
+    place = np.arange(first, first + own)
+    axes.plot(times[:own], place, color=FAINT, linewidth=0.8, zorder=1)
+    axes.scatter(times[:own], place, s=18, color=COLOURS[0], zorder=2)
+    earlier = times[own:]
+    if len(earlier):
+        axes.scatter(earlier, np.full(len(earlier), first + own), s=10, color=FAINT, marker="|", zorder=2)
+    span = int(reasons.times[-1] - reasons.times[0])
+    if 0 <= reasons.at - int(reasons.times[-1]) <= span:
+        axes.axvline(np.datetime64(reasons.at, "s"), color=ACCENT, linewidth=1)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.tick_top()
+    locator = AutoDateLocator(minticks=3, maxticks=6)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator, show_offset=False))
+    axes.tick_params(axis="x", labelsize=7, color=FAINT)
+    axes.set_xlabel("time (UTC)", fontsize=7.5)
+    axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("right", "bottom", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _gap(gap: int) -> str:
+    for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if gap >= 2 * size:
+            return f"{gap // size:,} {name}"
+    return f"{gap} seconds"
+
+
+def _weights(axes: Any, title: str, weights: NDArray[np.float64], heads: list[str], scale: float) -> None:
+    axes.imshow(weights, aspect="auto", cmap="Blues", vmin=0, vmax=scale, interpolation="nearest")
+    for line, row in enumerate(weights):
+        for head, weight in enumerate(row):
+            colour = "white" if weight > 0.6 * scale else INK
+            text = f"{100 * weight:.0f}" if weight >= 0.005 else "·"
+            axes.text(head, line, text, ha="center", va="center", fontsize=6.5, color=colour)
+    axes.set_yticks([])
+    axes.xaxis.tick_top()
+    axes.set_xticks(range(len(heads)), heads, fontsize=6.5, rotation=35, ha="left", rotation_mode="anchor")
+    axes.tick_params(axis="x", length=0, pad=1)
+    axes.set_xlabel(title, fontsize=7.5)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+# --- Kernels -------------------------------------------------------------------------------------
+
+
+def _kernel_row(figure: Figure, grid: Any, number: int, kernels: list[Kernel], reasons: Reasons) -> None:
+    several = len({kernel.head for kernel in kernels}) > 1
+    if kernels[0].unit == "places":
+        axes = figure.add_subplot(grid[number, :])
+        gaps = np.arange(max(2, len(reasons.items) + 1), dtype=np.float64)
+        for kernel in kernels:
+            axes.plot(gaps, kernel.curve(gaps), ".-", color=_colour(kernel), linewidth=1, label=_who(kernel, several))
+        _finish(axes, kernels, "gap in places", named=True)
+        axes.set_ylabel("added to the score", fontsize=7.5)
+        return
+    since = reasons.at if reasons.asks_itself else int(reasons.times[-1])
+    gaps_had = np.abs(since - np.asarray(reasons.times, dtype=np.float64))
+    for column, (unit, size, span) in enumerate(SPANS):
+        axes = figure.add_subplot(grid[number, column])
+        edges = np.linspace(0, span, BINS + 1)
+        width = edges[1]
+        fine = (edges[:-1, None] + width * np.arange(A_BIN) / A_BIN).ravel()
+        for kernel in kernels:
+            values = kernel.curve(fine * size).reshape(BINS, A_BIN)
+            low, high, middle = values.min(1), values.max(1), edges[:-1] + width / 2
+            axes.fill_between(middle, low, high, color=_colour(kernel), alpha=0.22, linewidth=0)
+            axes.plot(
+                middle,
+                values.mean(1),
+                color=_colour(kernel),
+                linestyle=DASHES[(kernel.head - 1) % len(DASHES)] if several else "-",
+                linewidth=1.2,
+                label=_who(kernel, several),
+            )
+        had = gaps_had[gaps_had <= span * size] / size
+        axes.plot(
+            had, np.zeros_like(had), "|", color=INK, markersize=7, transform=axes.get_xaxis_transform(), clip_on=False
+        )
+        axes.set_xlim(0, span)
+        _finish(axes, kernels, f"gap in {unit}", named=column == 0)
+        if column == 0:
+            axes.set_ylabel("added to the score", fontsize=7.5)
+
+
+def _colour(kernel: Kernel) -> str:
+    return COLOURS[(kernel.layer - 1) % len(COLOURS)]
+
+
+def _who(kernel: Kernel, several: bool) -> str:
+    return f"layer {kernel.layer}, head {kernel.head}" if several else f"layer {kernel.layer}"
+
+
+def _finish(axes: Any, kernels: list[Kernel], label: str, named: bool) -> None:
+    if named:
+        axes.set_title(f"{kernels[0].name} kernel", fontsize=8.5, loc="left")
+        axes.legend(fontsize=7, frameon=False, loc="best", ncols=2)
+    axes.set_xlabel(label, fontsize=7.5)
+    axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
+    axes.tick_params(labelsize=7, color=FAINT)
+    for side in ("right", "top"):
+        axes.spines[side].set_visible(False)
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def _weights_table(reasons: Reasons, titles: Mapping[str, str]) -> str:
+    groups = _groups(reasons)
+    over = "".join(
+        f'<th colspan="{len(reasons.heads)}">{html.escape(title.replace(chr(10), ", "))}</th>' for title, _ in groups
+    )
+    heads = "".join(f'<th class="number">{html.escape(head)}</th>' for head in reasons.heads) * len(groups)
+    rows = []
+    names = [
+        (_title(item, titles), _moment(int(time))) for item, time in zip(reasons.items, reasons.times, strict=True)
+    ]
+    if reasons.asks_itself:
+        names.append(("the question itself (mask token)", _moment(reasons.at)))
+    for place in range(len(names) - 1, -1, -1):
+        title, moment = names[place]
+        cells = "".join(
+            f'<td class="number">{100 * weight:.2f}</td>' for _, weights in groups for weight in weights[:, place]
+        )
+        rows.append(f"<tr><td>{html.escape(title)}</td><td>{moment}</td>{cells}</tr>")
+    return (
+        f'<table><thead><tr><th colspan="2"></th>{over}</tr><tr><th>event, newest first</th><th>UTC</th>{heads}</tr>'
+        f"</thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+GAPS = (
+    *(("0 s", 0), ("1 s", 1), ("10 s", 10), ("1 min", 60), ("10 min", 600), ("1 h", 3600), ("6 h", 21_600)),
+    *(("1 day", 86_400), ("1 week", 604_800), ("30 days", 2_592_000), ("1 year", 31_557_600)),
+)
+"""Gaps of the table of kernels, in seconds."""
+
+
+def _kernel_tables(reasons: Reasons) -> str:
+    timed = [kernel for kernel in reasons.kernels if kernel.unit == "seconds"]
+    if not timed:
+        return ""
+    header = "".join(f'<th class="number">{name}</th>' for name, _ in GAPS)
+    gaps = np.array([gap for _, gap in GAPS], dtype=np.float64)
+    rows = []
+    for kernel in timed:
+        cells = "".join(f'<td class="number">{value:.3f}</td>' for value in kernel.curve(gaps))
+        rows.append(f"<tr><td>{html.escape(kernel.name)}, {_who(kernel, True)}</td>{cells}</tr>")
+    return (
+        "<h2>What the kernels of time add to the last query's score, by the gap</h2>"
+        f'<div class="wide"><table><thead><tr><th></th>{header}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
