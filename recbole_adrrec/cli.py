@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import re
+import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.error import URLError
 
 from recbole_adrrec import commands, options
@@ -20,6 +23,7 @@ DATASET = "ml-100k"
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 2 something the user gave is wrong, 130 interrupted. Other errors are raised.
+        Exit code: 0 done, 2 something the user gave is wrong, or training can't go on, 130 interrupted from the
+        keyboard, 143 terminated by the system. Other errors are raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in commands.COMMANDS:
@@ -43,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.get("help"):
             print(usage(options.check_model(given.get("model", MODEL))))
             return 0
-        plan = Plan.of(given)
-        plan.check()
-        print(plan.run())
+        with terminable():
+            plan = Plan.of(given)
+            plan.check()
+            print(plan.run())
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -53,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_ERROR
     except Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return stop.exit_code
+    except Terminated:
+        print("\nterminated", file=sys.stderr)
+        return EXIT_TERMINATED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -61,7 +70,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
-    """Training was stopped from the keyboard; the text says what was saved."""
+    """Training was stopped from outside; the text says what was saved."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked this process to end (SIGTERM): to be treated as an interruption everywhere."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While this lasts, SIGTERM raises :class:`Terminated`, so that files under way are cleared up."""
+
+    def stop(*_: object) -> NoReturn:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # signals belong to the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Plan:
@@ -102,7 +139,35 @@ class Plan:
         together: dict[str, Any] = {}
         for each in [*filed, given]:
             together.update(each)
+        if together.get("resume") is not None:
+            return cls._continued(together)
         return cls(together.get("model", MODEL), together.get("dataset", DATASET), files, given, filed)
+
+    @classmethod
+    def _continued(cls, given: dict[str, Any]) -> Plan:
+        """The plan of the run that left a checkpoint, with what is given now over it.
+
+        Raises
+        ------
+        UserError
+            The checkpoint can't be continued from, or was made by another model or with another data set.
+        """
+        import recbole_adrrec
+
+        recbole_adrrec.register()
+        from recbole_adrrec import training
+
+        file = given["resume"]
+        saved = training.saved_options(file)
+        for name in ("model", "dataset"):
+            if given.get(name, saved[name]) != saved[name]:
+                raise OptionError(
+                    f"resume: {file} was trained with {name} {saved[name]}, not {given[name]}; leave {name} out, or "
+                    "train anew without resume"
+                )
+        together = {**saved, **given}
+        together.pop("config_files", None)
+        return cls(saved["model"], saved["dataset"], [], together, [])
 
     def option(self, name: str, default: Any = None) -> Any:
         """An option as given on the command line or else in the last file that has it."""
@@ -166,8 +231,8 @@ class Plan:
                 if not single:
                     self._config()  # so that errors are told once, here, and not by every process
                 result = quick_start.run(self.model, self.dataset, config_file_list=self.files or None, **processes)
-            except KeyboardInterrupt:
-                raise Interrupted(_interrupted(trainers)) from None
+            except KeyboardInterrupt as stop:
+                raise _interrupted(trainers, stop) from None
             except (URLError, ConnectionError, TimeoutError) as error:
                 folder = self._data_folder()
                 if folder.exists():
@@ -182,7 +247,7 @@ class Plan:
                     raise
                 raise OptionError(f"{error.filename}: {error.strerror}; choose another place for it") from error
             except Exception as error:
-                told = _of_the_user(error)
+                told = _of_the_user(error, trainers)
                 if told is None:
                     raise
                 raise OptionError(told) from error
@@ -239,11 +304,16 @@ class Plan:
         return report.case_text(case, titles)
 
 
-def _interrupted(trainers: Sequence[Any]) -> str:
+def _interrupted(trainers: Sequence[Any], stop: KeyboardInterrupt) -> Interrupted:
+    how, code = ("terminated", EXIT_TERMINATED) if isinstance(stop, Terminated) else ("interrupted", EXIT_INTERRUPTED)
     file = Path(trainers[-1].saved_model_file) if trainers else None
-    if file is not None and file.is_file():
-        return f"interrupted; the best model so far is saved in {file}"
-    return "interrupted; no model was saved yet"
+    saved = f"the best model so far is saved in {file}" if file and file.is_file() else "no model was saved yet"
+    return Interrupted(f"{how}; {saved}{_where_to_go_on(trainers)}", code)
+
+
+def _where_to_go_on(trainers: Sequence[Any]) -> str:
+    where = getattr(trainers[-1], "where_to_go_on", None) if trainers else None
+    return where() if where is not None else ""
 
 
 def _test_users(loader: Any) -> int | None:
@@ -256,14 +326,22 @@ def _test_users(loader: Any) -> int | None:
     return len(dataset.inter_feat[dataset.uid_field].unique())
 
 
-def _of_the_user(error: Exception) -> str | None:
+def _of_the_user(error: Exception, trainers: Sequence[Any]) -> str | None:
     """What to tell the user of an error that isn't ours, if it is the user's to mend.
 
-    Those are RecBole's complaints about options, and our own that come from another process.
+    Those are RecBole's complaints about options, our own that come from another process, and loaders that were killed.
     """
     theirs = re.search(r"^recbole_adrrec\.errors\.\w+: (.*)$", str(error), re.MULTILINE)
     if theirs:
         return theirs[1]
+    killed = re.search(
+        r"DataLoader worker \(pid[^)]*\) (?:exited unexpectedly|is killed by signal: [\w ]+)", str(error)
+    )
+    if killed:
+        return (
+            f"worker: {killed[0]}, often for want of memory; choose fewer workers, 0 for none"
+            f"{_where_to_go_on(trainers)}"
+        )
     last = traceback.extract_tb(error.__traceback__)[-1:]
     if last and Path(last[0].filename).parts[-3:] == ("recbole", "config", "configurator.py"):
         return f"RecBole: {error}"

@@ -49,7 +49,7 @@ RUN_OPTIONS = frozenset(
 
 TEXT_OPTIONS = frozenset(
     {
-        *("model", "dataset", "ip", "port", "gpu_id", "data_path", "checkpoint_dir"),
+        *("model", "dataset", "ip", "port", "gpu_id", "data_path", "checkpoint_dir", "resume"),
         *("field_separator", "seq_separator"),
         *("user_inter_num_interval", "item_inter_num_interval"),
         *("entity_kg_num_interval", "relation_kg_num_interval"),

@@ -16,6 +16,9 @@ from typing import Any, Protocol
 
 from recbole_adrrec.errors import OptionError
 
+SMOOTH_KERNELS = frozenset({"exponential", "log1p"})
+"""Kernels whose scores ``grid_points`` interpolates."""
+
 TIME_KERNELS = frozenset({"day", "hour", "weekday", "month", "sinusoid", "exponential", "log1p"})
 """Kernels that read times: without a unit of time they mean nothing."""
 
@@ -213,6 +216,8 @@ OVERALL_RULES: dict[str, Rule] = {
     "train_stride": Unset(COUNT),
     "show_user": Unset(Token()),
     "checkpoint_data": Flag(),
+    "checkpoint_last": Number(low=0, whole=True),
+    "resume": Unset(Text()),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
@@ -227,6 +232,8 @@ _SHARED_RULES: dict[str, Rule] = {
     "n_negatives": COUNT,
     "gbce_t": Number(low=0, high=1),
     "train_rows": OVERALL_RULES["train_rows"],
+    "recompute": Flag(),
+    "compile": Flag(),
 }
 
 _MEANTIME_RULES: dict[str, Rule] = {
@@ -236,6 +243,7 @@ _MEANTIME_RULES: dict[str, Rule] = {
     "relative_kernels": ListOf(Choice(_gap_kernels)),
     "time_unit": POSITIVE,
     "kernel_freq": Number(low=1, above=True),
+    "grid_points": Unset(COUNT),
     "objective": Choice(("cloze",)),
     "use_query_time": Flag(),
     "mask_ratio": Number(low=0, high=1, above=True, below=True),
@@ -639,6 +647,11 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
             f"absolute_kernels, relative_kernels: both are empty, but {model} has one attention "
             "head per kernel and needs at least one"
         )
+    if config.get("grid_points") is not None and not SMOOTH_KERNELS & set(config["relative_kernels"]):
+        raise OptionError(
+            f"grid_points: {config['grid_points']} means nothing without exponential or log1p among relative_kernels, "
+            f"{config['relative_kernels']}; leave it out"
+        )
     width = config.get("hidden_size", heads)
     paired = "sinusoid" in config["relative_kernels"]
     step = math.lcm(heads, 2) if paired else heads
@@ -712,11 +725,13 @@ def _check_backbone_options(config: Mapping[str, Any]) -> None:
         ("published_padding_attention", "tisasrec", "only TiSASRec's public code lets padded keys take part"),
         ("published_mean_bypass", "stosa", "only STOSA's states have means and covariances"),
         ("use_query_time", "mix", "only its kernels read the time at which a recommendation is asked for"),
+        ("grid_points", "mix", "only it has kernels that can be interpolated"),
     ):
         backbone = config.get("backbone", owner)
         if config.get(name) and backbone != owner:
             raise OptionError(
-                f"{name}: true makes no sense with backbone {backbone}: {reason}; leave it out, or choose {owner}"
+                f"{name}: {config[name]!r} makes no sense with backbone {backbone}: {reason}; leave it out, or choose "
+                f"{owner}"
             )
 
 

@@ -19,12 +19,14 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from recbole_adrrec.compat.digests import digest
 from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.compat.patching import overlay, override, override_everywhere
 from recbole_adrrec.compat.plain_numpy import Refused, plain_bytes, plain_dtype, plain_scalar
@@ -34,9 +36,12 @@ from recbole_adrrec.errors import CheckpointError
 TRAINER = "recbole.trainer.trainer"
 PARTS = ("config", "state_dict")
 REFUSED = "Refused: "
+DIGEST = "digest"
+"""Where a checkpoint keeps the digest of all its other entries."""
 
 _stand_ins: dict[str, Any] = {}  # by the full name that files use
 _data_checks: list[Callable[[str, dict[str, Any], Any], None]] = []
+_added: ContextVar[dict[str, Any] | None] = ContextVar("added", default=None)
 
 
 class _Mention:
@@ -161,7 +166,8 @@ def load(file: Any, map_location: Any = None, **_: Any) -> Any:
     Raises
     ------
     CheckpointError
-        There is no such file, it is truncated, it is not a checkpoint, or it holds a class that isn't allowed.
+        There is no such file, it is truncated or was changed since it was saved, it is not a checkpoint, or it holds a
+        class that isn't allowed.
     """
     path = os.fspath(file)
     if not os.path.isfile(path):
@@ -178,7 +184,14 @@ def load(file: Any, map_location: Any = None, **_: Any) -> Any:
     if not isinstance(checkpoint, dict) or not all(part in checkpoint for part in PARTS):
         raise CheckpointError(f"{path}: not a checkpoint of RecBole, which holds {', '.join(PARTS)}")
     checkpoint["config"] = _real_config(path, checkpoint["config"])
+    # torch checks no sums of what it reads; files of RecBole without this plugin have no digest.
+    if DIGEST in checkpoint and checkpoint[DIGEST] != _digest(checkpoint):
+        raise CheckpointError(f"{path}: damaged, or changed since it was saved; take another copy or train again")
     return checkpoint
+
+
+def _digest(checkpoint: dict[str, Any]) -> str:
+    return digest({name: value for name, value in checkpoint.items() if name != DIGEST})
 
 
 def _reason(text: str) -> str:
@@ -220,17 +233,51 @@ def _real_config(path: str, stored: Any) -> Any:
     return config
 
 
+@contextmanager
+def adding(entries: dict[str, Any]) -> Iterator[None]:
+    """Have every checkpoint that is saved meanwhile hold these entries too: plain data and tensors."""
+    token = _added.set(entries)
+    try:
+        yield
+    finally:
+        _added.reset(token)
+
+
 def save(state: Any, file: Any, **_: Any) -> None:
-    """Save a checkpoint in torch's default format, completely or not at all.
+    """Save a checkpoint in torch's default format with a digest of its entries, completely or not at all.
 
     Parameters
     ----------
     state : object
     file : str or path-like
         What stands there stays until the new file is complete.
+
+    Raises
+    ------
+    OSError
+        It can't be written, for instance since the disk is full.
     """
-    with AtomicFile(os.fspath(file)) as handle:
-        torch.save(state, handle)
+    if isinstance(state, dict) and all(part in state for part in PARTS):
+        state = {**state, **(_added.get() or {})}
+        state[DIGEST] = _digest(state)
+    try:
+        with AtomicFile(os.fspath(file)) as handle:
+            torch.save(state, handle)
+    except RuntimeError as error:
+        # torch tells of its writer, not of the disk.
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, os.fspath(file)) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind another one."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def mend_trainer() -> None:
