@@ -24,6 +24,8 @@ HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 
 def spec_of(folder: Path, protocol: str, dataset: str = "small", model: str = "ADRRec", **options: Any) -> Any:
     given = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, **options}
+    if dataset == "small":
+        given["user_inter_num_interval"] = "[20,60]"
     study = {"datasets": [dataset], "models": [model], "seeds": 1, "protocols": [protocol], "metrics": ["NDCG", "MRR"]}
     topk = [2] if dataset == "tiny" else [10, 20]
     ranking = {"topk": topk, "valid_metric": f"NDCG@{topk[0]}"}
@@ -123,7 +125,7 @@ def test_too_few_items_for_a_sample_are_told(tmp_path: Path) -> None:
     rows = [[user, item, str(60 * time)] for user in "uv" for time, item in enumerate("abcde")]
     write_dataset(tmp_path, "tiny", HEAD, rows)
     with pytest.raises(
-        DataError, match="pop100 needs 100 items beside the target, but 4 are left for user [uv] of tiny"
+        DataError, match=r"pop100 needs 100 items beside the target, but 4 are left for user [uv] of tiny"
     ):
         session_of(tmp_path, tmp_path, "leave_one_out-pop100-all", dataset="tiny")
 

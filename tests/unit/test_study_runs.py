@@ -1,0 +1,221 @@
+"""One run: its figures are RecBole's, its files are whole, and its end is recorded, whatever the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from recbole.config import Config
+from recbole.evaluator.evaluator import Evaluator
+from recbole.quick_start import run_recbole
+from study import plan as plans
+from study import runs
+
+from recbole_adrrec import plugin
+
+OPTIONS = {
+    "hidden_size": 8,
+    "n_layers": 1,
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "epochs": 2,
+    "user_inter_num_interval": "[20,60]",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recbole_for_todays_numpy() -> None:
+    """RecBole's metrics want names of numpy that every ``Config`` of RecBole puts back."""
+    with plugin.command_line({}):
+        Config("SASRec", "ml-100k")
+
+
+def spec_of(folder: Path, model: str = "ADRRec", **study: Any) -> plans.RunSpec:
+    given = {
+        "datasets": ["small"],
+        "models": [model],
+        "seeds": 1,
+        "metrics": ["Recall", "NDCG", "MRR"],
+        "topk": [5, 10],
+    }
+    options = {**OPTIONS, **study.pop("options", {})}
+    plan = plans.load(None, {**given, **study, "options": options, "data_path": str(folder)}, "the command")
+    return plan.specs()[0]
+
+
+def collected(ranks: list[list[int]], width: int, counts: list[int]) -> Any:
+    """What RecBole collects, for rows with hits at these ranks (from 1)."""
+    hits = np.zeros((len(ranks), width + 1), dtype=np.int32)
+    for row, each in enumerate(ranks):
+        hits[row, [rank - 1 for rank in each if rank <= width]] = 1
+        hits[row, -1] = counts[row]
+    return SimpleNamespace(get={"rec.topk": torch.from_numpy(hits)}.__getitem__)
+
+
+@pytest.mark.parametrize("places", [4, runs.PLACES])
+def test_rows_have_the_mean_that_recbole_reports_to_its_last_digit(places: int) -> None:
+    generator = np.random.default_rng(0)
+    ranks = [sorted(generator.choice(60, generator.integers(1, 9), replace=False) + 1) for _ in range(501)]
+    struct = collected(ranks, 20, [len(each) for each in ranks])
+    names = ["Recall", "MRR", "NDCG", "Hit", "MAP", "Precision"]
+    assert tuple(names) == plans.METRICS
+    config = {"metrics": names, "topk": [1, 5, 20], "metric_decimal_place": places}
+    evaluator = Evaluator(config)
+    theirs, ours = evaluator.evaluate(struct), runs.per_row(evaluator, struct)
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert round(float(ours[name].mean()), places) == pytest.approx(value, abs=10.0 ** -(places + 2))
+        assert len(ours[name]) == 501
+
+
+def test_rows_have_the_values_of_the_definitions() -> None:
+    ranks = [1, 3, 7, 30]
+    struct = collected([[rank] for rank in ranks], 10, [1] * 4)
+    config = {"metrics": ["Recall", "MRR", "NDCG", "Hit"], "topk": [5, 10], "metric_decimal_place": 4}
+    found = runs.per_row(Evaluator(config), struct)
+    for k in (5, 10):
+        inside = [float(rank <= k) for rank in ranks]
+        assert found[f"recall@{k}"].tolist() == found[f"hit@{k}"].tolist() == inside
+        assert found[f"mrr@{k}"] == pytest.approx([hit / rank for hit, rank in zip(inside, ranks, strict=True)])
+        assert found[f"ndcg@{k}"] == pytest.approx(
+            [hit / np.log2(rank + 1) for hit, rank in zip(inside, ranks, strict=True)]
+        )
+
+
+def test_users_with_several_rows_count_once() -> None:
+    users = np.array(["b", "a", "b", "c", "b"])
+    values = np.array([1.0, 0.5, 0.0, 0.25, 0.5])
+    found = runs.by_user(users, {"ndcg@10": values})
+    assert found["users"].tolist() == ["a", "b", "c"]
+    assert found["ndcg@10"].tolist() == [0.5, 0.5, 0.25]
+    single = runs.by_user(users[1:4], {"ndcg@10": values[1:4]})
+    assert (single["users"].tolist(), single["ndcg@10"].tolist()) == (["a", "b", "c"], [0.5, 0.0, 0.25])
+
+
+@pytest.mark.parametrize("model", ["SASRec", "ADRRec"])
+def test_a_run_gives_what_recbole_itself_gives(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(small_data, model, keep_models=True)
+    runs.run_one(spec, tmp_path)
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    given = runs.given_options(spec, tmp_path / "again")
+    with plugin.command_line(given):
+        theirs = run_recbole(model=model, dataset="small")
+    assert record["metrics"] == pytest.approx(dict(theirs["test_result"]), abs=1e-11)
+    assert record["best_valid"] == theirs["best_valid_score"]
+    arrays = np.load(runs.record_path(tmp_path, spec).with_suffix(".npz"))
+    assert set(arrays.files) == {"users", *record["metrics"]}
+    for name, value in record["metrics"].items():
+        assert arrays[name].dtype == np.float64
+        assert float(arrays[name].mean()) == value
+    assert len(set(arrays["users"])) == len(arrays["users"]) == record["data"]["test_users"]
+    assert record["n_parameters"] > 1000
+    assert [point["epoch"] for point in record["curve"]] == [0, 1]
+    assert record["best_valid"] == max(point["valid"] for point in record["curve"])
+    assert record["curve"][record["best_epoch"]]["valid"] == record["best_valid"]
+    assert 0 < record["curve"][0]["train_s"] < record["train_s"] < record["wall_s"]
+    assert (record["command"], record["status"], record["query_time"]) == ("the command", "done", False)
+    assert {"python", "torch", "recbole", "recbole_adrrec", "numpy", "pandas"} <= set(record["versions"])
+    assert {"cpu", "cores", "gpu", "ram_gib"} <= set(record["hardware"])
+    assert Path(record["saved"]) == tmp_path / "models" / f"{spec.id}.pth"
+    assert torch.load(record["saved"], weights_only=False)["config"]["model"] == model
+
+
+def test_a_trial_never_asks_the_test_data(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(_: Any) -> None:
+        raise AssertionError("the test data was asked")
+
+    monkeypatch.setattr(runs.Session, "test", refuse)
+    spec = replace(spec_of(small_data), test=False)
+    runs.run_one(spec, tmp_path)
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    assert record["metrics"] == {}
+    assert record["best_valid"] == max(point["valid"] for point in record["curve"])
+    assert not runs.record_path(tmp_path, spec).with_suffix(".npz").exists()
+
+
+def test_successive_targets_give_each_user_one_value(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(small_data, protocols=["temporal"], temporal={"targets": "successive"})
+    runs.run_one(spec, tmp_path)
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    users = np.load(runs.record_path(tmp_path, spec).with_suffix(".npz"))["users"]
+    assert record["data"]["test_rows"] > record["data"]["test_users"] == len(users) == len(set(users))
+    assert record["data"]["split"]["cold_items"] > 0
+    assert record["data"]["test_targets_never_trained"] == 0  # cold items are dropped
+
+
+def test_a_run_that_cannot_be_is_recorded_with_its_error(small_data: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_data, options={"user_inter_num_interval": "[5000,inf)"})
+    assert runs.execute(spec.to_json(), str(tmp_path)) == "failed"
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    assert record["error"].startswith("small: filtering left nothing")
+    assert (record["label"], record["metrics"], record["status"]) == ("ADRRec", {}, "failed")
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
+    child = runs.Child(spec.to_json(), str(tmp_path))
+    wait_for(lambda: "epoch 0 training" in child.log.read_text(errors="replace"))
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    assert child.finish() == "failed"
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    assert record["error"].startswith("the process was killed by SIGKILL")
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == [f"{spec.id}.json"]
+
+
+def test_a_run_ends_with_the_process_that_started_it(small_data: Path, tmp_path: Path) -> None:
+    spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
+    (tmp_path / "spec.json").write_text(spec.to_json())
+    starter = (
+        "import sys, time; from study import runs; "
+        "child = runs.Child(open(sys.argv[1]).read(), sys.argv[2]); "
+        "print(child.process.pid, flush=True); time.sleep(600)"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", starter, str(tmp_path / "spec.json"), str(tmp_path)],
+        env=runs.child_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    log = tmp_path / "logs" / f"{spec.id}.log"
+    wait_for(lambda: log.exists() and "epoch 0 training" in log.read_text(errors="replace"))
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not alive(child))
+    assert not runs.record_path(tmp_path, spec).exists()
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
