@@ -180,7 +180,9 @@ def write_settings(ablation: Ablation, plan: Plan) -> None:
         "title": f"Ablations: {plan.name}",
         "metric": plan.valid_metric.lower(),
         "references": ablation.references,
-        "groups": {GROUPS[name].split(":")[0]: labels for name, labels in ablation.groups.items()},
+        "groups": {
+            ablations.TITLES[name]: labels for name, labels in ablation.groups.items() if name in ablations.TITLES
+        },
         "seeds": list(plan.seeds),
         "notes": list(ablation.notes),
     }

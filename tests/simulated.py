@@ -89,6 +89,11 @@ def write_run(
     return name
 
 
+def curve(kernel, layer, gaps, added):
+    """A kernel's curve with a band around it."""
+    return KernelCurve(kernel, layer, gaps, added, added - 0.1, added + 0.1)
+
+
 def write_settings(folder, **settings):
     """Write ``report.json``."""
     (Path(folder) / "report.json").write_text(json.dumps(settings))
@@ -116,8 +121,8 @@ def write_measured(folder, run_id, scale=1.0, seed=0, refined=True):
         {"sigma": sigma, "value": 0.1, "drop": 0.1 * sigma * scale, "moved": sigma * scale} for sigma in (0.1, 0.5)
     ]
     gaps = np.concatenate([[0], np.geomspace(1, 3e7, 100)])
-    kernels = [KernelCurve("sinusoid", layer, gaps, np.sin(np.log1p(gaps) / 3 * layer) / layer) for layer in (1, 2)] + [
-        KernelCurve("distance", layer, np.arange(20), np.exp(-np.arange(20) / 5) / layer) for layer in (1, 2)
+    kernels = [curve("sinusoid", layer, gaps, np.sin(np.log1p(gaps) / 3 * layer) / layer) for layer in (1, 2)] + [
+        curve("distance", layer, np.arange(20), np.exp(-np.arange(20) / 5) / layer) for layer in (1, 2)
     ]
     weights = np.tril(rng.random((2, 12, 12)))
     plain = weights / weights.sum(-1, keepdims=True)

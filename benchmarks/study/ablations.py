@@ -28,6 +28,16 @@ GROUPS: dict[str, str] = {
     "heads": "each head silenced at test time, its entropy; kernels and attention learned",
 }
 
+TITLES = {
+    "kernels": "Kernels",
+    "query_time": "Kernels with the query time",
+    "noise": "Noise injection",
+    "objective": "Objective",
+    "refinement": "Refinements",
+    "length": "Length of the history",
+}
+"""Groups that are drawn as changes from a reference; the others are drawn as what was measured."""
+
 REMOVALS = ("constant", "drop")
 LENGTHS = (10, 25, 50, 100, 200)
 BACKBONES = ("sasrec", "stosa", "tisasrec", "mix")

@@ -239,9 +239,10 @@ def noise_rows(
     return rows
 
 
-def gap_grid(points: int = 240, longest: float = LONGEST_GAP) -> NDArray[np.int64]:
-    """Gaps in whole seconds: 0, then evenly spread over the logarithm."""
-    return np.unique(np.concatenate([[0], np.geomspace(1, longest, points).round()])).astype(np.int64)
+def gap_grid(points: int = 120, around: int = 12, longest: float = LONGEST_GAP) -> NDArray[np.float64]:
+    """Gaps in seconds, Float[points + 1, around]: a row of zeros, then rows that share out the logarithm evenly."""
+    spread = np.geomspace(1, longest, points * around).reshape(points, around)
+    return np.concatenate([np.zeros((1, around)), spread])
 
 
 @contextmanager
@@ -274,7 +275,7 @@ def mean_queries(model: nn.Module) -> Iterator[list[list[Tensor]]]:
 
 
 @torch.no_grad()
-def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.int64], places: int) -> list[KernelCurve]:
+def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.float64], places: int) -> list[KernelCurve]:
     """What the relative heads add to the score of an event, over its gap to the query.
 
     Parameters
@@ -284,8 +285,9 @@ def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.int64]
     queries : sequence of Float[d]
         For each layer a projected query (before scaling), mostly the mean over users: the heads' own part of
         ``attention.query``'s output is used.
-    gaps : Int64[g]
-        Gaps in seconds, from 0 on, for kernels of time.
+    gaps : Float[g, n]
+        Gaps in seconds for kernels of time, the first row zeros: a curve has the mean of each row, and its least and
+        most.
     places : int
         Distances from 0 to ``places - 1`` for the kernel of distance.
 
@@ -304,22 +306,23 @@ def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.int64]
         biased = by_head + attention.relative_bias * attention.scale
         for head, kernel in enumerate(kernels.relative):
             distance = isinstance(kernel, DistanceKernel)
-            x = np.arange(places) if distance else gaps
             # A row of keys before one moment: the last place asks, or, for gaps, any place at that moment.
-            keys = torch.zeros(1, len(x), dtype=torch.int64) if distance else -torch.from_numpy(gaps).unsqueeze(0)
-            keys = keys.to(query.device)
+            keys = torch.zeros(1, places) if distance else -torch.from_numpy(gaps).flatten().unsqueeze(0)
+            keys = keys.double().to(query.device)
             moments = Moments(
-                torch.arange(len(x), device=query.device).unsqueeze(0),
+                torch.arange(keys.size(1), device=query.device).unsqueeze(0),
                 torch.zeros_like(keys),
                 keys,
                 torch.ones_like(keys, dtype=torch.bool),
             )
             projection = attention.relative_key[head]
-            projected = (biased[head] @ projection.weight).expand(1, len(x), -1)
-            constant = (biased[head] * projection.bias).sum().expand(1, len(x), 1)
+            projected = (biased[head] @ projection.weight).expand(1, keys.size(1), -1)
+            constant = (biased[head] * projection.bias).sum().expand(1, keys.size(1), 1)
             scores = kernel(moments, query.dtype)(projected, constant)[0, -1].double().cpu().numpy()
-            added = scores[::-1] if distance else scores
-            curves.append(KernelCurve(names[type(kernel)], layer, x, added - added[0]))
+            added = scores[::-1].reshape(-1, 1) if distance else scores.reshape(gaps.shape)
+            added = added - added[0, 0]
+            x = np.arange(places) if distance else gaps.mean(1)
+            curves.append(KernelCurve(names[type(kernel)], layer, x, added.mean(1), added.min(1), added.max(1)))
     return curves
 
 

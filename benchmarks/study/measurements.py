@@ -23,6 +23,7 @@ from study.results import Results, Run, read_json
 
 FOLDER = "measurements"
 KINDS = ("robustness", "heads", "noise")
+CURVE = ("gaps", "added", "low", "high")
 
 Attention = tuple[NDArray[Any], "NDArray[Any] | None", list[str]]
 
@@ -71,7 +72,7 @@ def write_measurement(
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, NDArray[Any]] = {}
     for number, curve in enumerate(kernels):
-        arrays[f"gaps{number}"], arrays[f"added{number}"] = curve.gaps, curve.added
+        arrays |= {f"{part}{number}": getattr(curve, part) for part in CURVE}
     if attention is not None:
         plain, refined, _ = attention
         arrays["plain"] = plain.astype(np.float32)
@@ -110,7 +111,7 @@ def _read(run: Run, path: Path) -> Measurement:
     facts = read_json(path)
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         kernels = [
-            KernelCurve(told["kernel"], int(told["layer"]), arrays[f"gaps{number}"], arrays[f"added{number}"])
+            KernelCurve(told["kernel"], int(told["layer"]), **{part: arrays[f"{part}{number}"] for part in CURVE})
             for number, told in enumerate(facts.get("kernels") or ())
         ]
         attention: Attention | None = None

@@ -119,7 +119,7 @@ def _class(word: bool, long: bool = False) -> str:
 def _figure(shown: Shown) -> str:
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in shown.made.facts)
     return (
-        f'<figure id="{escape(shown.name)}"><picture>'
+        f'<figure id="figure-{escape(shown.name)}"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{_inline(shown.picture.dark)}">'
         f'<img src="{_inline(shown.picture.light)}" alt="{escape(shown.alt)}"></picture>'
         f"<figcaption>{escape(shown.caption)}"

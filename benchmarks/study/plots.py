@@ -231,7 +231,7 @@ def ablation(bars: Sequence[Bar], reference: str, metric: str) -> Figure:
     _name_rows(axes, [bar.label for bar in bars])
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(
-        f"change in test {metric_name(metric)} from {reference}, 95 % interval\nfull: shown; hatched: not shown"
+        f"change in test {metric_name(metric)}\nfrom {reference} (95 % interval;\nfull: shown, hatched: not shown)"
     )
     return figure
 
@@ -281,12 +281,18 @@ SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 day"), (604800, "1 wk"), (3153
 
 @dataclass(frozen=True)
 class KernelCurve:
-    """What one relative head adds to a score; gaps in seconds, or in places for a kernel of distance."""
+    """What one relative head adds to a score; gaps in seconds, or in places for a kernel of distance.
+
+    ``low`` and ``high`` are the least and the most around each gap, where a kernel changes faster than gaps are told
+    apart here.
+    """
 
     kernel: str
     layer: int
     gaps: Array
     added: Array
+    low: Array
+    high: Array
 
 
 def kernels(curves: Sequence[KernelCurve]) -> Figure:
@@ -296,6 +302,7 @@ def kernels(curves: Sequence[KernelCurve]) -> Figure:
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
         for curve in (curve for curve in curves if curve.kernel == name):
             place = curve.layer - 1
+            axes.fill_between(curve.gaps, curve.low, curve.high, color=_colour(place), alpha=0.2, linewidth=0)
             axes.plot(
                 curve.gaps,
                 curve.added,

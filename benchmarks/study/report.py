@@ -361,8 +361,9 @@ def _overview(analysis: Analysis) -> Iterator[Block]:
         for entry in table.entries.values()
         if entry.missing
     ]
+    gaps += [f"{name} never ran" for name in results.never_ran]
     if gaps:
-        yield Heading("Missing seeds", 2, "missing")
+        yield Heading("Missing runs", 2, "missing")
         yield Items(tuple(gaps))
 
 

@@ -214,6 +214,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def _place_of(dataset: Any, protocol: Mapping[str, Any], label: Any) -> tuple[str, ...]:
+    return str(dataset), *(str(protocol[name]) for name in ("split", "candidates", "seen")), str(label)
+
+
 NEEDED = ("label", "model", "dataset", "seed", "protocol", "status")
 
 
@@ -249,6 +253,25 @@ class Results:
             raise DataError(f"{root}: no finished runs (runs/*.json) to report")
         return cls(root, tuple(runs), Settings.of(root))
 
+    @cached_property
+    def stated(self) -> Mapping[str, Any]:
+        """The study as ``study.json`` states it; empty without one."""
+        path = self.folder / "study.json"
+        found: Mapping[str, Any] = read_json(path).get("study", {}) if path.is_file() else {}
+        return found
+
+    @cached_property
+    def never_ran(self) -> list[str]:
+        """Entries of the stated study that no run of a data set and protocol belongs to, each named with both."""
+        there = {_place_of(run.facts["dataset"], run.facts["protocol"], run.label) for run in self.runs}
+        return [
+            f"{dataset}, {protocol['split']}, {protocol['candidates']}, {protocol['seen']}: {entry['label']}"
+            for dataset in self.stated.get("datasets", ())
+            for protocol in self.stated.get("protocols", ())
+            for entry in self.stated.get("models", ())
+            if _place_of(dataset, protocol, entry["label"]) not in there
+        ]
+
     @property
     def done(self) -> list[Run]:
         """Runs that ended well."""
@@ -282,8 +305,9 @@ class Results:
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of the study."""
-        return self.settings.seeds or tuple(sorted({run.seed for run in self.runs}))
+        """Seeds of the study: those it states, or those that any run has."""
+        stated = self.settings.seeds or self.stated.get("seeds")
+        return tuple(stated or sorted({run.seed for run in self.runs}))
 
     def missing_seeds(self, protocol: Protocol, runs: Iterable[Run]) -> list[int]:
         """Seeds that none of these runs has, out of the study's; with ties shuffled, out of those shuffled at all."""
