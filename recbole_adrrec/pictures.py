@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from recbole_adrrec.explain import Kernel, Reasons
 from recbole_adrrec.recommend import iso
 
-SPANS = (("seconds", 1.0, 300.0), ("hours", 3600.0, 48.0), ("days", 86400.0, 90.0))
-"""Axes of the kernels: name, seconds in a unit, units shown."""
+SPANS = (("seconds", 1.0, 300.0, 300.0), ("hours", 3600.0, 48.0, 48.0), ("days", 86_400.0, 30.0, 730.0))
+"""Axes of the kernels: name, seconds in a unit, units shown at least and at most: as far as the user's gaps go."""
 
 BINS, A_BIN = 240, 24
 """Points of a curve, and gaps taken for each: kernels may swing faster than a picture can show."""
@@ -68,7 +68,7 @@ def png(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, dots: int 
 def page(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
     """Draw as an HTML page with all the numbers in tables; arguments as for :func:`png`."""
     with matplotlib.rc_context(STYLE):
-        figure = draw(reasons, titles, shown)
+        figure = draw(reasons, titles, shown, headed=False)
         FigureCanvasSVG(figure)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -121,15 +121,18 @@ def _moment(time: int) -> str:
 # --- The picture ---------------------------------------------------------------------------------
 
 
-def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> Figure:
-    """History, weights and kernels in one figure; to be called within ``rc_context(STYLE)``."""
+def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: bool = True) -> Figure:
+    """History, weights and kernels in one figure; to be called within ``rc_context(STYLE)``.
+
+    Without ``headed`` it doesn't tell what is recommended; other arguments as for :func:`png`.
+    """
     count = len(reasons.items)
     own = min(shown, count)
     lines = own + (count > own) + reasons.asks_itself
     groups = _groups(reasons)
     rows_of_kernels = list(dict.fromkeys(kernel.name for kernel in reasons.kernels))
     # Inches, from the top: what is recommended, what it attends to, the kernels.
-    head, band = 0.75 + 0.17 * len(reasons.recommended), 0.95
+    head, band = (0.75 + 0.17 * len(reasons.recommended) if headed else 0.1), 0.8
     upper = 0.235 * max(lines, 4)
     lower = 2.3 * len(rows_of_kernels) if rows_of_kernels else 0.3
     height = head + band + upper + 1.35 + lower
@@ -141,8 +144,9 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> Figure
         figure.text(0.012, level(inches), text, fontsize=9.5, fontweight="bold", va="center")
 
     figure = Figure(figsize=(14, height))
-    figure.text(0.012, level(0.25), _heading(reasons), fontsize=12.5, fontweight="bold", va="center")
-    for place, (item, score) in enumerate(reasons.recommended):
+    if headed:
+        figure.text(0.012, level(0.25), _heading(reasons), fontsize=12.5, fontweight="bold", va="center")
+    for place, (item, score) in enumerate(reasons.recommended if headed else ()):
         text = f"{place + 1}. {_title(item, titles)}   ({score:.3f})"
         figure.text(0.02, level(0.55 + 0.17 * place), text, fontsize=8.5, va="center")
     heading("History, newest first, and the weights of the last query in percent", head + 0.1)
@@ -162,7 +166,14 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> Figure
     # A floor, lest weights that are all alike look strong.
     scale = max(0.3, *(float(weights.max()) for _, weights in groups))
     for column, (title, weights) in enumerate(groups):
-        _weights(figure.add_subplot(top[column + 1]), title, _folded(reasons, weights, own), reasons.heads, scale)
+        _weights(
+            figure.add_subplot(top[column + 1]),
+            title,
+            _folded(reasons, weights, own),
+            reasons.heads,
+            scale,
+            count > own,
+        )
     below = head + band + upper + 0.75
     if not reasons.kernels:
         text = f"{reasons.model} has no kernel of the gap between two events: it knows their order alone."
@@ -229,6 +240,8 @@ def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
     span = int(reasons.times[-1] - reasons.times[0])
     if 0 <= reasons.at - int(reasons.times[-1]) <= span:
         axes.axvline(np.datetime64(reasons.at, "s"), color=ACCENT, linewidth=1)
+        where = (np.datetime64(reasons.at, "s"), len(labels) - 0.5)
+        axes.annotate("asked", where, (0, -1.3), textcoords="offset fontsize", color=ACCENT, fontsize=7.5, ha="center")
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
@@ -251,11 +264,16 @@ def _gap(gap: int) -> str:
     return f"{gap} seconds"
 
 
-def _weights(axes: Any, title: str, weights: NDArray[np.float64], heads: list[str], scale: float) -> None:
-    axes.imshow(weights, aspect="auto", cmap="Blues", vmin=0, vmax=scale, interpolation="nearest")
+def _weights(
+    axes: Any, title: str, weights: NDArray[np.float64], heads: list[str], scale: float, has_sum: bool
+) -> None:
+    coloured = weights.copy()
+    if has_sum:
+        coloured[-1] = np.nan  # a sum doesn't compare with single events
+    axes.imshow(coloured, aspect="auto", cmap="Blues", vmin=0, vmax=scale, interpolation="nearest")
     for line, row in enumerate(weights):
         for head, weight in enumerate(row):
-            colour = "white" if weight > 0.6 * scale else INK
+            colour = "white" if coloured[line, head] > 0.6 * scale else INK
             text = f"{100 * weight:.0f}" if weight >= 0.005 else "·"
             axes.text(head, line, text, ha="center", va="center", fontsize=6.5, color=colour)
     axes.set_yticks([])
@@ -282,7 +300,8 @@ def _kernel_row(figure: Figure, grid: Any, number: int, kernels: list[Kernel], r
         return
     since = reasons.at if reasons.asks_itself else int(reasons.times[-1])
     gaps_had = np.abs(since - np.asarray(reasons.times, dtype=np.float64))
-    for column, (unit, size, span) in enumerate(SPANS):
+    for column, (unit, size, least, most) in enumerate(SPANS):
+        span = float(np.clip(1.05 * gaps_had.max() / size, least, most))
         axes = figure.add_subplot(grid[number, column])
         edges = np.linspace(0, span, BINS + 1)
         width = edges[1]

@@ -1,0 +1,100 @@
+"""``doctor``: whether versions, devices and data are as they should be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_adrrec.commands import Parser, guarded, write
+
+EXIT_WRONG = 1
+
+EXAMPLES = """examples:
+  doctor                                             versions, RecBole, devices, and the data in ./dataset
+  doctor --data_path ../data --dataset mine          data elsewhere, a data set of one's own too
+  doctor --json | jq .wrong
+
+Exit code: 0 nothing is wrong, 1 something is (it says what and how to mend it), 2 an argument is wrong."""
+
+MARKS = {"ok": "ok", "note": "note", "absent": "-", "wrong": "WRONG"}
+
+LEFT_TO_JSON = ("where",)
+"""Columns that tables leave out, to be narrow."""
+
+
+def parser() -> Parser:
+    """The arguments of ``doctor``."""
+    made = Parser("doctor", "Look whether everything that training needs is as it should be.", EXAMPLES)
+    add: Any = made.add_argument
+    add("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
+    add("--dataset", action="append", default=[], help="a data set that has to be there; repeatable")
+    add("--json", action="store_true", help="write JSON instead of tables")
+    add("--debug", action="store_true", help="show where an error came from")
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look, and tell.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments after ``doctor``.
+
+    Returns
+    -------
+    int
+        0 nothing is wrong, 1 something is, 2 an argument is wrong.
+    """
+    return guarded(lambda: _doctor(parser().parse_args(list(argv))), "--debug" in argv)
+
+
+def _doctor(given: Any) -> int:
+    from recbole_adrrec import doctor
+
+    checkup = doctor.examine(given.data_path, given.dataset)
+    if given.json:
+        tables = {
+            title: [{"state": finding.state, "name": finding.name, **finding.found} for finding in findings]
+            for title, findings in checkup.tables.items()
+        }
+        write(json.dumps({"wrong": len(checkup.wrong), "tables": tables}, ensure_ascii=False, indent=1), None)
+    else:
+        write(render(checkup), None)
+    return EXIT_WRONG if checkup.wrong else 0
+
+
+def render(checkup: Any, width: int | None = None) -> str:
+    """Tables as text, no wider than ``width`` (the terminal's)."""
+    width = width or max(80, shutil.get_terminal_size((120, 24)).columns)
+    parts = [f"{title}\n{_table(findings, width)}" for title, findings in checkup.tables.items()]
+    wrong = checkup.wrong
+    if wrong:
+        parts.append(f"Wrong: {', '.join(finding.name for finding in wrong)}. The tables say how to mend it.")
+    else:
+        parts.append("Nothing is wrong.")
+    return "\n\n".join(parts)
+
+
+def _table(findings: Sequence[Any], width: int) -> str:
+    """Columns side by side; the widest is wrapped where the line would be too long."""
+    found = dict.fromkeys(column for finding in findings for column in finding.found)
+    columns = [column for column in found if column not in LEFT_TO_JSON]
+    header = ["", "", *columns]
+    rows = [[MARKS[each.state], each.name, *(each.found.get(column, "") for column in columns)] for each in findings]
+    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    spare = width - (2 * (len(widths) - 1) + sum(widths))
+    if spare < 0:
+        widest = widths.index(max(widths))
+        widths[widest] = max(24, widths[widest] + spare)
+    lines = []
+    for row in [header, *rows]:
+        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, widths, strict=True)]
+        for number in range(max(map(len, cells))):
+            parts = [cell[number] if number < len(cell) else "" for cell in cells]
+            lines.append("  ".join(part.ljust(size) for part, size in zip(parts, widths, strict=True)).rstrip())
+    return "\n".join(lines)

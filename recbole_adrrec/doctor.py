@@ -1,0 +1,328 @@
+"""Whether what this package stands on is as it should be: versions, RecBole's insides, devices, data."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recbole_adrrec import options
+from recbole_adrrec.errors import DataError, UserError
+from recbole_adrrec.version import __version__
+
+TESTED = {
+    "python": ("3.10", "3.13"),
+    "recbole": ("1.2.0", "1.2.1"),
+    "torch": ("2.4.1", "2.13.0"),
+    "numpy": ("1.24.4", "2.5.5"),
+    "pandas": ("1.5.3", "3.1.1"),
+}
+"""Lowest and highest version that was seen to work, by package; the README tells what was run."""
+
+OK, NOTE, ABSENT, WRONG = "ok", "note", "absent", "wrong"
+"""What is found of each thing; ``WRONG`` alone makes the exit code 1."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a table.
+
+    Attributes
+    ----------
+    state : {'ok', 'note', 'absent', 'wrong'}
+        What to make of it.
+    name : str
+        What was looked at.
+    found : dict of str to str
+        By column.
+    """
+
+    state: str
+    name: str
+    found: dict[str, str]
+
+
+@dataclass
+class Checkup:
+    """What was found, by the title of its table."""
+
+    tables: dict[str, list[Finding]] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> list[Finding]:
+        """What has to be mended."""
+        return [finding for table in self.tables.values() for finding in table if finding.state == WRONG]
+
+
+def examine(data_path: Path, datasets: Sequence[str] = ()) -> Checkup:
+    """Look at everything.
+
+    Parameters
+    ----------
+    data_path : Path
+        Folder of data sets.
+    datasets : sequence of str
+        Data sets to look for beyond those with settings of ours; these have to be there.
+    """
+    versions = examine_versions()
+    checkup = Checkup({"Versions": versions})
+    if any(finding.state == WRONG and finding.found["installed"] == "-" for finding in versions):
+        # Without RecBole or torch there is nothing more to look at.
+        return checkup
+    checkup.tables["RecBole, and what is mended here"] = examine_recbole()
+    checkup.tables["Devices"] = examine_devices()
+    checkup.tables[f"Data in {data_path} (as the files have them, before filtering)"] = examine_data(
+        data_path, datasets
+    )
+    return checkup
+
+
+# --- Versions ------------------------------------------------------------------------------------
+
+
+def examine_versions() -> list[Finding]:
+    """Installed versions against those required and those tested."""
+    required = _requirements()
+    findings = [_version_of("python", platform.python_version(), required.get("python"))]
+    for name in dict.fromkeys([*TESTED, *required]):
+        if name == "python":
+            continue
+        try:
+            installed: str | None = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        findings.append(_version_of(name, installed, required.get(name)))
+    findings.append(
+        Finding(OK, "recbole_adrrec", {"installed": __version__, "required": "", "tested": "", "remark": ""})
+    )
+    return findings
+
+
+def _requirements() -> dict[str, str]:
+    """Version ranges by package, as the installed package says; those of extras are left out."""
+    try:
+        package = importlib.metadata.metadata("recbole_adrrec")
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    found = {"python": package["Requires-Python"] or ""}
+    for line in package.get_all("Requires-Dist") or []:
+        name, _, condition = line.partition(";")
+        if "extra" in condition or not _holds(condition):
+            continue
+        shape = re.match(r"\s*([\w.-]+)\s*\(?([^)]*)\)?", name)
+        if shape:
+            found[shape[1].lower()] = shape[2].replace(" ", "")
+    return found
+
+
+def _holds(condition: str) -> bool:
+    """Whether a marker such as ``python_version >= "3.12"`` holds here; others count as holding."""
+    shape = re.fullmatch(r'\s*python_version\s*(>=|<)\s*"([\d.]+)"\s*', condition)
+    if shape is None:
+        return True
+    later = _release(platform.python_version()) >= _release(shape[2])
+    return later if shape[1] == ">=" else not later
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``2.13.0+cpu`` as ``(2, 13, 0)``."""
+    digits = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in digits[0].split(".")) if digits else ()
+
+
+def _compare(first: str, second: str) -> int:
+    """Below, at or above zero as ``first`` is before, at or after ``second``, by as many places as ``second`` has."""
+    want = _release(second)
+    have = (*_release(first), 0, 0, 0)[: len(want)]
+    return (have > want) - (have < want)
+
+
+def fits(version: str, ranges: str) -> bool:
+    """Whether a version lies within ranges like ``>=1.2.0,<1.3``."""
+    for part in filter(None, ranges.split(",")):
+        shape = re.match(r"(>=|<=|==|!=|<|>|~=)(.+)", part)
+        if shape is None:
+            continue
+        padded = (*_release(version), 0, 0, 0)[:3], (*_release(shape[2]), 0, 0, 0)[:3]
+        order = (padded[0] > padded[1]) - (padded[0] < padded[1])
+        good = {">=": order >= 0, "<=": order <= 0, "==": order == 0, "!=": order != 0, "<": order < 0, ">": order > 0}
+        if not good.get(shape[1], order >= 0):
+            return False
+    return True
+
+
+def _version_of(name: str, installed: str | None, required: str | None) -> Finding:
+    lowest, highest = TESTED.get(name, ("", ""))
+    columns = {
+        "installed": installed or "-",
+        "required": required or "",
+        "tested": f"{lowest} to {highest}" if lowest else "",
+    }
+    if installed is None:
+        return Finding(WRONG, name, {**columns, "remark": f"missing; pip install '{name}{required or ''}'"})
+    if required and not fits(installed, required):
+        return Finding(WRONG, name, {**columns, "remark": f"outside the range; pip install '{name}{required}'"})
+    if lowest and (_compare(installed, lowest) < 0 or _compare(installed, highest) > 0):
+        return Finding(NOTE, name, {**columns, "remark": "not tested with this version"})
+    return Finding(OK, name, {**columns, "remark": ""})
+
+
+# --- RecBole -------------------------------------------------------------------------------------
+
+
+def examine_recbole() -> list[Finding]:
+    """Whether RecBole is as this package expects it, and which mends these libraries need."""
+    from recbole_adrrec import compat, plugin
+
+    needed = compat.needed()
+    try:
+        plugin.register()
+        findings = [Finding(OK, "RecBole's insides", {"needed here": "", "fault": "as expected", "where": ""})]
+    except (RuntimeError, ImportError, AttributeError) as error:
+        findings = [Finding(WRONG, "RecBole's insides", {"needed here": "", "fault": str(error), "where": ""})]
+    for mend in compat.MENDS:
+        told = {"needed here": "yes" if needed[mend.name] else "no", "fault": mend.fault, "where": mend.where}
+        findings.append(Finding(OK, mend.name, told))
+    return findings
+
+
+# --- Devices -------------------------------------------------------------------------------------
+
+
+def examine_devices() -> list[Finding]:
+    """Processors that torch can use."""
+    import psutil  # type: ignore[import-untyped]
+    import torch
+
+    memory = psutil.virtual_memory().total / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    told = {
+        "kind": _processor(),
+        "memory": f"{memory:.0f} GiB",
+        "remark": f"{cores} cores, {torch.get_num_threads()} threads",
+    }
+    findings = [Finding(OK, "cpu", told)]
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties: Any = torch.cuda.get_device_properties(number)
+        kind = {"kind": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
+        findings.append(
+            Finding(OK, f"cuda:{number}", {**kind, "remark": f"bfloat16: {torch.cuda.is_bf16_supported()}"})
+        )
+    if len(findings) == 1:
+        built = torch.version.cuda or getattr(torch.version, "hip", None)
+        remark = f"torch is built for CUDA {built}, but finds no GPU" if built else "torch is built without CUDA"
+        findings.append(Finding(NOTE if built else OK, "cuda", {"kind": "none", "memory": "", "remark": remark}))
+    return findings
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# --- Data ----------------------------------------------------------------------------------------
+
+
+def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]:
+    """Which data sets are there, and what is in them.
+
+    Data sets with settings of ours may be absent; those named in ``datasets`` may not.
+    """
+    findings = []
+    for name in dict.fromkeys([*options.property_names("dataset"), *datasets]):
+        file = data_path / name / f"{name}.inter"
+        if not file.is_file() and name == "ml-100k":
+            file = (
+                Path(str(importlib.import_module("recbole").__file__)).parent
+                / "dataset_example"
+                / name
+                / f"{name}.inter"
+            )
+        if not file.is_file():
+            state = WRONG if name in datasets else ABSENT
+            findings.append(Finding(state, name, {"remark": f"no {name}/{name}.inter there"}))
+            continue
+        try:
+            findings.append(Finding(OK, name, statistics(file, options.load_properties("dataset", name))))
+        except UserError as error:
+            findings.append(Finding(WRONG, name, {"remark": str(error)}))
+    return findings
+
+
+def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """What is in a file of events.
+
+    Parameters
+    ----------
+    file : Path
+        An atomic ``.inter`` file.
+    settings : dict
+        Names of the fields, as in ``properties/dataset``.
+
+    Returns
+    -------
+    dict of str to str
+        Counts, first and last day, and the share of zero gaps between consecutive events of a user.
+
+    Raises
+    ------
+    DataError
+        It can't be read, lacks a column, or has times that can't be meant.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from recbole_adrrec.data.times import check_times, to_seconds
+
+    wanted = [settings.get(option, default) for option, default in FIELDS]
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            header = lines.readline().rstrip("\n").split("\t")
+        names = {column.partition(":")[0]: column for column in header}
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise DataError(f"{file}: no column {missing[0]!r}; the header has {', '.join(header)}")
+        columns = [names[name] for name in wanted]
+        kinds = {columns[0]: str, columns[1]: str, columns[2]: np.float64}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = pd.read_csv(
+                file, sep="\t", usecols=columns, dtype=kinds, encoding="utf-8-sig", keep_default_na=False
+            )
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file}: {str(error).splitlines()[0]}; correct or remove that line") from error
+    users, items, times = (table[column].to_numpy() for column in columns)
+    remarks = check_times(times, settings.get("time_unit_in"), str(file))
+    whole = to_seconds(times, settings.get("time_unit_in"))
+    codes, names_of_users = pd.factorize(users)
+    order = np.lexsort((whole, codes))
+    same = codes[order][1:] == codes[order][:-1]
+    ties = (np.diff(whole[order]) == 0)[same]
+    days = [str(np.datetime64(int(time), "s"))[:10] for time in (whole.min(), whole.max())]
+    return {
+        "users": f"{len(names_of_users):,}",
+        "items": f"{len(pd.unique(items)):,}",
+        "events": f"{len(table):,}",
+        "per user": f"{len(table) / max(1, len(names_of_users)):.1f}",
+        "first": days[0],
+        "last": days[1],
+        "ties": f"{ties.mean():.1%}" if len(ties) else "",
+        "remark": "; ".join(remarks),
+    }
+
+
+FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))
+"""Options that name the columns, and RecBole's defaults."""
