@@ -1,0 +1,369 @@
+"""A study's folder and its runs: each once, failures recorded, other studies refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import compare
+import pytest
+import tune
+import yaml
+from study import grid, runs, search, ties
+from study import plan as plans
+
+from recbole_adrrec.errors import OptionError
+
+OPTIONS = {
+    "hidden_size": 8,
+    "n_layers": 1,
+    "MAX_ITEM_LIST_LENGTH": 10,
+    "epochs": 1,
+    "user_inter_num_interval": "[20,60]",
+}
+
+
+def plan_of(folder: Path, results: Path, **study: Any) -> plans.Plan:
+    given = {"datasets": ["small"], "models": ["ADRRec"], "seeds": 1, "metrics": ["NDCG"], "topk": [10], "name": "tiny"}
+    options = {**OPTIONS, **study.pop("options", {})}
+    return plans.load(
+        None, {**given, **study, "options": options, "data_path": str(folder), "results": str(results)}, "the command"
+    )
+
+
+def record(plan: plans.Plan, spec: plans.RunSpec, status: str = "done", value: float = 0.5) -> None:
+    """A run's file as if it had run."""
+    facts = {"status": status, "metrics": {"ndcg@10": value}, "data": {"ties": {"users": 9, "tied_gaps": 0.25}}}
+    identity = runs.identity(spec, grid.datetime.now(grid.timezone.utc))
+    runs.write_record(plan.results, spec, {**identity, "valid_metric": "NDCG@10", **facts}, {})
+
+
+class Instant:
+    """In place of a child process: the run is over at once; ``bad`` names runs that fail."""
+
+    started: ClassVar[list[str]] = []
+    bad: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, text: str, results: str, environment: Any = None) -> None:
+        self.spec, self.results = plans.RunSpec.from_json(text), Path(results)
+        self.process = self
+        type(self).started.append(self.spec.id)
+
+    def poll(self) -> int:
+        return 0
+
+    def finish(self) -> str:
+        status = "failed" if self.spec.id in self.bad else "done"
+        facts = {"status": status, "error": "an error", "metrics": {}, "best_valid": float(self.spec.seed)}
+        runs.write_record(self.results, self.spec, facts, {})
+        return status
+
+    def stop(self) -> None:
+        raise AssertionError("nothing was at work")
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> type[Instant]:
+    monkeypatch.setattr(Instant, "started", [])
+    monkeypatch.setattr(Instant, "bad", ())
+    monkeypatch.setattr(runs, "Child", Instant)
+    return Instant
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_run_is_run_once_and_never_again(
+    small_data: Path, tmp_path: Path, instant: type[Instant], jobs: int
+) -> None:
+    plan = plan_of(small_data, tmp_path / "r", models=["ADRRec", "SASRec"], seeds=3)
+    ids = [spec.id for spec in plan.specs()]
+    instant.bad = (ids[2],)
+    outcome = grid.run_all(plan, jobs=jobs)
+    assert instant.started == ids
+    assert (outcome.done, outcome.failed, outcome.skipped) == (5, (ids[2],), 0)
+    again = grid.run_all(plan)
+    assert instant.started == ids
+    assert (again.done, again.failed, again.skipped) == (5, (ids[2],), 6)
+    instant.bad = ()
+    third = grid.run_all(plan, retry_failed=True)
+    assert instant.started == [*ids, ids[2]]
+    assert (third.done, third.failed, third.skipped) == (6, (), 5)
+
+
+def test_a_cut_study_does_what_it_lacks_and_sweeps_up(small_data: Path, tmp_path: Path, instant: type[Instant]) -> None:
+    plan = plan_of(small_data, tmp_path / "r", seeds=3)
+    first, second, third = plan.specs()
+    with grid.claimed(plan):
+        record(plan, first)
+        runs.record_path(plan.results, second).with_suffix(".npz").write_bytes(b"half")
+        (plan.results / "runs" / ".x.json.abc.tmp").write_bytes(b"half")
+        (plan.results / "scratch" / second.id).mkdir()
+    grid.run_all(plan)
+    assert instant.started == [second.id, third.id]
+    assert not list((plan.results / "scratch").iterdir())
+    assert not list((plan.results / "runs").glob(".*"))
+
+
+def test_another_studys_folder_is_refused(small_data: Path, tmp_path: Path, instant: type[Instant]) -> None:
+    plan = plan_of(small_data, tmp_path / "r")
+    grid.run_all(plan)
+    before = {path: path.read_bytes() for path in plan.results.rglob("*") if path.is_file() and path.name != ".lock"}
+    for changed, what in (
+        ({"seeds": 2}, "seeds"),
+        ({"options": {"epochs": 9}}, "options"),
+        ({"name": "other"}, "name"),
+    ):
+        with pytest.raises(OptionError, match=f"holds another study, which differs in {what} "):
+            grid.run_all(plan_of(small_data, plan.results, **changed))
+    with pytest.raises(OptionError, match="differs in data"):
+        grid.run_all(replace(plan, data={"small": "of yesterday"}))
+    assert before == {path: path.read_bytes() for path in before}
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match="not empty and holds no study"):
+        grid.run_all(plan_of(small_data, tmp_path / "full"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / grid.STUDY_FILE).write_text("{")
+    with pytest.raises(OptionError, match="can't be read"):
+        grid.run_all(plan_of(small_data, tmp_path / "broken"))
+
+
+def test_a_folder_in_use_is_refused(small_data: Path, tmp_path: Path, instant: type[Instant]) -> None:
+    plan = plan_of(small_data, tmp_path / "r")
+    holder = (
+        "import sys, study.grid as g; from pathlib import Path\n"
+        "with g.locked(Path(sys.argv[1]), 'results'): print('held', flush=True); input()"
+    )
+    plan.results.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(plan.results)],
+        env=runs.child_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "held"
+    with pytest.raises(OptionError, match=f"in use by process {process.pid}"):
+        grid.run_all(plan)
+    process.communicate("\n")
+    assert grid.run_all(plan).done == 1
+
+
+def test_options_are_checked_with_every_model_before_anything_runs(
+    small_data: Path, tmp_path: Path, instant: type[Instant]
+) -> None:
+    grid.check(plan_of(small_data, tmp_path, models=["ADRRec", "SASRec"], protocols=["leave_one_out", "temporal"]))
+    with pytest.raises(OptionError, match="SASRec on small: train_rows: SASRec has no loss at every position"):
+        grid.check(plan_of(small_data, tmp_path, models=["ADRRec", "SASRec"], options={"train_rows": "sequence"}))
+    with pytest.raises(OptionError, match="ADRRec on small: hidden_size: 9"):
+        grid.check(plan_of(small_data, tmp_path, options={"hidden_size": 9}))
+    assert instant.started == []
+
+
+def test_jobs_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(grid.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert [grid.threads_each(jobs)["OMP_NUM_THREADS"] for jobs in (1, 3, 20)] == ["8", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert grid.threads_each(2) == {}
+
+
+def test_shuffled_ties_are_summed_up(small_data: Path, tmp_path: Path) -> None:
+    plan = plan_of(small_data, tmp_path / "r", models=["ADRRec", "SASRec"], seeds=2, shuffled_ties=2)
+    values = {"ADRRec": (0.5, 0.6, 0.4, 0.65), "SASRec": (0.3, 0.3, 0.31, 0.32)}
+    for spec in plan.specs():
+        place = 2 * spec.shuffle_ties + (spec.seed - 2020)
+        record(plan, spec, value=values[spec.label][place])
+    (facts,) = ties.summarise(plan.results).values()
+    assert (facts["users"], facts["tied_gaps"], facts["runs_shuffled"]) == (9, 0.25, 4)
+    assert facts["ndcg@10_mean_shift"] == pytest.approx((-0.1 + 0.05 + 0.01 + 0.02) / 4)
+    assert facts["ndcg@10_largest_shift"] == pytest.approx(-0.1)
+    assert facts["ndcg@10_largest_shift_of_a_mean"] == pytest.approx(-0.025)
+    assert json.loads((plan.results / "ties.json").read_text())["small"] == facts
+
+
+# The command lines
+
+
+def command(small_data: Path, results: Path, *more: str) -> list[str]:
+    options = [f"--{name}={value}" for name, value in OPTIONS.items()]
+    study = ["--datasets", "small", "--models", "ADRRec", "--seeds", "1", "--metrics", "NDCG", "--topk", "10"]
+    return [*study, *options, "--data_path", str(small_data), "--results", str(results), *more]
+
+
+def test_a_dry_run_tells_the_plan_and_makes_nothing(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare.main(command(small_data, tmp_path / "r", "--dry-run")) == 0
+    told = capsys.readouterr().out
+    assert "1 runs, 1 of them to do" in told
+    assert "to do  small-ADRRec-leave_one_out-full-all-s2020" in told
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sedds", "3"], "unknown option sedds; did you mean seeds"),
+        (["--dry-rnu"], "unknown option dry-rnu; did you mean dry_run"),
+        (["--epcohs", "3"], "unknown option epcohs; did you mean epochs"),
+        (["--models", "SASReck"], "did you mean SASRec"),
+        (["--datasets", "smal"], "did you mean small"),
+        (["--metrics", "NDCGG"], "did you mean NDCG"),
+        (["--jobs", "0"], "jobs: 0 is not a whole number of at least 1"),
+        (["--config"], "config: no value is given"),
+        (["ADRRec"], "'ADRRec' belongs to no option"),
+        (["--config", "no-such.yaml"], "there is no such file"),
+    ],
+)
+def test_slips_on_the_command_line_end_at_once(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert compare.main(command(small_data, tmp_path / "r", *more)) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert message in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_values_of_the_command_line() -> None:
+    line = "--models A,B --seeds 7,8 --jobs=2 --ray --keep-models --protocols=temporal,leave_one_out --topk=5"
+    more = ["--learning_rate=1e-3", "--temporal={targets: first}"]
+    flags, given = compare.parse([*line.split(), *more], compare.FLAGS, compare.SWITCHES)
+    assert flags == {"jobs": 2, "ray": True}
+    assert given == {
+        "models": ["A", "B"],
+        "seeds": [7, 8],
+        "keep_models": True,
+        "protocols": ["temporal", "leave_one_out"],
+        "options": {"learning_rate": 0.001},
+        "temporal": {"targets": "first"},
+        "topk": 5,
+    }
+    assert compare.parse(["--ray", "host:6379", "--seeds=3"], compare.FLAGS, ())[0] == {"ray": "host:6379"}
+
+
+# Tuning
+
+SPACE: dict[str, Any] = {
+    "every": {"learning_rate": {"low": 0.001, "high": 0.1, "log": True}},
+    "models": {"ADRRec": {"absolute_kernels": [["position"], ["day"]], "n_layers": {"low": 1, "high": 2}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"evry": {}}, "unknown key evry; did you mean every"),
+        ({"models": {"SASReck": {}}}, "no model 'SASReck'; did you mean SASRec"),
+        ({"every": {"learning_rat": [1]}}, "unknown option learning_rat; did you mean learning_rate"),
+        ({"every": {"seed": [1, 2]}}, "seed is set by the study itself"),
+        ({"every": {"lni_weight": [0.1]}}, "SASRec does not read lni_weight"),
+        ({"every": {"learning_rate": {"low": 1, "hgih": 2}}}, "did you mean high"),
+        ({"every": {"learning_rate": {"low": 2, "high": 1}}}, "should be a list of values, or a range"),
+        ({"every": {"learning_rate": []}}, "should be a list of values, or a range"),
+        ({"every": {"learning_rate": {"low": 0, "high": 1, "log": True}}}, "learning_rate: .*low"),
+        ({"models": {"ADRRec": {"learning_rate": [0.1]}}}, "nothing is left to search for SASRec"),
+    ],
+)
+def test_a_wrong_space_is_refused(small_data: Path, tmp_path: Path, space: dict[str, Any], message: str) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    plan = plan_of(small_data, tmp_path / "r", models=["ADRRec", "SASRec"])
+    with pytest.raises(OptionError, match=message):
+        search.read_spaces(tmp_path / "space.yaml", plan)
+
+
+def test_every_model_gets_as_many_trials_and_the_best_is_written(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[plans.RunSpec] = []
+
+    class Scored(Instant):
+        def finish(self) -> str:
+            told.append(self.spec)
+            assert not self.spec.test
+            if len(told) == 2:
+                facts: dict[str, Any] = {"status": "failed", "error": "an error"}
+            else:
+                facts = {"status": "done", "best_valid": float(self.spec.options["learning_rate"])}
+            runs.write_record(self.results, self.spec, facts, {})
+            return str(facts["status"])
+
+    monkeypatch.setattr(Scored, "started", [])
+    monkeypatch.setattr(runs, "Child", Scored)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    study = command(small_data, tmp_path / "r", "--models=ADRRec,SASRec", "--learning_rate=0.004")
+    given = [*study, "--space", str(tmp_path / "space.yaml"), "--tuned", str(tmp_path / "tuned")]
+    # The options of the study are the first trial; what is forced on the command line is searched all the same.
+    assert tune.main([*given, "--trials", "3"]) == 0
+    by_label = {label: [spec for spec in told if spec.label == label] for label in ("ADRRec", "SASRec")}
+    assert [len(each) for each in by_label.values()] == [3, 3]
+    assert by_label["SASRec"][0].options["learning_rate"] == 0.004
+    assert tune.main([*given, "--trials", "5"]) == 0
+    assert len(told) == 10
+    for label in by_label:
+        (file,) = (tmp_path / "tuned").glob(f"small-{label}-*.yaml")
+        chosen = yaml.safe_load(file.read_text())
+        best = max(
+            (spec for spec in told if spec.label == label), key=lambda spec: float(spec.options["learning_rate"])
+        )
+        done = [spec for place, spec in enumerate(told) if spec.label == label and place != 1]
+        best = max(done, key=lambda spec: float(spec.options["learning_rate"]))
+        assert chosen["value"] == chosen["options"]["learning_rate"] == best.options["learning_rate"]
+        assert (chosen["trials"], chosen["failed"]) == (5, int(label == told[1].label))
+    kernels = yaml.safe_load(next((tmp_path / "tuned").glob("small-ADRRec-*.yaml")).read_text())["options"]
+    assert kernels["absolute_kernels"] in (["position"], ["day"])
+    study_of_it = {
+        "datasets": ["small"],
+        "models": ["SASRec"],
+        "data_path": str(small_data),
+        "tuned": str(tmp_path / "tuned"),
+    }
+    plan = plans.load(None, {**study_of_it, "metrics": "NDCG", "topk": 10})
+    assert plan.specs()[0].options["learning_rate"] > 0.004
+
+
+def test_a_cut_search_proposes_what_an_uncut_one_does(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    plan = plan_of(small_data, tmp_path / "r", seeds=1)
+    spaces = search.read_spaces(tmp_path / "space.yaml", plan)
+    proposed: dict[str, list[Any]] = {}
+
+    class Cut(Exception):  # noqa: N818
+        pass
+
+    class Scored(Instant):
+        cut_at = -1
+
+        def finish(self) -> str:
+            mine = proposed.setdefault(self.results.parent.name, [])
+            if len(mine) == Scored.cut_at:
+                Scored.cut_at = -1
+                raise Cut
+            mine.append(dict(self.spec.options))
+            runs.write_record(
+                self.results, self.spec, {"status": "done", "best_valid": self.spec.options["learning_rate"] ** 0.5}, {}
+            )
+            return "done"
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(Scored, "started", [])
+    monkeypatch.setattr(runs, "Child", Scored)
+    search.search(plan, spaces, 14, tmp_path / "whole")
+    Scored.cut_at = 12
+    with pytest.raises(Cut):
+        search.search(plan, spaces, 14, tmp_path / "cut")
+    search.search(plan, spaces, 14, tmp_path / "cut")
+    assert proposed["cut"] == proposed["whole"]
+    assert len(proposed["whole"]) == 14
+    with pytest.raises(OptionError, match="holds another search, which differs in seeds"):
+        search.search(plan_of(small_data, tmp_path / "r", seeds=2), spaces, 3, tmp_path / "cut")
