@@ -1,7 +1,7 @@
 """What models are asked, and among which items: the protocols of a study as RecBole's options and loaders.
 
 RecBole 1.2.1 refuses ``repeatable: false`` for sequential models (config/configurator.py:378), and its full ranking of
-sequential models masks no item of the history (data/dataloader/general_dataloader.py:303, where ``history_index`` is
+sequential models masks no item of the history (data/dataloader/general_dataloader.py:288, where ``history_index`` is
 ``None``). Its ``pop100`` draws anew in every evaluation, from the random state that training has left, so that no two
 models see the same negatives; some of the hundred are the same item, and items of the user's history are among them.
 Here the loader of RecBole's full ranking says which items are out of the running, and RecBole's trainer and metrics do

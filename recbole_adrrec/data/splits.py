@@ -3,7 +3,7 @@
 Leave-one-out holds out each user's last events whenever they happened, so a model trains on events that lie after
 events of other users on which it is tested. Here two moments, the same for all users, divide the data, as in "Time to
 Split" (Gusak et al., RecSys 2025). RecBole's own ``TS`` has one such moment, before the test, and cuts validation off
-each user by share (data/dataset/dataset.py:1731).
+each user by share (data/dataset/dataset.py:1732).
 
 It is asked for by ``eval_args: {split: {GT: {...}}, order: TO, group_by: user, mode: full}`` with the entries
 
