@@ -34,8 +34,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         The keys of :func:`measure.training.measure` that make sense here. Each user's last two events are held out, as
-        for the others. RecTools trains on a user's last ``L + 1`` events alone: ``targets`` counts what it trains on. Its first
-        epoch is warm-up.
+        for the others. RecTools trains on a user's last ``L + 1`` events alone: ``targets`` counts what it trains on.
+        Its first epoch is warm-up.
     """
     import numpy as np
     import pandas as pd
@@ -72,7 +72,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     epochs: list[float] = []
     began: list[float] = []
 
-    class Clock(lightning.Callback):  # type: ignore[name-defined,misc]
+    class Clock(lightning.Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             began.append(time.perf_counter())
 

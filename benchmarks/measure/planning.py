@@ -102,9 +102,9 @@ def estimate(points: list[dict[str, Any]], users: int, events: int) -> list[dict
     Returns
     -------
     list of dict
-        ``users``, ``events``, ``how`` (``measured`` or ``extrapolated``), ``load_s`` and ``peak_mib`` (extrapolated along a line
-        over the number of events), ``steps_s`` (the median) and ``epoch_s`` (in proportion to the events), ``stages``
-        (measured alone).
+        ``users``, ``events``, ``how`` (``measured`` or ``extrapolated``), ``load_s`` and ``peak_mib`` (extrapolated
+        along a line over the number of events), ``steps_s`` (the median) and ``epoch_s`` (in proportion to the events),
+        ``stages`` (measured alone).
 
     Raises
     ------

@@ -11,6 +11,17 @@ from measure.variants import BASELINE, WRITTEN_OUT, Variant
 
 Row = dict[str, Any]
 
+LABELS = {
+    "step_s": "step, s",
+    "peak_mib": "peak of a step, MiB",
+    "saved_mib": "kept for backward, MiB",
+    "saved_others_mib": "kept beyond L x L weights, MiB",
+    "prepare_s": "prepare data, s",
+    "epoch_s": "epoch, s",
+    "rise_mib": "peak over imports, MiB",
+}
+"""Quantities of a sweep, for people."""
+
 
 def median(values: Sequence[float | None]) -> float | None:
     """Median of the values that there are."""
@@ -44,9 +55,9 @@ def training(measurements: Sequence[Row], variants: Sequence[Variant]) -> list[R
     """One row for each variant: medians over runs and epochs, and ratios against ``BASELINE``.
 
     Keys: ``variant``, ``runs``, ``epoch_s``, ``scaled``, ``targets``, ``targets_per_s`` (null for cloze models),
-    ``rows_per_s``, ``times_faster`` (the baseline's seconds an epoch over these; null where an epoch has other targets),
-    ``targets_ratio`` (targets a second over the baseline's), ``prepare_s``, ``eval_s``, ``parameters``, ``peak_mib``,
-    ``rise_mib`` (peak over what the process held after imports), ``gpu_peak_mib``, ``first_step_s``, ``error``.
+    ``rows_per_s``, ``times_faster`` (the baseline's seconds an epoch over these; null where an epoch has fewer
+    targets), ``targets_ratio`` (targets a second over the baseline's), ``prepare_s``, ``eval_s``, ``parameters``,
+    ``peak_mib``, ``rise_mib`` (peak over what the process held after imports), ``gpu_peak_mib``, ``first_step_s``, ``error``.
     """
     table = []
     for variant in variants:
@@ -89,8 +100,8 @@ def training(measurements: Sequence[Row], variants: Sequence[Variant]) -> list[R
 def attention(measurements: Sequence[Row], variants: Sequence[Variant]) -> list[Row]:
     """One row for each variant of the attention step.
 
-    Keys: ``variant``, ``runs``, ``step_s``, ``peak_mib``, ``saved_mib``, ``saved_weights_mib``, ``saved_others_mib``, and
-    ``times_faster``, ``peak_share``, ``saved_share`` against ``WRITTEN_OUT``; ``error``.
+    Keys: ``variant``, ``runs``, ``step_s``, ``peak_mib``, ``saved_mib``, ``saved_weights_mib``, ``saved_others_mib``,
+    and ``times_faster``, ``peak_share``, ``saved_share`` against ``WRITTEN_OUT``; ``error``.
     """
     table = []
     for variant in variants:
@@ -280,6 +291,6 @@ def sweep_text(table: Row, axis: str, quantities: Sequence[str]) -> str:
         for quantity in quantities:
             at = dict(zip(row["sizes"], row["values"][quantity], strict=True))
             cells = [shown(at.get(size)) for size in sizes]
-            rows.append([f"{name}: {quantity}", *cells, shown(row["exponents"][quantity])])
+            rows.append([f"{name}: {LABELS.get(quantity, quantity)}", *cells, shown(row["exponents"][quantity])])
         failed += [f"- {name} at {size}: {error}" for size, error in row["failed"].items()]
     return "\n".join([markdown(head, rows), *(["", *failed] if failed else [])])

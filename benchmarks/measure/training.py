@@ -40,6 +40,19 @@ class Stages:
         return max(stage["peak_mib"] for stage in self.found.values())
 
 
+def _start(source: str) -> None:
+    """``recbole``: mend RecBole for today's libraries and leave its data set and loaders; ``ours``: register."""
+    if source == "recbole":
+        from recbole_adrrec import compat
+
+        compat.check()
+        compat.apply()
+    else:
+        import recbole_adrrec
+
+        recbole_adrrec.register()
+
+
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Load data, train and evaluate one model, measuring each.
 
@@ -54,19 +67,12 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``epoch_s`` (one for each epoch), ``scaled`` (whether it was told from some steps), ``steps_s`` (seconds of the
-        steps that were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders), ``eval_s`` (full ranking of the test users; null if not asked), ``parameters``, ``peak_mib``,
+        steps that were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders),
+        ``eval_s`` (full ranking of the test users; null if not asked), ``parameters``, ``peak_mib``,
         ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any), ``gpu_peak_mib`` (null on
         CPU), ``stages`` and ``loss`` (mean of the last epoch's batches).
     """
-    if given["source"] == "recbole":
-        from recbole_adrrec import compat
-
-        compat.check()
-        compat.apply()
-    else:
-        import recbole_adrrec
-
-        recbole_adrrec.register()
+    _start(given["source"])
     import torch
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation
@@ -209,17 +215,12 @@ def augment(given: dict[str, Any]) -> dict[str, Any]:
         ``augment_s``; ``rows_mib`` (bytes of the tensors that hold events and rows), ``peak_mib`` (rise of resident
         memory meanwhile), ``rows``, ``dataset_s`` (all of the data set, from the file to its three parts).
     """
-    if given["source"] == "recbole":
-        from recbole_adrrec import compat
-
-        compat.check()
-        compat.apply()
-        owner: Any = importlib.import_module("recbole.data.dataset").SequentialDataset
-    else:
-        import recbole_adrrec
-
-        recbole_adrrec.register()
-        owner = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
+    _start(given["source"])
+    where = "recbole.data.dataset.SequentialDataset"
+    if given["source"] == "ours":
+        where = "recbole_adrrec.data.dataset.SequenceDataset"
+    module, _, name = where.rpartition(".")
+    owner: Any = getattr(importlib.import_module(module), name)
     from recbole.config import Config
     from recbole.data import create_dataset
 
@@ -247,3 +248,54 @@ def augment(given: dict[str, Any]) -> dict[str, Any]:
     create_dataset(config).build()
     found["dataset_s"] = time.perf_counter() - start
     return found
+
+
+def to_best(given: dict[str, Any]) -> dict[str, Any]:
+    """Train to early stopping and note when each validation score was reached.
+
+    Parameters
+    ----------
+    given : dict
+        ``source``, ``model``, ``dataset``, ``options`` as for :func:`measure`; ``epochs`` at most.
+
+    Returns
+    -------
+    dict
+        ``best_s`` and ``best_epoch`` (seconds of training and validation up to the best score), ``best_valid``,
+        ``total_s``, ``epochs`` run, ``curve`` (``[seconds, score]`` after each epoch).
+    """
+    _start(given["source"])
+    import torch
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.utils import get_model, get_trainer, init_seed
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    options = {
+        **given["options"],
+        "epochs": given["epochs"],
+        "show_progress": False,
+        "checkpoint_dir": str(Path.cwd() / "saved"),
+    }
+    config = Config(model=given["model"], dataset=given["dataset"], config_dict=options)
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, _ = data_preparation(config, create_dataset(config))
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    curve: list[tuple[float, float]] = []
+    start = time.perf_counter()
+
+    def note(epoch: int, score: float) -> None:
+        curve.append((time.perf_counter() - start, float(score)))
+
+    trainer.fit(train_data, valid_data, saved=False, show_progress=False, callback_fn=note)
+    best = max(range(len(curve)), key=lambda epoch: curve[epoch][1])
+    return {
+        "best_s": curve[best][0],
+        "best_epoch": best + 1,
+        "best_valid": curve[best][1],
+        "total_s": curve[-1][0],
+        "epochs": len(curve),
+        "curve": curve,
+    }
