@@ -104,7 +104,7 @@ class _Entropy:
         visible = mask[:, 0].sum(-1)  # [B, L]
         # An event may look at itself, padding may not be looked at; of one visible event there is nothing to choose.
         counted = mask[:, 0].diagonal(dim1=1, dim2=2) & (visible > 1)
-        entropy = torch.special.entr(weights.double()).sum(-1)  # [B, H, L]
+        entropy = torch.special.entr(weights.detach().double()).sum(-1)  # [B, H, L]
         share = entropy / visible.clamp(min=2).double().log().unsqueeze(1)
         self.total = self.total + (share * counted.unsqueeze(1)).sum((0, 2))
         self.count += int(counted.sum())
@@ -215,7 +215,7 @@ def disturbed(model: Any, sigma: float, seed: int = 0) -> Iterator[list[tuple[fl
             switched_on = True
         valid = inputs[1][:, 0].diagonal(dim1=1, dim2=2)
         distance = (states[-1].flatten(2) - clean).norm(dim=-1) / clean.norm(dim=-1).clamp_min(1e-12)
-        moved.append((float((distance * valid).sum()), int(valid.sum())))
+        moved.append((float((distance * valid).sum().detach()), int(valid.sum())))
 
     handles = [layer.register_forward_pre_hook(add) for layer in model.encoder.layers]
     handles.append(model.encoder.register_forward_hook(compare))
