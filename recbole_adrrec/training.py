@@ -78,7 +78,7 @@ def random_state(loaders: Mapping[str, Any]) -> dict[str, Any]:
     _, numbers, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
-        "python": {"numbers": list(numbers), "gauss": gauss},
+        "python": {"numbers": torch.tensor(numbers), "gauss": gauss},
         "numpy": {
             "name": str(name),
             "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
@@ -92,7 +92,7 @@ def random_state(loaders: Mapping[str, Any]) -> dict[str, Any]:
 
 def set_random_state(state: Mapping[str, Any], loaders: Mapping[str, Any]) -> None:
     """Make every source of randomness go on as it was when ``state`` was taken."""
-    random.setstate((3, tuple(state["python"]["numbers"]), state["python"]["gauss"]))
+    random.setstate((3, tuple(state["python"]["numbers"].tolist()), state["python"]["gauss"]))
     numpy_state = state["numpy"]
     keys = numpy_state["keys"].numpy().astype(np.uint32)
     np.random.set_state((numpy_state["name"], keys, *numpy_state["rest"]))
