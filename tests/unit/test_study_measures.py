@@ -1,5 +1,6 @@
 """Changes at test time: histories, silenced heads, noise, entropies and learned kernels."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from helpers import FIRST_TIME, build, rows
 from recbole.data.interaction import Interaction
-from study import heads
+from study import heads, loaded, measurements, runs
+from study import plan as plans
+from study.results import Results
 from study.robustness import KINDS, changed_batch, changed_history, drop_row
 
 from recbole_adrrec.models.adrrec import ADRRec
@@ -360,3 +363,56 @@ def test_queries_are_those_of_the_last_event(objective):
     handle.remove()
     last = torch.tensor([6, 3]) - (1 if objective == "causal" else 0)
     torch.testing.assert_close(found[1][0], seen[0][torch.arange(2), last].detach())
+
+
+# A trained model
+
+
+@pytest.mark.parametrize("protocol", ["leave_one_out-full-all", "temporal-full-unseen"])
+def test_a_saved_model_gives_its_run_again_and_is_measured(small_data, tmp_path, monkeypatch, protocol):
+    monkeypatch.chdir(tmp_path)
+    plan = plans.load(
+        None,
+        {
+            "models": ["ADRRec"],
+            "datasets": ["small"],
+            "data_path": str(small_data),
+            "seeds": 1,
+            "protocols": [protocol],
+            "metrics": ["NDCG"],
+            "topk": [10],
+            "keep_models": True,
+            "results": str(tmp_path / "results"),
+            "options": {
+                "epochs": 2,
+                "hidden_size": 16,
+                "inner_size": 16,
+                "MAX_ITEM_LIST_LENGTH": 12,
+                "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+                "initializer_range": 0.3,
+            },
+        },
+    )
+    (spec,) = plan.specs()
+    runs.run_one(spec, plan.results)
+    with np.load(plan.results / "runs" / f"{spec.id}.npz") as kept:
+        trained = loaded.load(spec, plan.results / "models" / f"{spec.id}.pth")
+        again = trained.values("ndcg@10")
+        np.testing.assert_array_equal(again["users"], kept["users"])
+        np.testing.assert_allclose(again["ndcg@10"], kept["ndcg@10"], rtol=0, atol=1e-12)
+
+    path = measurements.measure(spec, plan.results, "python a.py", shares=[0.5])
+    told = json.loads(path.read_text())
+    assert measurements.measured_kinds(plan.results, spec.id) == {"robustness", "heads", "noise"}
+    assert {row["kind"]: row["clean"] for row in told["robustness"]} == dict.fromkeys(KINDS, again["ndcg@10"].mean())
+    (found,) = measurements.read_measurements(Results.read(plan.results))
+    assert [curve.kernel for curve in found.kernels] == ["sinusoid", "distance"] * 2
+    plain, refined, names = found.attention
+    assert names == ["position", "day", "sinusoid", "distance"]
+    assert refined is None
+    np.testing.assert_allclose(plain.sum(-1), 1, atol=1e-5)
+    entropies = [row["entropy"] for row in found.heads if row["layer"] != "all"]
+    assert len(entropies) == 8
+    assert all(0 < entropy < 1 for entropy in entropies)
+    assert {row["head"] for row in found.heads if row["layer"] == "all"} == {"all absolute heads", "all relative heads"}
+    assert not trained.model.__dict__.get("full_sort_predict")
