@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -115,7 +115,8 @@ def check(plan: Plan) -> None:
         if key not in seen:
             seen.add(key)
             try:
-                runs.configure(spec, plan.results / "scratch")
+                with runs.devices_unchanged():
+                    runs.configure(spec, plan.results / "scratch")
             except (ValueError, NotImplementedError, RuntimeError) as error:
                 raise OptionError(f"models: {spec.label} on {spec.dataset}: {error}") from error
 
@@ -222,14 +223,31 @@ def threads_each(jobs: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // jobs))}
 
 
+def gpus_here() -> list[str]:
+    """This machine's GPUs, as far as this process may use them."""
+    count = int(importlib.import_module("torch").cuda.device_count())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else [str(place) for place in range(count)]
+    return names[:count]
+
+
+def least_used(gpus: Sequence[str], working: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The variable that gives a run the GPU with the fewest runs at work; empty where there are none to choose from."""
+    if len(gpus) < 2:
+        return {}
+    used = [environment.get("CUDA_VISIBLE_DEVICES") for environment in working]
+    return {"CUDA_VISIBLE_DEVICES": min(gpus, key=used.count)}
+
+
 def _run_here(plan: Plan, missing: Sequence[RunSpec], jobs: int, bar: Any) -> None:
     waiting = list(missing)
     working: list[runs.Child] = []
-    environment = threads_each(jobs)
+    environment, gpus = threads_each(jobs), gpus_here()
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
-                working.append(runs.Child(waiting.pop(0).to_json(), str(plan.results), environment))
+                gpu = least_used(gpus, [child.environment for child in working])
+                working.append(runs.Child(waiting.pop(0).to_json(), str(plan.results), {**environment, **gpu}))
                 _show(bar, [child.spec.id for child in working])
             ended = [child for child in working if child.process.poll() is not None]
             for child in ended:

@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,8 +68,8 @@ def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
         "checkpoint_dir": str(scratch),
     }
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible and "gpu_id" not in spec.options:
-        # RecBole would put its default, GPU 0, in the place of what a cluster has assigned.
+    if visible is not None and "gpu_id" not in spec.options:
+        # RecBole would put its default, GPU 0, in the place of what was assigned, or of none.
         given["gpu_id"] = visible
     return given
 
@@ -90,6 +90,18 @@ def configure(spec: RunSpec, scratch: Path) -> Any:
     config_class = importlib.import_module("recbole.config").Config
     with plugin.command_line(given_options(spec, scratch)):
         return config_class(model=spec.model, dataset=spec.dataset)
+
+
+@contextmanager
+def devices_unchanged() -> Iterator[None]:
+    """Undo what RecBole's ``Config`` does to this process's choice of GPUs: its children would inherit it."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        yield
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def run_one(spec: RunSpec, folder: Path) -> None:
@@ -203,11 +215,11 @@ class Session:
 
     @property
     def best_epoch(self) -> int | None:
-        """Epoch of the model that is tested: the first with the best score, or the last where none was scored."""
+        """Epoch of the model that is tested: the last with the best score (utils/utils.py:137), or the last of all."""
         scored = [point for point in self.curve if point["valid"] is not None]
         if not scored:
             return self.curve[-1]["epoch"] if self.curve else None
-        return int(max(scored, key=lambda point: point["valid"])["epoch"])
+        return int(max(scored, key=lambda point: (point["valid"], point["epoch"]))["epoch"])
 
     @property
     def best_valid(self) -> float | None:
@@ -507,6 +519,7 @@ class Child:
 
     def __init__(self, spec_text: str, results: str, environment: Mapping[str, str] | None = None) -> None:
         self.spec, self.results = RunSpec.from_json(spec_text), Path(results)
+        self.environment = dict(environment or {})
         self.started, self.begin = datetime.now(timezone.utc), time.perf_counter()
         self.scratch = self.results / "scratch" / self.spec.id
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -188,7 +188,8 @@ class Task:
         )
 
     def _default(self) -> dict[str, Any]:
-        config = runs.configure(self.base, self.folder / "scratch")
+        with runs.devices_unchanged():
+            config = runs.configure(self.base, self.folder / "scratch")
         return {name: _coded(config[name]) for name, values in self.space.items() if _within(config[name], values)}
 
     @property
@@ -296,7 +297,7 @@ def search(plan: Plan, spaces: Spaces, trials: int, folder: Path, jobs: int = 1)
 
 def _work(waiting: deque[Task], trials: int, work: Path, jobs: int, bar: Any) -> None:
     working: list[tuple[Task, int, runs.Child]] = []
-    environment = grid.threads_each(jobs)
+    environment, gpus = grid.threads_each(jobs), grid.gpus_here()
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
@@ -310,7 +311,8 @@ def _work(waiting: deque[Task], trials: int, work: Path, jobs: int, bar: Any) ->
                     bar.update(1)
                     waiting.append(task)
                     continue
-                working.append((task, number, runs.Child(spec.to_json(), str(work), environment)))
+                gpu = grid.least_used(gpus, [each[2].environment for each in working])
+                working.append((task, number, runs.Child(spec.to_json(), str(work), {**environment, **gpu})))
                 bar.set_postfix_str(spec.id, refresh=True)
             ended = [each for each in working if each[2].process.poll() is not None]
             for each in ended:

@@ -50,7 +50,7 @@ class Instant:
 
     def __init__(self, text: str, results: str, environment: Any = None) -> None:
         self.spec, self.results = plans.RunSpec.from_json(text), Path(results)
-        self.process = self
+        self.process, self.environment = self, dict(environment or {})
         type(self).started.append(self.spec.id)
 
     def poll(self) -> int:
@@ -170,6 +170,33 @@ def test_jobs_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [grid.threads_each(jobs)["OMP_NUM_THREADS"] for jobs in (1, 3, 20)] == ["8", "2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert grid.threads_each(2) == {}
+
+
+def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    assert grid.gpus_here() == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert grid.gpus_here() == ["4", "7"]
+    working: list[dict[str, str]] = []
+    for _ in range(4):
+        working.append(grid.least_used(["4", "7"], working))
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in working] == ["4", "7", "4", "7"]
+    assert grid.least_used(["0"], []) == {}
+
+
+@pytest.mark.parametrize("visible", [None, "", "3"])
+def test_checking_a_study_leaves_the_choice_of_gpus_alone(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    plan = plan_of(small_data, tmp_path)
+    grid.check(plan)
+    assert grid.os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    assert runs.given_options(plan.specs()[0], tmp_path).get("gpu_id") == visible
 
 
 def test_shuffled_ties_are_summed_up(small_data: Path, tmp_path: Path) -> None:

@@ -133,6 +133,17 @@ def test_a_run_gives_what_recbole_itself_gives(
     assert torch.load(record["saved"], weights_only=False)["config"]["model"] == model
 
 
+def test_the_epoch_named_best_is_the_one_that_is_tested(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(small_data, keep_models=True, options={"learning_rate": 1e-30})
+    runs.run_one(spec, tmp_path)
+    record = json.loads(runs.record_path(tmp_path, spec).read_text())
+    assert record["curve"][0]["valid"] == record["curve"][1]["valid"]
+    assert record["best_epoch"] == torch.load(record["saved"], weights_only=False)["epoch"]
+
+
 def test_a_trial_never_asks_the_test_data(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
