@@ -123,7 +123,7 @@ def _unpack(packed: Any, what: str) -> list[str]:
         raise Damaged(f"its names of {what} can't be read") from error
     if not isinstance(text, str) or bool((lengths < 0).any()) or (ends[-1] if ends else 0) != len(text):
         raise Damaged(f"its names of {what} can't be read")
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][:-1]
     names = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     if len(set(names)) != len(names):
         raise Damaged(f"two of its {what} have one name")

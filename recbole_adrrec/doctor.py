@@ -250,8 +250,9 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
                 / f"{name}.inter"
             )
         if not file.is_file():
-            state = WRONG if name in datasets else ABSENT
-            findings.append(Finding(state, name, {"remark": f"no {name}/{name}.inter there"}))
+            asked = name in datasets
+            remark = f"no {name}/{name}.inter; convert makes one" if asked else "not there"
+            findings.append(Finding(WRONG if asked else ABSENT, name, {"remark": remark}))
             continue
         try:
             findings.append(Finding(OK, name, statistics(file, options.load_properties("dataset", name))))

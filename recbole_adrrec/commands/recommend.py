@@ -162,7 +162,8 @@ def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any)
     for (user, items), at in zip(answers, answers.at, strict=True):
         for rank, (item, score) in enumerate(items, 1):
             title = [titles.get(item, "")] if titles else []
-            rows.append([user, iso(at), str(rank), item, *title, _short(score)])
+            shown = f"{score:.4f}" if kind == "table" else _short(score)
+            rows.append([user, iso(at), str(rank), item, *title, shown])
     if kind == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])

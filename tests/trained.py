@@ -1,0 +1,51 @@
+"""Small trained models and their checkpoints, for tests of what is done with them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SIZE = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "epochs": 0,
+    "show_progress": False,
+    "MAX_ITEM_LIST_LENGTH": 12,
+    "hidden_size": 16,
+    "inner_size": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "metrics": ["NDCG"],
+    "topk": [10],
+    "valid_metric": "NDCG@10",
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+}
+
+
+@dataclass
+class Trained:
+    """What a training left behind."""
+
+    path: Path
+    config: Any
+    model: Any
+    trainer: Any
+    train_data: Any
+    test_data: Any
+
+
+def train(model: str, data_path: Path, folder: Path, dataset: str = "small", **options: Any) -> Trained:
+    """Train as RecBole's ``run_recbole`` does, and keep everything; no epoch unless ``epochs`` is given."""
+    recbole = importlib.import_module("recbole.quick_start.quick_start")
+    options = {**SIZE, "data_path": str(data_path), "checkpoint_dir": str(folder), **options}
+    if model in ("SASRec", "BERT4Rec", "GRU4Rec"):
+        options.setdefault("train_neg_sample_args", None)
+    config = recbole.Config(model=model, dataset=dataset, config_dict=options)
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    data = recbole.create_dataset(config)
+    train_data, valid_data, test_data = recbole.data_preparation(config, data)
+    made = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
+    trainer.fit(train_data, valid_data, verbose=False)
+    return Trained(Path(trainer.saved_model_file), config, made.eval(), trainer, train_data, test_data)
