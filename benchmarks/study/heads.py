@@ -239,7 +239,7 @@ def noise_rows(
     return rows
 
 
-def gap_grid(points: int = 120, around: int = 12, longest: float = LONGEST_GAP) -> NDArray[np.float64]:
+def gap_grid(points: int = 120, around: int = 40, longest: float = LONGEST_GAP) -> NDArray[np.float64]:
     """Gaps in seconds, Float[points + 1, around]: a row of zeros, then rows that share out the logarithm evenly."""
     spread = np.geomspace(1, longest, points * around).reshape(points, around)
     return np.concatenate([np.zeros((1, around)), spread])
@@ -306,20 +306,20 @@ def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.float6
         biased = by_head + attention.relative_bias * attention.scale
         for head, kernel in enumerate(kernels.relative):
             distance = isinstance(kernel, DistanceKernel)
-            # A row of keys before one moment: the last place asks, or, for gaps, any place at that moment.
-            keys = torch.zeros(1, places) if distance else -torch.from_numpy(gaps).flatten().unsqueeze(0)
+            # Keys before one moment: the last place asks, or, for gaps, any place at that moment.
+            keys = torch.zeros(1, places) if distance else -torch.from_numpy(gaps)
             keys = keys.double().to(query.device)
             moments = Moments(
-                torch.arange(keys.size(1), device=query.device).unsqueeze(0),
+                torch.arange(keys.size(1), device=query.device).expand(keys.shape),
                 torch.zeros_like(keys),
                 keys,
                 torch.ones_like(keys, dtype=torch.bool),
             )
             projection = attention.relative_key[head]
-            projected = (biased[head] @ projection.weight).expand(1, keys.size(1), -1)
-            constant = (biased[head] * projection.bias).sum().expand(1, keys.size(1), 1)
-            scores = kernel(moments, query.dtype)(projected, constant)[0, -1].double().cpu().numpy()
-            added = scores[::-1].reshape(-1, 1) if distance else scores.reshape(gaps.shape)
+            projected = (biased[head] @ projection.weight).expand(*keys.shape, -1)
+            constant = (biased[head] * projection.bias).sum().expand(*keys.shape, 1)
+            scores = kernel(moments, query.dtype)(projected, constant)[:, -1].double().cpu().numpy()
+            added = scores[0, ::-1, None] if distance else scores
             added = added - added[0, 0]
             x = np.arange(places) if distance else gaps.mean(1)
             curves.append(KernelCurve(names[type(kernel)], layer, x, added.mean(1), added.min(1), added.max(1)))

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-WIDTH = 5.4
+WIDTH = 5.0
 """Inches."""
 
 MOST_LINES = 6
@@ -57,8 +57,8 @@ class Picture:
 def _style(dark: bool) -> Iterator[None]:
     ink, paper = ("#E8E8E8", "#16181C") if dark else ("#1A1A1A", "#FFFFFF")
     settings: dict[str, Any] = {
-        "font.size": 10,
-        "axes.titlesize": 10.5,
+        "font.size": 11,
+        "axes.titlesize": 11,
         "axes.titlelocation": "left",
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -195,7 +195,11 @@ def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, floa
 def _legend(figure: Figure, count: int) -> None:
     if count:
         figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9, handlelength=3
+            *figure.axes[0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=10,
+            handlelength=3,
         )
 
 
@@ -318,7 +322,7 @@ def kernels(curves: Sequence[KernelCurve]) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         else:
             _time_axis(axes)
-        axes.legend(fontsize=9, ncols=2)
+        axes.legend(fontsize=10, ncols=2)
     return figure
 
 
@@ -356,7 +360,7 @@ def attention(plain: Array, refined: Array | None, heads: Sequence[str]) -> Figu
     for axes, (name, weights) in zip(grid.flat, pairs, strict=False):
         extent = (0.5, length + 0.5, length + 0.5, 0.5)
         drawn = axes.imshow(np.ma.masked_equal(weights, 0), cmap="viridis", norm=scale, extent=extent)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(name, fontsize=10)
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -759,7 +759,8 @@ def _inside(analysis: Analysis) -> Iterator[Block]:
             yield Shown(
                 f"kernels-{name}",
                 "What the relative heads add to the score of an earlier event, for the mean query of the test users; "
-                f"counted from its value at no gap, since a softmax ignores what all share. {where}.",
+                "counted from its value at no gap, as a softmax ignores what all share. Bands: the least and the most "
+                f"around each gap. {where}.",
                 f"Line plots of learned kernels over the gap. {listed}.",
                 plots.render(lambda each=each: plots.kernels(each.kernels)),  # type: ignore[misc]
                 _made_by_measurements([each]),
