@@ -387,6 +387,9 @@ def _checked(block: Block, request: Request, outcome: Outcome, path: Path) -> li
 def _names(values: list[str], what: str, faults: dict[int, str]) -> list[str]:
     stripped = [value.strip() for value in values]
     together = "".join(stripped)
+    if '"' in together:
+        # A reader of columns takes a quote at the beginning for that of a quoted field.
+        stripped = [f'"{value.replace(chr(34), chr(34) * 2)}"' if value[:1] == '"' else value for value in stripped]
     if all(stripped) and not UNSAFE.search(together) and _is_text(together):
         return stripped
     for row, value in enumerate(stripped):

@@ -79,6 +79,13 @@ MENDS: tuple[Mend, ...] = (
         frames.mend_sequence_columns,
     ),
     Mend(
+        "names that look missing",
+        "data/dataset/dataset.py:484",
+        "users and items named NA, null or None are lost; a separator too many at the end of rows shifts columns",
+        _always,
+        frames.mend_reading,
+    ),
+    Mend(
         "lengths of sequences",
         "data/dataset/dataset.py:712, :792, :809, :1217; kg_dataset.py:316; sequential_dataset.py:165",
         "Series.agg(len) counts rows since pandas 3",
@@ -168,6 +175,13 @@ MENDS: tuple[Mend, ...] = (
         "ItemCoverage and others end in an AttributeError in 1.2.1",
         _always,
         processes.mend_counts,
+    ),
+    Mend(
+        "training by several processes",
+        "data/dataloader/abstract_dataloader.py:60; trainer/trainer.py:196",
+        "rows are repeated, shuffled unlike a single process's, and processes count alike however many rows they have",
+        _always,
+        processes.mend_training,
     ),
     Mend(
         "evaluation by several processes",

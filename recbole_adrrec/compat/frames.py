@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas._libs.parsers import STR_NA_VALUES
 
 from recbole_adrrec.compat.patching import overlay, override
 
@@ -74,7 +75,20 @@ def mend_sequence_columns() -> None:
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(DATASET))
 
 
+def mend_reading() -> None:
+    """Read names such as ``NA`` as names, and rows of more columns than the header's in place (dataset.py:484).
+
+    pandas takes ``NA``, ``null``, ``None`` and a dozen more texts for missing, so that those users and items are lost;
+    where every row ends in a separator too many, it takes the first column for an index and the others for the next.
+    """
+    overlay(importlib.import_module(DATASET), "pd", read_csv=_read_csv)
+
+
 def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
+    if isinstance(kwargs.get("dtype"), dict):
+        numbers = {name for name, kind in kwargs["dtype"].items() if kind is np.float64}
+        missing = {name: sorted(STR_NA_VALUES) if name in numbers else [""] for name in kwargs["dtype"]}
+        kwargs = {**kwargs, "keep_default_na": False, "na_values": missing, "index_col": False}
     frame = pd.read_csv(*args, **kwargs)
     for column in frame.columns:
         if str(column).endswith("_seq"):  # the header still has "field:token_seq" here

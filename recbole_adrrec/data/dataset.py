@@ -70,7 +70,18 @@ class SequenceDataset(SequentialDataset):
                 f"{filepath}: header column {untyped[0]!r} is not of the form name:type (as in "
                 f"user_id:token); are columns separated by field_separator, {separator!r}?"
             )
-        for column in head.split(separator):
+        columns = head.split(separator)
+        twice = next((column for column in columns if columns.count(column) > 1), None)
+        if twice is not None:
+            return f"{filepath}: header column {twice!r} stands there twice; rename one of the two"
+        if "is not supported" in str(error):
+            return f"{filepath}: {error} Choose token, float, token_seq or float_seq in the header"
+        if "expected after" in str(error) or "within string" in str(error):
+            return (
+                f"{filepath}: a double quote begins a field that does not end as quoted fields do ({error}); remove "
+                'it, or double it within quotes, as in """name"'
+            )
+        for column in columns:
             name, kind = column.split(":")
             place = unreadable_line(filepath, name, separator, encoding) if kind == "float" else None
             if place:
@@ -116,6 +127,26 @@ class SequenceDataset(SequentialDataset):
             )
 
     # Filtering and preparation
+
+    def _filter_nan_user_or_item(self) -> None:
+        """Leave out rows without a user or an item, and say which.
+
+        RecBole (dataset.py:834) takes labels for places, so that after rows without users it removes others than those
+        without items.
+        """
+        for field, name in ((self.uid_field, "user"), (self.iid_field, "item")):
+            for feat_name in (f"{name}_feat", "inter_feat"):
+                feat = getattr(self, feat_name)
+                if feat is None or field is None:
+                    continue
+                missing = feat[field].isna()
+                if missing.any():
+                    lines = [int(label) + 2 for label in feat.index[missing][:10]]
+                    self.logger.warning(
+                        f"{int(missing.sum())} rows of {feat_name} have no {field} and are left out (lines "
+                        f"{', '.join(map(str, lines))}{' and more' if missing.sum() > len(lines) else ''})"
+                    )
+                    setattr(self, feat_name, feat[~missing])
 
     def _remove_duplication(self) -> None:
         if self.config["rm_dup_inter"] is not None and self.time_field in self.inter_feat:
