@@ -12,6 +12,17 @@ from study.plots import KernelCurve
 LEAVE_ONE_OUT = {"split": "leave_one_out", "candidates": "full", "seen": "all"}
 HARDWARE = {"cpu": "Simulated CPU", "cores": 2, "gpu": None, "ram_gib": 23.4}
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0", "recbole": "1.2.1", "recbole_adrrec": "0.2.0"}
+SPLIT = {
+    "train_before": 1_000_000_000,
+    "test_from": 1_100_000_000,
+    "events": {"train": 9, "valid": 8, "test": 7},
+    "cold_items": 11,
+    "cold_item_events": {"train": 0, "valid": 1, "test": 12},
+    "cold_items_are": "kept",
+    "cold_users": 13,
+    "cold_user_events": {"train": 0, "valid": 1, "test": 14},
+    "cold_users_are": "dropped",
+}
 GAINS = np.concatenate([[0.0], 1 / np.log2(np.arange(2, 12))])
 
 
@@ -72,6 +83,15 @@ def write_run(
             "valid_metric": "NDCG@10",
             "n_parameters": 123456,
             "metrics": means,
+            "data": {
+                "items": 1234,
+                "train_targets": 5000,
+                "test_rows": n_users,
+                "test_users": n_users,
+                "test_targets_never_trained": 7,
+                "test_targets_met_before": 3,
+                "split": SPLIT if protocol["split"] == "temporal" else None,
+            },
             "saved": None,
             "curve": [
                 {

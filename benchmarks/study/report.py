@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -379,11 +380,14 @@ def _table_blocks(analysis: Analysis, table: Analysed) -> Iterator[Block]:
             "SAMPLED METRICS: each target is ranked among a sample, not among all items. These figures are higher than "
             "those of full ranking and may order models otherwise; never set them beside each other."
         )
+    runs = [run for entry in table.entries.values() for run in entry.runs]
+    told = list(dict.fromkeys(text for run in runs if (text := _data_told(run.facts.get("data") or {}))))
+    if told:
+        yield Paragraph("Data: " + " Or: ".join(told))
     yield _quality_table(analysis, table)
     if protocol.query_time:
         yield Paragraph("† is told the moment of the event that it is to predict.")
     yield Paragraph(table.why)
-    runs = [run for entry in table.entries.values() for run in entry.runs]
     if table.tested:
         yield _tests_table(analysis, table)
     if table.untested:
@@ -413,6 +417,30 @@ def _table_blocks(analysis: Analysis, table: Analysed) -> Iterator[Block]:
         )
     yield from _curves(table, runs)
     yield from _groups(analysis, table)
+
+
+def _data_told(data: Mapping[str, Any]) -> str:
+    """What there was to learn from and to be judged by, cold items and users counted."""
+    if "test_rows" not in data:
+        return ""
+    text = (
+        f"{data['items']:,} items; {data['train_targets']:,} training targets, {data['test_rows']:,} test targets of "
+        f"{data['test_users']:,} users, {data['test_targets_never_trained']:,} of them items that training never "
+        f"shows, {data['test_targets_met_before']:,} items that the user had met."
+    )
+    split = data.get("split")
+    if split:
+        cold = "; ".join(
+            f"{split[f'cold_{kind}s']:,} {kind}s without a training event ({split[f'cold_{kind}s_are']}), with "
+            f"{split[f'cold_{kind}_events']['test']:,} test events"
+            for kind in ("item", "user")
+        )
+        text += f" Training ends at {_day(split['train_before'])}, validation at {_day(split['test_from'])}; {cold}."
+    return text
+
+
+def _day(moment: int) -> str:
+    return f"{datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _quality_table(analysis: Analysis, table: Analysed) -> Table:
@@ -783,17 +811,33 @@ def _inside(analysis: Analysis) -> Iterator[Block]:
             )
 
 
+TIES = {
+    "users": "Users",
+    "events": "Events",
+    "tied_events": "Events that tie with another of their user",
+    "tied_gaps": "Zero gaps between a user's events",
+    "last_two_tie": "Users whose last two events tie",
+    "whole_days": "Events at midnight UTC",
+}
+
+
 def _ties(analysis: Analysis) -> Iterator[Block]:
     if not analysis.ties:
         return
     yield Heading("Ties in time", 2, "ties")
     columns = list(dict.fromkeys(name for facts in analysis.ties.values() for name in facts))
 
-    def cell(value: Any) -> str:
-        return NONE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    def cell(column: str, value: Any) -> str:
+        if value is None:
+            return NONE
+        if column in TIES:
+            return f"{100 * value:.1f} %" if isinstance(value, float) else f"{value:,}"
+        return f"{value:+.4f}" if isinstance(value, float) else str(value)
 
-    rows = tuple((name, *(cell(facts.get(column)) for column in columns)) for name, facts in analysis.ties.items())
-    header = ("Data set", *(column.replace("_", " ") for column in columns))
+    rows = tuple(
+        (name, *(cell(column, facts.get(column)) for column in columns)) for name, facts in analysis.ties.items()
+    )
+    header = ("Data set", *(TIES.get(column, plots.metric_name(column).replace("_", " ")) for column in columns))
     yield Table("Events of equal time, whose order the data does not tell.", header, rows, "ties")
 
 

@@ -7,6 +7,7 @@ and nothing needs RecBole.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,7 +76,7 @@ class Protocol:
         parts = [self.dataset, self.split, self.candidates, self.seen, known]
         if self.ties != "file":
             parts.append(self.ties)
-        return "-".join(part.replace("_", "-") for part in parts)
+        return re.sub(r"[^\w.]+", "-", "-".join(parts)).replace("_", "-")
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,21 @@ def test_the_correction_is_over_all_tables(tmp_path):
     assert larger.p_users_holm == pytest.approx(max(smaller.p_users_holm, larger.p_users))
 
 
+def test_data_are_counted_and_so_is_what_is_cold(tmp_path):
+    write_run(tmp_path, "SASRec", 1, n_users=50, protocol={**LEAVE_ONE_OUT, "split": "temporal"})
+    (tmp_path / "ties.json").write_text(
+        json.dumps({"simulated": {"users": 1050, "tied_gaps": 0.25, "runs_shuffled": 2, "ndcg@10_mean_shift": -0.001}})
+    )
+    text = read(report.write(tmp_path), "markdown")
+    assert (
+        "Data: 1,234 items; 5,000 training targets, 50 test targets of 50 users, 7 of them items that training never "
+        "shows, 3 items that the user had met. Training ends at 2001-09-09 01:46:40 UTC, validation at 2004-11-09 "
+        "11:33:20 UTC; 11 items without a training event (kept), with 12 test events; 13 users without a training "
+        "event (dropped), with 14 test events." in text
+    )
+    assert "| simulated | 1,050 | 25.0 % | 2 | -0.0010 |" in text
+
+
 def test_failures_and_gaps_are_listed(folder, tmp_path):
     _, paths = folder
     text = read(paths, "markdown")
