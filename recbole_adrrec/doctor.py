@@ -284,7 +284,7 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     import numpy as np
     import pandas as pd
 
-    from recbole_adrrec.data.times import check_times, to_seconds
+    from recbole_adrrec.data.times import check_times, to_seconds, unreadable_line
 
     wanted = [settings.get(option, default) for option, default in FIELDS]
     try:
@@ -298,13 +298,23 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
         kinds = {columns[0]: str, columns[1]: str, columns[2]: np.float64}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # A user may be called NA; a time may not.
+            no_time = {columns[2]: ["", "nan", "NaN", "NA"]}
             table = pd.read_csv(
-                file, sep="\t", usecols=columns, dtype=kinds, encoding="utf-8-sig", keep_default_na=False
+                file,
+                sep="\t",
+                usecols=columns,
+                dtype=kinds,
+                encoding="utf-8-sig",
+                keep_default_na=False,
+                na_values=no_time,
             )
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{file}: {str(error).splitlines()[0]}; correct or remove that line") from error
+        place = None if isinstance(error, OSError) else unreadable_line(file, wanted[2], "\t", "utf-8-sig")
+        what = f"{wanted[2]} is not a number at {place}" if place else str(error).splitlines()[0]
+        raise DataError(f"{file}: {what}; correct or remove that line") from error
     users, items, times = (table[column].to_numpy() for column in columns)
     remarks = check_times(times, settings.get("time_unit_in"), str(file))
     whole = to_seconds(times, settings.get("time_unit_in"))

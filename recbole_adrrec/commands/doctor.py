@@ -12,6 +12,8 @@ from typing import Any
 from recbole_adrrec.commands import Parser, guarded, write
 
 EXIT_WRONG = 1
+NARROWEST = 110
+"""Characters of a line that tables take at least."""
 
 EXAMPLES = """examples:
   doctor                                             versions, RecBole, devices, and the data in ./dataset
@@ -69,8 +71,8 @@ def _doctor(given: Any) -> int:
 
 
 def render(checkup: Any, width: int | None = None) -> str:
-    """Tables as text, no wider than ``width`` (the terminal's)."""
-    width = width or max(80, shutil.get_terminal_size((120, 24)).columns)
+    """Tables as text, no wider than ``width`` (the terminal's, if that isn't too narrow)."""
+    width = width or max(NARROWEST, shutil.get_terminal_size((120, 24)).columns)
     parts = [f"{title}\n{_table(findings, width)}" for title, findings in checkup.tables.items()]
     wrong = checkup.wrong
     if wrong:
@@ -90,7 +92,7 @@ def _table(findings: Sequence[Any], width: int) -> str:
     spare = width - (2 * (len(widths) - 1) + sum(widths))
     if spare < 0:
         widest = widths.index(max(widths))
-        widths[widest] = max(24, widths[widest] + spare)
+        widths[widest] = max(12, widths[widest] + spare)
     lines = []
     for row in [header, *rows]:
         cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, widths, strict=True)]
