@@ -30,7 +30,7 @@ from measure.children import ChildError, call
 from measure.ledger import Ledger
 from measure.settings import common
 from measure.store import write_text
-from measure.variants import ATTENTION, BASELINE, CE, QUICK, TRAINING, Variant, chosen
+from measure.variants import ATTENTION, BASELINE, CE, LENGTH_SWEEP, QUICK, TRAINING, Variant, chosen
 from study.runs import hardware, versions
 from tqdm import tqdm
 
@@ -207,9 +207,11 @@ class Session:
             "device": arguments.device,
         }
 
-    def _attention_variants(self) -> list[Variant]:
+    def _attention_variants(self, names: tuple[str, ...] | None = None) -> list[Variant]:
         usable = []
         for variant in ATTENTION:
+            if names is not None and variant.name not in names:
+                continue
             if variant.unknown():
                 self.skipped.append(f"attention, {variant.name}: no option {', '.join(variant.unknown())}")
             elif self.arguments.device in variant.devices:
@@ -262,7 +264,7 @@ class Session:
         for axis in self.arguments.sweep:
             sizes = (QUICK_SWEEPS if self.arguments.quick else SWEEPS)[axis]
             if axis == "length":
-                jobs, names = self._length_jobs(sizes), [variant.name for variant in self._attention_variants()]
+                jobs, names = self._length_jobs(sizes), list(LENGTH_SWEEP)
                 quantities = LENGTH_QUANTITIES
             else:
                 variants = self.variants(SWEEP_VARIANTS)
@@ -281,7 +283,7 @@ class Session:
         jobs = []
         for run in range(self.arguments.runs):
             for size in sizes:
-                for variant in self._attention_variants():
+                for variant in self._attention_variants(LENGTH_SWEEP):
                     given = {**self.attention_given(variant, SWEEP_ROWS, size), "sweep": {"length": size}}
                     work = self._call("measure.attention:measure", given)
                     jobs.append(Job("sweep-length", variant.name, given, run, work))
@@ -343,8 +345,8 @@ class Session:
             machine += f", {on['gpu']}"
         each = f"{arguments.steps} steps" if arguments.steps else f"{arguments.epochs} epochs"
         return (
-            f"L = {arguments.length}, d = 64, {arguments.batch} targets a step, {arguments.threads} threads, medians of "
-            f"{arguments.runs} runs of {each}; {machine}, torch {self.ledger.content['versions']['torch']}"
+            f"L = {arguments.length}, d = 64, {arguments.batch} targets a step, {arguments.threads} threads, "
+            f"medians of {arguments.runs} runs of {each}; {machine}, torch {self.ledger.content['versions']['torch']}"
         )
 
 

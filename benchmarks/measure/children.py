@@ -10,17 +10,20 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+_ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
+
 BENCHMARKS = Path(__file__).resolve().parent.parent
 
 
 class ChildError(RuntimeError):
-    """A child process ended without a result; the text is the last line that it wrote."""
+    """A child process ended without a result; the text is its last line that names an error."""
 
 
 def call(
@@ -81,7 +84,8 @@ def call(
     if done.returncode < 0:
         raise ChildError(f"killed by signal {-done.returncode} (9 is what a machine without memory sends)")
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-    raise ChildError(lines[-1])
+    errors = [line for line in lines if _ERROR.match(line)]
+    raise ChildError((errors or lines)[-1])
 
 
 def serve(function: str, result: Path) -> None:

@@ -10,9 +10,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from measure.tables import LABELS
 from measure.variants import BASELINE
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:,.10g}"
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -37,7 +42,10 @@ def training(table: Sequence[dict[str, Any]], folder: Path) -> Path | None:
         values = [max(row[key], 1e-3) for row in rows]
         bars = axis.barh(names, values, color=colours)
         axis.set_xscale("log")
-        axis.set_xlim(right=max(values) * 3)
+        axis.set_xlim(min(values) / 3, max(values) * 4)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 20 * min(values) else (1,)))
+        axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(label)
         axis.bar_label(bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3)
         axis.spines[["top", "right"]].set_visible(False)
@@ -49,6 +57,7 @@ def sweep(table: dict[str, Any], axis: str, quantities: Sequence[str], folder: P
     """Curves of each quantity over the sizes, both logarithmic, with exponents in the legend: ``sweep-<axis>.png``."""
     if not any(row["sizes"] for row in table.values()):
         return None
+    sizes = sorted({size for row in table.values() for size in row["sizes"]})
     figure, axes = plt.subplots(1, len(quantities), figsize=(4.6 * len(quantities), 4), layout="constrained")
     for plot, quantity in zip(axes if len(quantities) > 1 else [axes], quantities, strict=True):
         for name, row in table.items():
@@ -57,6 +66,12 @@ def sweep(table: dict[str, Any], axis: str, quantities: Sequence[str], folder: P
             plot.plot(row["sizes"], row["values"][quantity], marker="o", label=label)
         plot.set_xscale("log")
         plot.set_yscale("log")
+        plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        plot.xaxis.set_minor_locator(NullLocator())
+        low, high = plot.get_ylim()
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        plot.yaxis.set_major_formatter(FuncFormatter(_plain))
+        plot.yaxis.set_minor_formatter(NullFormatter())
         plot.set_xlabel(axis)
         plot.set_ylabel(LABELS.get(quantity, quantity))
         plot.grid(alpha=0.3)

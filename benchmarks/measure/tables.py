@@ -57,7 +57,8 @@ def training(measurements: Sequence[Row], variants: Sequence[Variant]) -> list[R
     Keys: ``variant``, ``runs``, ``epoch_s``, ``scaled``, ``targets``, ``targets_per_s`` (null for cloze models),
     ``rows_per_s``, ``times_faster`` (the baseline's seconds an epoch over these; null where an epoch has fewer
     targets), ``targets_ratio`` (targets a second over the baseline's), ``prepare_s``, ``eval_s``, ``parameters``,
-    ``peak_mib``, ``rise_mib`` (peak over what the process held after imports), ``gpu_peak_mib``, ``first_step_s``, ``error``.
+    ``peak_mib``, ``rise_mib`` (peak over what the process held after imports), ``gpu_peak_mib``,
+    ``first_step_s``, ``error``.
     """
     table = []
     for variant in variants:
@@ -210,6 +211,12 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([joined(head), f"| {' | '.join(rule)} |", *(joined(row) for row in cells[1:])])
 
 
+def _failures(table: Sequence[Row]) -> str:
+    """A line for each row that has no figures."""
+    lines = [f"- {row['variant']}: {row['error']}" for row in table if not row["runs"]]
+    return "\n\n" + "\n".join(lines) if lines else ""
+
+
 def training_text(table: Sequence[Row]) -> str:
     """Markdown of :func:`training`."""
     on_gpu = any(row.get("gpu_peak_mib") is not None for row in table)
@@ -220,7 +227,7 @@ def training_text(table: Sequence[Row]) -> str:
     rows = []
     for row in table:
         if not row["runs"]:
-            rows.append([row["variant"], f"({row['error']})", *["–"] * (len(head) - 3), "0"])
+            rows.append([row["variant"], "failed", *["–"] * (len(head) - 3), "0"])
             continue
         mark = "*" if row["scaled"] else ""
         rows.append(
@@ -246,7 +253,7 @@ def training_text(table: Sequence[Row]) -> str:
     text = markdown(head, rows)
     if any(row.get("scaled") for row in table):
         text += "\n\n\\* told from some steps of an epoch."
-    return text
+    return text + _failures(table)
 
 
 def attention_text(table: Sequence[Row]) -> str:
@@ -264,11 +271,11 @@ def attention_text(table: Sequence[Row]) -> str:
     rows = []
     for row in table:
         if not row["runs"]:
-            rows.append([row["variant"], f"({row['error']})", *["–"] * (len(head) - 3), "0"])
+            rows.append([row["variant"], "failed", *["–"] * (len(head) - 3), "0"])
             continue
         keys = ("step_s", "times_faster", "peak_mib", "peak_share", "saved_mib", "saved_share")
         rows.append([row["variant"], *(shown(row[key]) for key in keys), str(row["runs"])])
-    return markdown(head, rows)
+    return markdown(head, rows) + _failures(table)
 
 
 def prepare_text(table: Row) -> str:

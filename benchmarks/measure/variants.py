@@ -53,6 +53,7 @@ _WINDOWS = {"train_rows": "sequence"}
 _PREFIX = {"train_rows": "prefix"}
 _NO_NOISE = {"lni_weight": 0.0}
 _AMP = {"enable_amp": True}
+_RECOMPUTE = {"recompute": True}
 _COMPILE = {"compile": True}
 
 TRAINING: tuple[Variant, ...] = (
@@ -67,6 +68,7 @@ TRAINING: tuple[Variant, ...] = (
     Variant("ADRRec, prefix rows", "ours", "ADRRec", {**_NO_NOISE, **_PREFIX}, ("adrrec",)),
     Variant("ADRRec, windows", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS}, ("adrrec", "ours")),
     Variant("ADRRec, windows, LNI", "ours", "ADRRec", {**_WINDOWS}, ("adrrec", "ours")),
+    Variant("ADRRec, windows, recomputed", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_RECOMPUTE}, ("adrrec",)),
     Variant("ADRRec, windows, bf16", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_AMP}, ("adrrec",)),
     Variant("ADRRec, windows, compiled", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_COMPILE}, ("adrrec",)),
     Variant(
@@ -89,13 +91,24 @@ QUICK = (BASELINE, "ADRRec, windows", "ADRRec, windows, LNI")
 
 _KERNELS = {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid", "log1p"]}
 
+_GRID = {"grid_points": 16}
+
 WRITTEN_OUT = "written out, L x L x d"
 
 ATTENTION: tuple[Variant, ...] = (
     Variant("exact", "ours", "ADRRec", _KERNELS),
+    Variant("grid", "ours", "ADRRec", {**_KERNELS, **_GRID}),
+    Variant("recomputed", "ours", "ADRRec", {**_KERNELS, **_RECOMPUTE}),
+    Variant("grid, recomputed", "ours", "ADRRec", {**_KERNELS, **_GRID, **_RECOMPUTE}),
+    Variant("grid, bf16", "ours", "ADRRec", {**_KERNELS, **_GRID, **_AMP}),
+    Variant("grid, compiled", "ours", "ADRRec", {**_KERNELS, **_GRID, **_COMPILE}),
     Variant(WRITTEN_OUT, "written_out", "ADRRec", _KERNELS),
 )
 """Rows of the table of one step of attention."""
+
+
+LENGTH_SWEEP = ("exact", "grid", WRITTEN_OUT)
+"""Of ``ATTENTION``, those that are swept over the length."""
 
 
 def chosen(names: list[str] | None, device: str, variants: tuple[Variant, ...] = TRAINING) -> list[Variant]:
