@@ -108,6 +108,11 @@ def _rows_figure(count: int) -> tuple[Figure, Any]:
     return figure, figure.subplots()
 
 
+def _name_values(figure: Figure, text: str) -> None:
+    # Names of rows leave the axes narrow: the text has the whole width of the figure.
+    figure.supxlabel(text, fontsize=10.5)
+
+
 def _name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -137,7 +142,7 @@ def quality(rows: Sequence[QualityRow], metric: str) -> Figure:
         axes.plot(row.seeds, [place + 0.24] * len(row.seeds), "|", color=_ink(), markersize=6, markeredgewidth=1)
         axes.plot(row.mean, place, MARKERS[1 if row.ours else 0], color=colour, markersize=7)
     _name_rows(axes, [row.label for row in rows])
-    axes.set_xlabel(f"test {metric_name(metric)}\n(bars: 95 % interval over users; ticks: seeds)")
+    _name_values(figure, f"test {metric_name(metric)}\n(bars: 95 % interval over users; ticks: seeds)")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
 
@@ -234,8 +239,9 @@ def ablation(bars: Sequence[Bar], reference: str, metric: str) -> Figure:
     axes.axvline(0, color=_ink(), linewidth=0.9)
     _name_rows(axes, [bar.label for bar in bars])
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel(
-        f"change in test {metric_name(metric)}\nfrom {reference} (95 % interval;\nfull: shown, hatched: not shown)"
+    _name_values(
+        figure,
+        f"change in test {metric_name(metric)} from {reference}\n(lines: 95 % interval; full: shown, hatched: not)",
     )
     return figure
 
@@ -280,7 +286,7 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
     return figure
 
 
-SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 day"), (604800, "1 wk"), (31536000, "1 yr"))
+SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 d"), (604800, "1 wk"), (31536000, "1 yr"))
 
 
 @dataclass(frozen=True)
@@ -402,7 +408,8 @@ def head_drops(drops: Mapping[str, Sequence[tuple[str, float, bool]]], metric: s
         _name_rows(axes, [name for name, _, _ in rows])
         axes.set_title(layer)
     grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    grid[-1].set_xlabel(
-        f"drop in test {metric_name(metric)} when silenced\n(full: absolute heads; hatched: relative and others)"
+    _name_values(
+        figure,
+        f"drop in test {metric_name(metric)} when silenced\n(full: absolute heads; hatched: relative and others)",
     )
     return figure
