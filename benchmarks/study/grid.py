@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -306,6 +307,8 @@ def import_ray() -> Any:
 def _run_on_ray(
     ray: Any, plan: Plan, missing: Sequence[RunSpec], jobs: int, address: str | bool | None, gpus: float, bar: Any
 ) -> None:
+    if isinstance(address, str):
+        _refuse_silence(address)
     paths = runs.child_environment()["PYTHONPATH"]
     ours = not ray.is_initialized()
     if ours:
@@ -343,6 +346,17 @@ def _run_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def _refuse_silence(address: str) -> None:
+    """Refuse an address at which nobody answers: Ray itself would go on asking for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise OptionError(f"ray: no cluster answers at {address} ({error.strerror or error})") from error
 
 
 def _on_a_node(spec_text: str, results: str, environment: dict[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
@@ -149,7 +150,17 @@ def test_a_local_ray_cluster_ends_as_this_machine_does(tmp_path: Path) -> None:
     here, cluster = tmp_path / "here", tmp_path / "cluster"
     more = ("--seeds", "1", "--epochs", "1")
     finished(here, *more)
-    models = "--models=[ADRRec, TiSASRec, SASRec]"
-    assert "3 runs done (0 were there before), 0 failed" in finished(cluster, *more, models, "--ray", "--jobs", "2")
+    assert "3 runs done (0 were there before), 0 failed" in finished(cluster, *more, "--ray", "--jobs", "2")
     assert_same(here, cluster)
     assert "3 runs done (3 were there before), 0 failed" in finished(cluster, *more, "--ray")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not works(), reason='no Ray that works is installed (pip install "ray>=2.30")')
+def test_a_cluster_that_is_up_is_used_by_its_address(tmp_path: Path) -> None:
+    one = ("--seeds", "1", "--epochs", "1", "--models", "ADRRec")
+    head = importlib.import_module("ray.cluster_utils").Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        assert "1 runs done (0 were there before), 0 failed" in finished(tmp_path / "r", *one, "--ray", head.address)
+    finally:
+        head.shutdown()

@@ -172,6 +172,11 @@ def test_jobs_share_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert grid.threads_each(2) == {}
 
 
+def test_a_silent_address_is_refused_at_once() -> None:
+    with pytest.raises(OptionError, match=r"ray: no cluster answers at 127.0.0.1:1 \(Connection refused\)"):
+        grid._run_on_ray(None, None, [], 1, "127.0.0.1:1", 0, None)  # type: ignore[arg-type]
+
+
 def test_gpus_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
