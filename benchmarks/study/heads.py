@@ -264,7 +264,8 @@ def mean_queries(model: nn.Module) -> Iterator[list[list[Tensor]]]:
             found.append(queries)
 
             def gather(_: nn.Module, __: Any, query: Tensor, queries: list[Tensor] = queries) -> None:
-                queries.append(query[torch.arange(len(query)), last["place"]].detach())
+                rows = torch.arange(len(query), device=query.device)
+                queries.append(query[rows, last["place"]].detach())
 
             handles.append(attention.register_forward_pre_hook(note))
             handles.append(attention.query.register_forward_hook(gather))
