@@ -29,7 +29,7 @@ from measure import tables
 from measure.children import ChildError, call
 from measure.ledger import Ledger
 from measure.settings import common
-from measure.store import write_text
+from measure.store import insert, write_text
 from measure.variants import ATTENTION, BASELINE, CE, LENGTH_SWEEP, QUICK, TRAINING, Variant, chosen
 from study.runs import hardware, versions
 from tqdm import tqdm
@@ -191,7 +191,7 @@ class Session:
             from measure import plots
 
             plots.training(table, arguments.plots)
-        return f"## Training on {arguments.dataset}\n\n{self._settings()}\n\n{tables.training_text(table)}"
+        return f"### Training on {arguments.dataset}\n\n{self._settings()}\n\n{tables.training_text(table)}"
 
     def attention_given(self, variant: Variant, rows: int, length: int) -> dict[str, Any]:
         """What is given to a step of attention."""
@@ -232,7 +232,7 @@ class Session:
         table = tables.attention(self.do(jobs, "attention"), variants)
         self.ledger.note("attention", table)
         title = (
-            f"## One training step of ADRRec, B = {rows}, L = {length}, d = 64, kernels position, day, sinusoid, log1p"
+            f"### One training step of ADRRec, B = {rows}, L = {length}, d = 64, kernels position, day, sinusoid, log1p"
         )
         return f"{title}\n\n{tables.attention_text(table)}"
 
@@ -255,7 +255,7 @@ class Session:
                 jobs.append(Job("prepare", name, {**given, "options": kept}, run, work))
         table = tables.prepare(self.do(jobs, "prepare"), "ours", "RecBole")
         self.ledger.note("prepare", table)
-        title = f"## Making training rows of {arguments.dataset}, L = {arguments.length}"
+        title = f"### Making training rows of {arguments.dataset}, L = {arguments.length}"
         return f"{title}\n\n{tables.prepare_text(table)}"
 
     def sweep(self) -> str:
@@ -276,7 +276,7 @@ class Session:
                 from measure import plots
 
                 plots.sweep(table, axis, quantities, self.arguments.plots)
-            parts.append(f"## Growth with the {axis}\n\n{tables.sweep_text(table, axis, quantities)}")
+            parts.append(f"### Growth with the {axis}\n\n{tables.sweep_text(table, axis, quantities)}")
         return "\n\n".join(parts)
 
     def _length_jobs(self, sizes: list[int]) -> list[Job]:
@@ -336,7 +336,7 @@ class Session:
             rows.append([one["variant"], shown[0], str(found["best_epoch"]), shown[1], shown[2]])
         self.ledger.note("to_best", table)
         head = ["variant", "s to the best score", "epoch of it", "validation NDCG@10", "s to early stopping"]
-        return f"## Time to the best validation score on {arguments.dataset}\n\n{tables.markdown(head, rows)}"
+        return f"### Time to the best validation score on {arguments.dataset}\n\n{tables.markdown(head, rows)}"
 
     def _settings(self) -> str:
         arguments, on = self.arguments, self.ledger.content["hardware"]
@@ -390,6 +390,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     output = parser.add_argument_group("output")
     output.add_argument("--json", type=Path, help="file of all measurements, written after each")
     output.add_argument("--markdown", type=Path, help="file of the tables")
+    output.add_argument("--docs", type=Path, help="Markdown file with marks: each mode's tables replace what is there")
     output.add_argument("--plots", type=Path, help="folder of pictures")
     arguments = parser.parse_args(argv)
     arguments.batch = arguments.batch or (256 if arguments.quick else 2048)
@@ -415,6 +416,8 @@ def check(arguments: argparse.Namespace) -> None:
     file = data_file(arguments.dataset, arguments.data_path)
     if not file.exists():
         raise ValueError(f"--dataset: there is no {file}; give its folder by --data_path")
+    if arguments.docs is not None and not arguments.docs.exists():
+        raise ValueError(f"--docs: there is no {arguments.docs}")
     if arguments.device == "cuda":
         import torch
 
@@ -437,7 +440,11 @@ def main(argv: list[str] | None = None) -> int:
         ledger = Ledger(arguments.json, {"hardware": hardware(), "versions": versions()})
         with tempfile.TemporaryDirectory(prefix="efficiency-") as scratch:
             session = Session(arguments, ledger, Path(scratch))
-            parts = [getattr(session, mode)() for mode in asked]
+            parts = []
+            for mode in asked:
+                parts.append(getattr(session, mode)())
+                if arguments.docs:
+                    insert(arguments.docs, mode, parts[-1])
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from measure.children import ChildError, call
-from measure.store import read_json, write_json, write_text
+from measure.store import insert, read_json, write_json, write_text
 from tqdm import tqdm
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -210,6 +210,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--epochs", type=int, default=200, help="at most so many (default 200)")
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better score (default 10)")
+    parser.add_argument("--docs", type=Path, help="Markdown file with marks: the table replaces what is there")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run (default 1)")
     return parser.parse_args(argv)
@@ -239,6 +240,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     write_json(arguments.out / "rows.json", {"format": 1, "metric": "ndcg@10", "models": comparisons})
     write_text(arguments.out / "rows.md", text + "\n")
+    if arguments.docs:
+        insert(arguments.docs, "rows", text)
     print(text)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)

@@ -258,6 +258,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     plan.add_argument("--batch", type=int, default=2048, help="targets of a step (default 2048)")
     plan.add_argument("--steps", type=int, default=200, help="training steps (default 200)")
     plan.add_argument("--threads", type=int, default=2)
+    plan.add_argument("--docs", type=Path, help="Markdown file with marks: the report replaces what is there")
     plan.add_argument("--json", type=Path, help="file of the figures; those in it already are not measured again")
     arguments = parser.parse_args(argv)
     if arguments.out is None and not arguments.plan:
@@ -288,9 +289,13 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{path}: {arguments.events:,} events, {path.stat().st_size / 2**20:,.0f} MiB")
             return 0
         from measure.planning import run
+        from measure.store import insert
 
         with tempfile.TemporaryDirectory(prefix="synthetic-") as scratch:
-            print(run(arguments, arguments.out or Path(scratch)))
+            report = run(arguments, arguments.out or Path(scratch))
+        if arguments.docs:
+            insert(arguments.docs, "plan", report)
+        print(report)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -23,6 +23,23 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def insert(path: Path, name: str, text: str) -> None:
+    """Put ``text`` between the lines ``<!-- begin name -->`` and ``<!-- end name -->`` of a Markdown file.
+
+    Raises
+    ------
+    ValueError
+        The file has no such lines.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    whole = path.read_text(encoding="utf-8")
+    before, found, rest = whole.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"--docs: {path} has no lines {begin} and {end}")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def read_json(path: Path) -> Any:
     """What the file holds; None if there is no such file, or it holds no JSON."""
     try:

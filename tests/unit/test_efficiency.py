@@ -16,7 +16,7 @@ import rows
 import torch
 from measure import attention, children, memory, tables, variants
 from measure.ledger import Ledger
-from measure.store import read_json
+from measure.store import insert, read_json
 
 BENCHMARKS = Path(efficiency.__file__).parent
 MACHINE = {"hardware": {"cpu": "one", "cores": 2}, "versions": {"torch": "2"}}
@@ -95,7 +95,7 @@ def test_saved_tensors_are_counted_once_and_without_parameters():
     weight = torch.randn(5, 5, requires_grad=True)
     states = torch.randn(3, 5, 5, requires_grad=True)
     with memory.saved_tensors(5, [weight]) as saved:
-        (states @ weight).sum()  # keeps both factors
+        torch.bmm(states, weight.expand(3, 5, 5)).sum()  # keeps both factors
         (states * states).sum()  # keeps states again
     assert saved.total == saved.weights == 3 * 5 * 5 * 4
     long = torch.randn(3, 7, requires_grad=True)
@@ -315,12 +315,20 @@ RESULT_KEYS = {
 
 
 def test_quick_run_measures_and_keeps_everything(tiny, tmp_path, capsys, monkeypatch):
-    output = ["--markdown", str(tmp_path / "out.md"), "--plots", str(tmp_path / "plots")]
+    docs = tmp_path / "docs.md"
+    docs.write_text(
+        "# Speed\n<!-- begin training -->\n<!-- end training -->\n<!-- begin prepare -->x<!-- end prepare -->\n."
+    )
+    output = ["--markdown", str(tmp_path / "out.md"), "--plots", str(tmp_path / "plots"), "--docs", str(docs)]
     models = ["--models", "RecBole SASRec", "ADRRec, windows", "RecTools SASRec"]
     assert efficiency.main([*tiny, *output, *models, "--training", "--prepare"]) == 0
     text = capsys.readouterr().out
     assert "RecTools SASRec: no --peer_python" in text
     assert (tmp_path / "out.md").read_text() == text
+    head, trained_part, *_ = docs.read_text().split("<!-- end training -->")
+    assert head.startswith("# Speed\n<!-- begin training -->\n### Training on made")
+    assert "x<!--" not in trained_part
+    assert docs.read_text().endswith("<!-- end prepare -->\n.")
     assert (tmp_path / "plots" / "training.png").stat().st_size > 5000
     kept = json.loads((tmp_path / "out.json").read_text())
     assert kept["format"] == 1
@@ -376,7 +384,7 @@ def test_a_killed_run_keeps_what_it_measured_and_goes_on(tiny, tmp_path):
 def test_attention_is_swept_over_the_length(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(efficiency, "LENGTH_SWEEP", ("exact",))
     assert efficiency.main([*tiny, "--sweep", "length", "--plots", str(tmp_path)]) == 0
-    assert "## Growth with the length" in capsys.readouterr().out
+    assert "### Growth with the length" in capsys.readouterr().out
     table = read_json(tmp_path / "out.json")["tables"]["sweep-length"]["exact"]
     assert table["sizes"] == efficiency.QUICK_SWEEPS["length"]
     # Doubling the length doubles what every place keeps.
@@ -398,6 +406,15 @@ def test_what_is_wrong_is_refused_before_anything_runs(given, message, capsys, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert efficiency.main(given) == 2
     assert message in capsys.readouterr().err
+
+
+def test_text_goes_between_marks_or_nowhere(tmp_path):
+    path = tmp_path / "docs.md"
+    path.write_text("a <!-- begin one -->old<!-- end one --> b")
+    insert(path, "one", "new")
+    assert path.read_text() == "a <!-- begin one -->\nnew\n<!-- end one --> b"
+    with pytest.raises(ValueError, match="no lines <!-- begin two -->"):
+        insert(path, "two", "new")
 
 
 # Quality of rows
@@ -427,7 +444,7 @@ def test_rows_are_compared_user_by_user():
 
 
 def test_rows_script_trains_both_ways_and_repeats_nothing(tmp_path, capsys, monkeypatch):
-    command = ["--out", str(tmp_path), "--users", "8", "--seeds", "1", "--epochs", "1", "--length", "8"]
+    command = ["--out", str(tmp_path), "--users", "12", "--seeds", "1", "--epochs", "1", "--length", "8"]
     command += ["--models", "AWRSR without refinement (SASRec)"]
     assert rows.main(command) == 0
     text = capsys.readouterr().out
