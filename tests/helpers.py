@@ -16,6 +16,7 @@ ADRREC_OPTIONS = {
     "relative_kernels": ["sinusoid", "distance"],
     "time_unit": 3600.0,
     "kernel_freq": 10000.0,
+    "grid_points": None,
     "max_distance": 3,
     "objective": "causal",
     "use_query_time": False,
@@ -30,6 +31,8 @@ ADRREC_OPTIONS = {
     "lni_layers": None,
     "lni_layer_weights": None,
     "lni_stop_gradient": False,
+    "recompute": False,
+    "compile": False,
 }
 
 # What the other models have beyond ADRRec's options.

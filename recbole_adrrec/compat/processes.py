@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 
+from recbole_adrrec.collectives import mean_over_processes, share_of
 from recbole_adrrec.compat.patching import override, override_everywhere
 from recbole_adrrec.errors import OptionError
 
@@ -66,7 +67,7 @@ def mend_data_parallel() -> None:
     """Wrap models that are on the CPU too (trainer/trainer.py:57-64).
 
     RecBole gives ``DistributedDataParallel`` a ``device_ids``, which it refuses for a model on the CPU, as does
-    ``SyncBatchNorm``. The loss stays as RecBole has it: the mean over processes of each one's mean over its batch.
+    ``SyncBatchNorm``.
     """
     override(importlib.import_module(TRAINER).AbstractTrainer, "__init__", _without_device_ids)
 
@@ -130,6 +131,97 @@ def _waiting(original: Callable[..., Any]) -> Callable[..., Any]:
     return save_checkpoint
 
 
+class Shuffled(RandomSampler):
+    """The order of a single process, drawn alike by all; RecBole tells the sampler of several the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing to do: the generator goes on from epoch to epoch."""
+
+
+class SharedBatches(Sampler[list[int]]):
+    """One process's share of every batch that a single process would train on.
+
+    A last batch of fewer rows than processes is joined to the one before it.
+
+    Parameters
+    ----------
+    batches : BatchSampler
+        A single process's batches, the same for all.
+    n_rows : int
+        Rows in all.
+    rank, world_size : int
+        This process, and how many there are.
+
+    Raises
+    ------
+    OptionError
+        If there are fewer rows than processes.
+    """
+
+    def __init__(self, batches: BatchSampler, n_rows: int, rank: int, world_size: int) -> None:
+        if n_rows < world_size:
+            raise OptionError(f"nproc: {world_size} processes for {n_rows} training rows; choose at most {n_rows}")
+        self.batches = batches
+        self.n_rows = n_rows
+        self.rank = rank
+        self.world_size = world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        kept: list[int] | None = None
+        for batch in self.batches:
+            if kept is not None and len(batch) < self.world_size:
+                kept = kept + batch
+            else:
+                if kept is not None:
+                    yield self._share(kept)
+                kept = batch
+        if kept is not None:
+            yield self._share(kept)
+
+    def _share(self, batch: list[int]) -> list[int]:
+        count = len(batch)
+        return batch[count * self.rank // self.world_size : count * (self.rank + 1) // self.world_size]
+
+    def __len__(self) -> int:
+        left = self.n_rows % self.batches.batch_size
+        return len(self.batches) - (0 < left < self.world_size)
+
+
+def mend_training() -> None:
+    """Train on the batches of a single process, each row counted once (abstract_dataloader.py:60; trainer.py:196).
+
+    RecBole's ``DistributedSampler`` shuffles in another order than a single process, repeats rows until every process
+    has as many, and the processes' gradients are averaged alike, however many rows each has. Here every batch is the
+    single process's, cut into shares, and a loss that is a mean over rows is weighted by their number. The loss that is
+    logged is that of all processes.
+    """
+    override(importlib.import_module(TRAINER).Trainer, "_train_epoch", _weighing)
+
+
+def _weighing(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def train_epoch(
+        self: Any, train_data: Any, epoch_idx: int, loss_func: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.config["single_spec"]:
+            return original(self, train_data, epoch_idx, loss_func, *args, **kwargs)
+        loss_of = loss_func or self.model.calculate_loss
+
+        def weighed(interaction: Any) -> Any:
+            losses = loss_of(interaction)
+            if getattr(self.model, "weighs_targets", False):
+                return losses
+            share = share_of(len(interaction), self.device)
+            return tuple(part * share for part in losses) if isinstance(losses, tuple) else losses * share
+
+        total = original(self, train_data, epoch_idx, weighed, *args, **kwargs)
+        parts = total if isinstance(total, tuple) else (total,)
+        means = mean_over_processes(torch.tensor(parts, dtype=torch.float64, device=self.device)).tolist()
+        return tuple(means) if isinstance(total, tuple) else means[0]
+
+    return train_epoch
+
+
 class Share(Sampler[int]):
     """One process's share of the rows: a run of neighbours, no row twice, the shares together all rows in order."""
 
@@ -166,14 +258,25 @@ def mend_evaluation() -> None:
 def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, config, *args, **kwargs)
+        if config["single_spec"]:
+            original(self, config, *args, **kwargs)
+            return
+        config["single_spec"] = True
+        try:
+            original(self, config, *args, **kwargs)
+        finally:
+            config["single_spec"] = False
         loaders = importlib.import_module(LOADERS)
-        if not config["single_spec"] and isinstance(
-            self, loaders.FullSortEvalDataLoader | loaders.NegSampleEvalDataLoader
-        ):
-            share = Share(self.sample_size, torch.distributed.get_rank(), torch.distributed.get_world_size())
-            self.batch_sampler.sampler = share
-            object.__setattr__(self, "sampler", share)  # a loader forbids it, since its batches would not follow
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if isinstance(self, loaders.FullSortEvalDataLoader | loaders.NegSampleEvalDataLoader):
+            sampler: Sampler[int] = Share(self.sample_size, rank, world_size)
+            self.batch_sampler.sampler = sampler
+        else:
+            rows = range(self.sample_size)
+            sampler = Shuffled(rows, generator=self.generator) if self.shuffle else SequentialSampler(rows)
+            batches = BatchSampler(sampler, max(self.step, world_size), drop_last=False)
+            object.__setattr__(self, "batch_sampler", SharedBatches(batches, len(rows), rank, world_size))
+        object.__setattr__(self, "sampler", sampler)  # a loader forbids it, since its batches would not follow
 
     return init
 

@@ -42,5 +42,9 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     Float[B, H, L, L]
         Weights: rows sum to one, or to zero where no key is allowed.
     """
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    keyless = ~mask.any(-1, keepdim=True)
+    # On a CPU a look at the few flags is cheaper than a pass over all weights; elsewhere it would wait for the device.
+    if keyless.device.type == "cpu" and not torch.compiler.is_compiling() and not keyless.any():
+        return weights
+    return weights.masked_fill(keyless, 0.0)

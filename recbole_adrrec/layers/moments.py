@@ -58,6 +58,8 @@ class KernelSettings:
         The slowest rate of the kernels of a gap is about ``1 / kernel_freq`` per unit.
     max_distance : int, optional
         ``k`` of the distance kernel.
+    grid_points : int, optional
+        Points of the grid between which exponential and log1p are interpolated; exact by default.
     """
 
     hidden_size: int
@@ -66,6 +68,7 @@ class KernelSettings:
     time_unit: float
     kernel_freq: float
     max_distance: int | None = None
+    grid_points: int | None = None
 
 
 def whole_days(time: Tensor) -> Tensor:

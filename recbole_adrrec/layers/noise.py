@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from recbole_adrrec.collectives import mean_over_processes, rank
 from recbole_adrrec.layers.transformer import Perturbation
 
 NOISES = ("gaussian", "uniform", "in_manifold")
@@ -118,7 +119,7 @@ class LayerwiseNoise(nn.Module):
 
     def _perturbation(self, valid: Tensor) -> Perturbation:
         generator = torch.Generator(valid.device)
-        generator.manual_seed((self.seed * 1_000_003 + int(self.step)) % 2**63)
+        generator.manual_seed((self.seed * 1_000_003 + int(self.step) + (rank() << 40)) % 2**63)
         self.step += 1
 
         def perturb(layer: int, hidden: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ class LayerwiseNoise(nn.Module):
             fixed = state.detach()
             moved = (disturbed - (fixed if self.stop_gradient else state)).pow(2).sum(-1)
             # Both means are over the same places: their counts cancel.
-            size = fixed.pow(2).sum(-1).masked_fill(~valid, 0.0).sum()
+            size = mean_over_processes(fixed.pow(2).sum(-1).masked_fill(~valid, 0.0).sum())
             moved = moved.masked_fill(~valid, 0.0).sum()
             terms.append(weight * moved / size.clamp_min(torch.finfo(size.dtype).tiny))
         return torch.stack(terms).sum()

@@ -15,6 +15,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
+from recbole_adrrec.collectives import share_of
 from recbole_adrrec.data.times import smallest_gaps
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.embeddings import ItemEmbedding
@@ -175,6 +176,8 @@ class SequenceRecommender(SequentialRecommender):
     kernels: nn.Module
     encoder: TransformerEncoder
     head: ItemHead
+    weighs_targets = True
+    """Of several processes, each weighs its loss by its number of targets: nobody else has to."""
 
     def __init__(self, config: Any, dataset: Any, objective: str = "causal", use_query_time: bool = False) -> None:
         super().__init__(config, dataset)
@@ -187,6 +190,8 @@ class SequenceRecommender(SequentialRecommender):
         self.initializer_range = config["initializer_range"]
         self.loss_type = config["loss_type"]
         self.gbce_t = config["gbce_t"]
+        self.recompute = config["recompute"]
+        self.compiled = config["compile"]
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
         if objective not in ("causal", "cloze"):
@@ -221,6 +226,11 @@ class SequenceRecommender(SequentialRecommender):
         if not parts.knows_time:
             self.logger.info(f"{type(self).__name__} orders events by time and ignores the times themselves.")
 
+        self.encoder.recompute = self.recompute
+        if self.compiled:
+            # One graph for all lengths of a batch: each would take its minute.
+            self.encoder.compile(dynamic=True)
+
         # parameters initialization
         self.apply(self._init_weights)
         self.item_embedding.weight.data[0].zero_()
@@ -250,22 +260,28 @@ class SequenceRecommender(SequentialRecommender):
         return self._encode(self._encoder_of(items, moments), moments)[0][-1]
 
     def calculate_loss(self, interaction: Any) -> Tensor:
-        """Training loss, Float[], of prefix rows or of sequence rows (a target per place)."""
+        """Training loss, Float[], of prefix rows or of sequence rows (a target per place).
+
+        Of several processes each gives its targets' part of the mean over the targets of all.
+        """
         batch = self._training_batch(interaction)
         states, penalty = self._encode(self._encoder_of(batch.items, batch.moments), batch.moments)
         asked = batch.targets > 0
         hidden, targets = states[-1][asked], batch.targets[asked]  # [N, d], [N]
+        negatives = None if batch.negatives is None else batch.negatives[asked]  # [N, k]
+        return self._loss_of(hidden, targets, negatives) * share_of(len(targets), targets.device) + penalty
+
+    def _loss_of(self, hidden: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
         table = self.item_embedding.table
-        if batch.negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table), targets) + penalty
-        negatives = batch.negatives[asked]  # [N, k]
+        if negatives is None:
+            return item_cross_entropy(*self.head.as_product(hidden, table), targets)
         targets = targets.unsqueeze(1)
         positive, negative = self.head.score_items(hidden, table, targets, negatives)
         loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
             between = -self.head.compare(table[targets], table[negatives])
             loss = loss + self.pvn_weight * positive_versus_negative(-positive, between)
-        return loss + penalty
+        return loss
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""

@@ -31,6 +31,7 @@ def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine
         time_unit=config["time_unit"],
         kernel_freq=config["kernel_freq"],
         max_distance=max_distance,
+        grid_points=config["grid_points"],
     )
 
     def layer(number: int) -> TransformerLayer:

@@ -42,6 +42,95 @@ if __name__ == "__main__":
 """
 
 
+TRAIN_SCRIPT = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+import recbole_adrrec
+recbole_adrrec.register()
+from recbole.quick_start import run
+from recbole.trainer import Trainer
+
+fit = Trainer.fit
+def fit_and_tell(self, *args, **kwargs):
+    result = fit(self, *args, **kwargs)
+    if self.config["local_rank"] in (None, 0):
+        state = {"losses": self.train_loss_dict, "weights": self.model.state_dict()}
+        torch.save(state, self.config["checkpoint_dir"] + "/told.pt")
+    return result
+Trainer.fit = fit_and_tell
+
+if __name__ == "__main__":
+    model, options, port, nproc = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    sys.argv = sys.argv[:1]
+    run(model, "small", config_dict=options, nproc=nproc, port=port)
+"""
+
+
+@pytest.mark.parametrize("model", ["ADRRec", "SASRec"])
+def test_two_processes_train_as_one_does(model: str, small: dict[str, Any], tmp_path: Path) -> None:
+    """Without dropout, the losses and the final weights are those of one process, to the rounding of sums."""
+    options = {
+        **small,
+        "hidden_size": 8,
+        "inner_size": 8,
+        "hidden_dropout_prob": 0.0,
+        "attn_dropout_prob": 0.0,
+        "train_neg_sample_args": None,
+        "learner": "sgd",
+        "learning_rate": 0.2,
+        "epochs": 3,
+        "eval_step": 0,
+        "train_batch_size": 401,
+        "use_gpu": False,
+        "state": "ERROR",
+    }
+    if model == "ADRRec":
+        options |= {"lni_weight": 0.0, "train_rows": "sequence", "MAX_ITEM_LIST_LENGTH": 6}
+    script = tmp_path / "script.py"
+    script.write_text(TRAIN_SCRIPT)
+    told = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        options["checkpoint_dir"] = str(folder)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(script), model, json.dumps(options), free_port(), str(count)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        told.append(torch.load(folder / "told.pt"))
+    alone, together = told
+    losses = [list(each["losses"].values()) for each in told]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0][2] < losses[0][0]
+    for name, weights in alone["weights"].items():
+        torch.testing.assert_close(together["weights"][name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_rows", [3, 7, 8, 10, 11, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("step", [3, 5])
+def test_shares_of_batches_are_the_batches(n_rows: int, world_size: int, step: int) -> None:
+    def batches() -> torch.utils.data.BatchSampler:
+        return torch.utils.data.BatchSampler(range(n_rows), step, drop_last=False)
+
+    shares = [processes.SharedBatches(batches(), n_rows, rank, world_size) for rank in range(world_size)]
+    drawn = [list(share) for share in shares]
+    assert {len(batches) for batches in drawn} == {len(shares[0])}
+    assert all(share for batches in drawn for share in batches)
+    together = [[row for share in parts for row in share] for parts in zip(*drawn, strict=True)]
+    expected = list(batches())
+    if len(expected) > 1 and len(expected[-1]) < world_size:
+        expected[-2:] = [expected[-2] + expected[-1]]
+    assert together == expected
+
+
+def test_fewer_rows_than_processes_are_refused() -> None:
+    batches = torch.utils.data.BatchSampler(range(2), 5, drop_last=False)
+    with pytest.raises(OptionError, match="nproc: 3 processes for 2 training rows"):
+        processes.SharedBatches(batches, 2, 0, 3)
+
+
 def free_port() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -70,6 +70,58 @@ def test_smooth_kernels_pass_gradcheck(name):
     assert torch.autograd.gradcheck(scorer, (projected, constant))
 
 
+def longest_gaps(seed=0):
+    """Gaps from none to years, each scale alike."""
+    generator = torch.Generator().manual_seed(seed)
+    gaps = torch.exp(torch.rand(2, 40, generator=generator) * 19).long()
+    gaps[:, ::5] = 0
+    times = helpers.FIRST_TIME + gaps.cumsum(1)
+    return Moments(torch.arange(40).expand(2, -1), times, times, torch.ones(2, 40, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("unit", [1.0, 60.0, 86400.0])
+@pytest.mark.parametrize("points", [1, 8, 32])
+@pytest.mark.parametrize("name", ["exponential", "log1p"])
+def test_interpolation_keeps_its_bound(name, points, unit):
+    at, kernel = longest_gaps(), RELATIVE_KERNELS[name]
+    torch.manual_seed(0)
+    projected, constant = torch.randn(2, 40, WIDTH).double(), torch.randn(2, 40, 1).double()
+    # One feature at a time with the widest curvature, too: there the bound is nearly met.
+    projected[0, :WIDTH] = torch.eye(WIDTH)
+    exact = kernel(WIDTH, unit, FREQ)(at, torch.float64)(projected, constant)
+    near = kernel(WIDTH, unit, FREQ, points)(at, torch.float64)(projected, constant)
+    bound = kernel.curvature * projected.abs().sum(-1, keepdim=True) / (8 * points**2)
+    error = (near - exact).abs()
+    assert (error <= bound + 1e-9).all()
+    assert (error / bound).max() > 0.25
+    same = at.key_time.unsqueeze(1) == at.key_time.unsqueeze(2)
+    torch.testing.assert_close(near[same], exact[same], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["exponential", "log1p"])
+def test_interpolated_scores_pass_gradcheck(name):
+    kernel = RELATIVE_KERNELS[name](WIDTH, UNIT, FREQ, 4)
+    scorer = kernel(moments(2, 3), torch.float64)
+    projected = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(2, 3, 1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(scorer, (projected, constant))
+
+
+@pytest.mark.parametrize("name", ["exponential", "log1p"])
+def test_the_grid_is_the_same_in_every_batch(name):
+    kernel, at = RELATIVE_KERNELS[name](WIDTH, UNIT, FREQ, 4), longest_gaps()
+    projected, constant = torch.randn(2, 40, WIDTH).double(), torch.zeros(2, 40, 1).double()
+    together = kernel(at, torch.float64)(projected, constant)
+    first = Moments(*(part[:1, :7] for part in (at.position, at.query_time, at.key_time, at.valid)))
+    alone = kernel(first, torch.float64)(projected[:1, :7], constant[:1, :7])
+    torch.testing.assert_close(alone, together[:1, :7, :7], rtol=0, atol=1e-12)
+
+
+def test_a_grid_without_points_is_refused():
+    with pytest.raises(ValueError, match="grid_points: 0"):
+        RELATIVE_KERNELS["log1p"](WIDTH, UNIT, FREQ, 0)
+
+
 @pytest.mark.parametrize("name", ["sinusoid", "exponential", "log1p"])
 def test_a_second_is_seen_in_float32_at_todays_times(name):
     """Unix seconds in float32 come in steps of 128; differences taken before rounding don't."""

@@ -1,0 +1,95 @@
+"""Options that make models cheaper and leave what they compute as it is, to the rounding that each allows."""
+
+import pytest
+import torch
+
+from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.awrsr import AWRSR
+from recbole_adrrec.models.meantime import MEANTIME
+from recbole_adrrec.models.stosa import STOSA
+from recbole_adrrec.models.tisasrec import TiSASRec
+from tests import helpers
+
+EVERY_KERNEL = {
+    "absolute_kernels": ["position", "day", "constant", "hour"],
+    "relative_kernels": ["sinusoid", "exponential", "log1p", "distance"],
+}
+MODELS = [
+    (ADRRec, {**EVERY_KERNEL, "lni_weight": 0.5}),
+    (ADRRec, {**EVERY_KERNEL, "objective": "cloze"}),
+    (AWRSR, {"refinement": "stochastic"}),
+    (AWRSR, {"backbone": "mix", "refinement": "value"}),
+    (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
+    (STOSA, {"initializer_range": 0.1}),
+    (TiSASRec, {}),
+    (TiSASRec, {"published_padding_attention": True}),
+]
+DROPOUT = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3}
+
+
+def trained(model_class, dtype=torch.float64, autocast=False, **options):
+    """Loss and gradients of one training step, drawn alike."""
+    model = helpers.build(model_class, dtype=dtype, **options).train()
+    batch = helpers.rows([7, 4, 6], targets=model.objective)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", enabled=autocast):
+        loss = model.calculate_loss(batch)
+    loss.backward()
+    return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
+
+
+@pytest.mark.parametrize(("model_class", "options"), MODELS)
+def test_recomputation_changes_nothing(model_class, options):
+    loss, gradients = trained(model_class, **DROPOUT, **options)
+    again, others = trained(model_class, **DROPOUT, **options, recompute=True)
+    assert torch.equal(again, loss)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-12, atol=1e-12)
+
+
+def kept_bytes(**options):
+    """What one training step keeps for its backward pass."""
+    model = helpers.build(ADRRec, **{**EVERY_KERNEL, "n_layers": 4, "MAX_ITEM_LIST_LENGTH": 60, **options}).train()
+    kept = {}
+
+    def pack(part):
+        kept[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+        return part
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda part: part):
+        model.calculate_loss(helpers.rows([60, 60], width=60, targets="causal"))
+    return sum(kept.values())
+
+
+def test_recomputation_keeps_less():
+    assert kept_bytes(recompute=True) < kept_bytes() / 3
+
+
+def test_a_grid_keeps_no_features():
+    """Beside its weights of L x L, an interpolated kernel keeps nothing of that size for each feature."""
+    assert kept_bytes(grid_points=16) < 1.2 * kept_bytes()
+
+
+@pytest.mark.parametrize(("model_class", "options"), MODELS)
+def test_bf16_autocast_agrees(model_class, options):
+    """Bfloat16 has 8 significant bits: a loss within 2 %, gradients within 10 % of their size."""
+    options = {"initializer_range": 0.05, **options}
+    loss, gradients = trained(model_class, torch.float32, **options)
+    low, others = trained(model_class, torch.float32, autocast=True, **options)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, loss, rtol=0.02, atol=0)
+    assert low != loss
+    size = sum(gradient.square().sum() for gradient in gradients.values()).sqrt()
+    apart = sum((others[name].float() - gradient).square().sum() for name, gradient in gradients.items()).sqrt()
+    assert apart < 0.1 * size
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_model_agrees(recompute):
+    options = {"lni_weight": 0.5, "recompute": recompute, **EVERY_KERNEL}
+    loss, gradients = trained(ADRRec, torch.float32, **options)
+    compiled, others = trained(ADRRec, torch.float32, compile=True, **options)
+    torch.testing.assert_close(compiled, loss, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-2, atol=1e-4)
