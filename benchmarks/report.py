@@ -1,25 +1,41 @@
 """Make the report of a results folder again: Markdown, CSV, LaTeX and one HTML page.
 
 python benchmarks/report.py RESULTS
+python benchmarks/report.py RESULTS --measure robustness,heads,noise --data_path /path/to/data
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from study import report
+from study.measurements import KINDS, measure, measured_kinds, specs_of
+from study.results import Results
+from tqdm import tqdm
 
-from recbole_adrrec.errors import UserError
+from recbole_adrrec import rules
+from recbole_adrrec.errors import DataError, OptionError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and say where it is; 2 where the folder is unfit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", metavar="RESULTS", help="folder with runs/*.json")
+    parser.add_argument(
+        "--measure",
+        metavar="KINDS",
+        help=f"first measure the models that the study kept (keep_models): {', '.join(KINDS)}, separated by commas",
+    )
+    parser.add_argument("--data_path", default="dataset/", help="folder of the data sets, for --measure")
     given = parser.parse_args(arguments)
     try:
+        if given.measure:
+            told = list(sys.argv[1:] if arguments is None else arguments)
+            measure_kept(given.results, given.measure.split(","), given.data_path, _command(told))
         paths = report.write(given.results)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
@@ -28,6 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, path in paths.items():
         print(f"{name:<{width}}  {path}")
     return 0
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "benchmarks/report.py", *arguments])
+
+
+def measure_kept(folder: str, kinds: Sequence[str], data_path: str, command: str) -> None:
+    """Measure every kept model of a results folder that was not measured so before.
+
+    Raises
+    ------
+    UserError
+        For an unknown kind, a folder without kept models, or data that are not there.
+    """
+    fault = rules.ListOf(rules.Choice(KINDS), filled=True, distinct=True).fault(list(kinds))
+    if fault:
+        raise OptionError(f"--measure: {fault}")
+    results = Results.read(folder)
+    specs = specs_of(results, str(Path(data_path).resolve())) if results.stated else []
+    if not specs:
+        raise DataError(f"{folder}: no model was kept (models/*.pth); run the study with keep_models: true")
+    missing = [spec for spec in specs if not set(kinds) <= measured_kinds(results.folder, spec.id)]
+    for spec in tqdm(missing, desc="measured", unit="model", disable=not missing):
+        measure(spec, results.folder, command, kinds)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.errors import CheckpointError
-from study.plan import RunSpec
+from study.plan import Protocol, RunSpec
 from study.plots import KernelCurve
 from study.results import Results, Run, read_json
 
@@ -120,6 +120,38 @@ def _read(run: Run, path: Path) -> Measurement:
             attention = arrays["plain"], refined, list(facts["attention_heads"])
     rows = {kind: facts.get(kind) or () for kind in KINDS}
     return Measurement(run, facts, **rows, kernels=kernels, attention=attention)
+
+
+def specs_of(results: Results, data_path: str) -> list[RunSpec]:
+    """What the finished runs of a folder were told, for those whose models were kept.
+
+    Parameters
+    ----------
+    results : Results
+        With the ``study.json`` that states the study.
+    data_path : str
+        Folder of the data sets, which no file of results names.
+    """
+    stated = results.stated
+    return [
+        RunSpec(
+            study=str(run.facts.get("study")),
+            study_hash=str(run.facts.get("study_hash")),
+            label=run.label,
+            model=str(run.facts["model"]),
+            dataset=run.protocol.dataset,
+            seed=run.seed,
+            protocol=Protocol(run.protocol.split, run.protocol.candidates, run.protocol.seen),
+            options=run.facts["options"],
+            temporal=run.facts.get("temporal") or stated.get("temporal", {}),
+            metrics=stated["metrics"],
+            topk=stated["topk"],
+            valid_metric=str(run.facts["valid_metric"]),
+            data_path=data_path,
+        )
+        for run in results.done
+        if (results.folder / "models" / f"{run.id}.pth").is_file()
+    ]
 
 
 def measured_kinds(results_folder: Path, run_id: str) -> set[str]:

@@ -189,8 +189,8 @@ def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, floa
     axes.set_xlabel(f"training time ({name}), a mark at the best epoch")
     axes.set_ylabel(f"validation {metric_name(metric)}")
     if limit is not None:
-        axes.set_xlim(0, limit[0] / unit)
-        axes.set_ylim(0, limit[1])
+        axes.set_xlim(0, limit[0] / unit or 1)
+        axes.set_ylim(0, limit[1] or 1)
     else:
         axes.set_xlim(left=0)
     _legend(figure, len(labels))

@@ -351,6 +351,13 @@ def test_the_command_makes_the_report_again(tmp_path, capsys):
     assert report_command.main([str(tmp_path / "nowhere")]) == 2
 
 
+@pytest.mark.parametrize(("kinds", "words"), [("head", "did you mean heads"), ("heads", "no model was kept")])
+def test_what_cannot_be_measured_is_said(tmp_path, capsys, kinds, words):
+    write_run(tmp_path, "SASRec", 1)
+    assert report_command.main([str(tmp_path), "--measure", kinds]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_arrays_of_another_length_are_refused(tmp_path):
     name = write_run(tmp_path, "SASRec", 1)
     np.savez(tmp_path / "runs" / f"{name}.npz", users=np.array(["a", "b"]), **{"ndcg@10": np.zeros(3)})

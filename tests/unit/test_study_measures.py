@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import report
 import torch
 from helpers import FIRST_TIME, build, rows
 from recbole.data.interaction import Interaction
-from study import heads, loaded, measurements, runs
+from study import heads, loaded, measurements, robustness, runs
 from study import plan as plans
 from study.results import Results
 from study.robustness import KINDS, changed_batch, changed_history, drop_row
@@ -401,8 +402,16 @@ def test_a_saved_model_gives_its_run_again_and_is_measured(small_data, tmp_path,
         np.testing.assert_array_equal(again["users"], kept["users"])
         np.testing.assert_allclose(again["ndcg@10"], kept["ndcg@10"], rtol=0, atol=1e-12)
 
-    path = measurements.measure(spec, plan.results, "python a.py", shares=[0.5])
+    stated = {"study": {"metrics": ["NDCG"], "topk": [10], "temporal": plan.temporal}}
+    (plan.results / "study.json").write_text(json.dumps(stated))
+    monkeypatch.setattr(robustness, "SHARES", (0.5,))
+    assert report.main([str(plan.results), "--measure", "robustness,heads,noise", "--data_path", str(small_data)]) == 0
+    path = plan.results / "measurements" / f"{spec.id}.json"
     told = json.loads(path.read_text())
+    assert told["command"].startswith("python benchmarks/report.py")
+    measurements.measure(spec, plan.results, "python a.py", shares=[0.5])
+    again_told = json.loads(path.read_text())
+    assert all(told[kind] == again_told[kind] for kind in measurements.KINDS)
     assert measurements.measured_kinds(plan.results, spec.id) == {"robustness", "heads", "noise"}
     assert {row["kind"]: row["clean"] for row in told["robustness"]} == dict.fromkeys(KINDS, again["ndcg@10"].mean())
     (found,) = measurements.read_measurements(Results.read(plan.results))
