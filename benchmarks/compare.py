@@ -180,10 +180,11 @@ def parse(
                     text = "true"
                 else:
                     raise OptionError(f"{name}: no value is given")
-            if name in flags:
-                own[name] = _flag_value(name, text)
-            else:
-                overrides[name] = _key_value(name, text)
+            held = own if name in flags else overrides
+            value = _flag_value(name, text) if name in flags else _key_value(name, text)
+            if held.get(name, value) != value:
+                raise OptionError(f"{name}: given twice on the command line, as {held[name]!r} and {value!r}")
+            held[name] = value
         else:
             rest.append(argument)
             if not equals and waiting and not waiting[0].startswith("--"):
