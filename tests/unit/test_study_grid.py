@@ -328,7 +328,8 @@ def test_every_model_gets_as_many_trials_and_the_best_is_written(
     monkeypatch.setattr(Scored, "started", [])
     monkeypatch.setattr(runs, "Child", Scored)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
-    study = command(small_data, tmp_path / "r", "--models=ADRRec,SASRec", "--learning_rate=0.004")
+    study = command(small_data, tmp_path / "r", "--learning_rate=0.004")
+    study[study.index("ADRRec")] = "ADRRec,SASRec"
     given = [*study, "--space", str(tmp_path / "space.yaml"), "--tuned", str(tmp_path / "tuned")]
     # The options of the study are the first trial; what is forced on the command line is searched all the same.
     assert tune.main([*given, "--trials", "3"]) == 0
@@ -357,6 +358,8 @@ def test_every_model_gets_as_many_trials_and_the_best_is_written(
     }
     plan = plans.load(None, {**study_of_it, "metrics": "NDCG", "topk": 10})
     assert plan.specs()[0].options["learning_rate"] > 0.004
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"every": SPACE["every"]}))
+    assert tune.main(given) == 2  # another search's folder
 
 
 def test_a_cut_search_proposes_what_an_uncut_one_does(
