@@ -265,9 +265,9 @@ class Carried:
         stored = checkpoint.get(KEY)
         if stored is None:
             raise CheckpointError(
-                f"{path}: carries no names of users and items, so its numbers can't be told apart (it was saved by "
-                "recbole_adrrec 0.1.0, by RecBole alone, or by a model with a data set of its own); train it again "
-                "with this version"
+                f"{path}: carries no names of users and items, so its numbers can't be told apart (it was saved by an "
+                "earlier version, by RecBole alone, or by a model with a data set of its own); train it again with "
+                "this version"
             )
         try:
             return cls._read(stored)
