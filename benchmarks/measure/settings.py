@@ -33,8 +33,8 @@ def common(dataset: str, data_path: str | None, length: int, batch: int, device:
     chosen: dict[str, Any] = {
         **fields,
         "load_col": {"inter": list(fields.values())},
-        "user_inter_num_interval": "[0,inf)",
-        "item_inter_num_interval": "[0,inf)",
+        "user_inter_num_interval": None,
+        "item_inter_num_interval": None,
         "val_interval": None,
         "normalize_all": False,
         "MAX_ITEM_LIST_LENGTH": length,

@@ -133,7 +133,10 @@ def test_command_line_writes_and_refuses(tmp_path, capsys):
 
 
 def point(events, **result):
-    found = {"prepare_s": events / 1e5, "peak_mib": 400 + events / 1e4, "steps_s": 9.0, "stages": {"model": {}}}
+    # Training needs more than loading at these sizes, and grows less.
+    stages = {"dataset": {"peak_mib": 400 + events / 1e4}, "training": {"peak_mib": 440 + events / 1e6}}
+    peak = max(stage["peak_mib"] for stage in stages.values())
+    found = {"prepare_s": events / 1e5, "peak_mib": peak, "steps_s": 9.0, "stages": stages}
     return {"users": events // 100, "events": events, "error": None, "result": {**found, "epoch_s": [1.0], **result}}
 
 
@@ -147,6 +150,13 @@ def test_plan_extrapolates_along_a_line_and_says_so():
     assert whole["steps_s"] == pytest.approx(9)
     assert whole["epoch_s"] == pytest.approx(10)
     assert whole["stages"] is None
+
+
+def test_plan_never_extrapolates_less_than_was_measured():
+    points = [point(100_000), point(300_000)]
+    for one, peak in zip(points, (900.0, 700.0), strict=True):
+        one["result"]["stages"]["training"]["peak_mib"] = peak
+    assert planning.estimate(points, users=10_000, events=1_000_000)[-1]["peak_mib"] == 900
 
 
 def test_plan_measures_the_whole_where_it_fits():
