@@ -58,6 +58,7 @@ def register() -> None:
     _hook_data()
     _hook_checkpoints()
     _hook_trainers()
+    _hook_evaluation()
     _hook_processes()
     _registered = True
 
@@ -383,6 +384,32 @@ def _hook_trainers() -> None:
 
 
 # Processes
+
+
+def _hook_evaluation() -> None:
+    """Rank by tiles of the scores where ``eval_item_chunk`` is set (trainer/trainer.py:527; collector.py:124)."""
+    from recbole_adrrec import evaluation
+
+    trainer = importlib.import_module("recbole.trainer.trainer").Trainer
+    collector = importlib.import_module("recbole.evaluator.collector").Collector
+    score, collect = trainer._full_sort_batch_eval, collector.eval_batch_collect
+
+    @functools.wraps(score)
+    def full_sort_batch_eval(self: Any, batched_data: Any) -> Any:
+        chunk = self.config["eval_item_chunk"]
+        return (
+            score(self, batched_data) if chunk is None else evaluation.score_in_tiles(self, score, batched_data, chunk)
+        )
+
+    @functools.wraps(collect)
+    def eval_batch_collect(self: Any, scores_tensor: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
+        if isinstance(scores_tensor, evaluation.TiledScores):
+            evaluation.collect(self, scores_tensor, positive_u, positive_i)
+        else:
+            collect(self, scores_tensor, interaction, positive_u, positive_i)
+
+    trainer._full_sort_batch_eval = full_sort_batch_eval
+    collector.eval_batch_collect = eval_batch_collect
 
 
 def _hook_processes() -> None:

@@ -32,9 +32,10 @@ class ItemHead(nn.Module):
     def _transform(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """Scores of all items, Float[N, V], from states, Float[N, d]."""
-        return F.linear(self._transform(hidden), table[: self.n_items], self.bias)
+    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None) -> Tensor:
+        """Scores of all items, Float[N, V], or of a run of them, from states, Float[N, d]."""
+        items = slice(self.n_items) if items is None else items
+        return F.linear(self._transform(hidden), table[items], None if self.bias is None else self.bias[items])
 
     def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """States, Float[N, D], items, Float[V, D], and bias, Float[V].
@@ -87,9 +88,9 @@ class GaussianItemHead(ItemHead):
     def _transform(self, hidden: Tensor) -> Tensor:
         return gaussian_points(hidden[..., 0, :], hidden[..., 1, :])
 
-    def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """Scores of all items, Float[N, V]."""
-        return nearness(self._transform(hidden), table[: self.n_items])
+    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None) -> Tensor:
+        """Scores of all items, Float[N, V], or of a run of them."""
+        return nearness(self._transform(hidden), table[slice(self.n_items) if items is None else items])
 
     def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """See ``ItemHead.as_product``: ``-|s - t|^2 = 2 s.t - |t|^2 - |s|^2``, the last the same for all items."""
