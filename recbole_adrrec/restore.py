@@ -85,6 +85,8 @@ def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cp
     except (RuntimeError, AssertionError) as error:
         raise OptionError(f"device: {device} can't be used here ({_first_line(error)}); try cpu") from error
     config["device"], config["single_spec"], config["local_rank"] = place, True, 0
+    if config["compile"]:
+        config["compile"] = False  # a few answers don't repay it, and explanations look into what it would fuse
     return _build(path, config, carried, stored).to(place).eval(), config, carried
 
 

@@ -442,6 +442,16 @@ def test_missing_and_truncated_files_are_refused(checkpoints):
         recbole_adrrec.load("half.pth")
 
 
+def test_a_compiled_model_answers_without_being_compiled(checkpoints, adrrec):
+    path = saved(
+        checkpoints("ADRRec").path, lambda checkpoint: checkpoint["config"].final_config_dict.update(compile=True)
+    )
+    recommender = recbole_adrrec.load(path)
+    assert not recommender.model.compiled
+    user = adrrec.users[0]
+    assert recommender.recommend(user).items.tolist() == adrrec.recommend(user).items.tolist()
+
+
 def test_an_unknown_device_is_refused(checkpoints):
     with pytest.raises(OptionError, match="device: abacus"):
         recbole_adrrec.load(checkpoints("ADRRec").path, device="abacus")
