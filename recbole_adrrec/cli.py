@@ -351,6 +351,8 @@ def _of_the_user(error: Exception, trainers: Sequence[Any]) -> str | None:
 def usage(model: str) -> str:
     """How to call the program, and the options of one model with their defaults."""
     program = Path(sys.argv[0]).name or "run_recbole.py"
+    if program == "__main__.py":
+        program = "python -m recbole_adrrec"
     general = [
         (name, default, options.comments("overall").get(name, ""))
         for name, default in options.load_properties("overall").items()

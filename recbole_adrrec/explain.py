@@ -62,6 +62,8 @@ class Reasons:
         Names.
     at : int
         The moment asked, in seconds since 1970 (UTC).
+    query_time : int
+        The moment from which gaps are counted: ``at`` for models that are told of it, else that of the last event.
     items : list of str
         The events that the model was shown, oldest first.
     times : int64 array, [n_events]
@@ -82,6 +84,7 @@ class Reasons:
     user: str
     model: str
     at: int
+    query_time: int
     items: list[str]
     times: NDArray[np.int64]
     heads: list[str]
@@ -131,10 +134,12 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
     n_keys = len(seen.items)
     shown = n_keys - int(model.objective == "cloze")
     names = [recommender.carried.items[number] for number in seen.items[:shown].tolist()]
+    at = int(answers.at[0])
     return Reasons(
         user=answers.users[0],
         model=name,
-        at=int(answers.at[0]),
+        at=at,
+        query_time=at if recommender.knows_query_time else int(seen.times[shown - 1]),
         items=names,
         times=seen.times[:shown].cpu().numpy().astype(np.int64),
         heads=_heads(model, seen.plain.size(1)),

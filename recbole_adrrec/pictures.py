@@ -135,7 +135,7 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     head, band = (0.75 + 0.17 * len(reasons.recommended) if headed else 0.1), 0.8
     upper = 0.235 * max(lines, 4)
     lower = 2.3 * len(rows_of_kernels) if rows_of_kernels else 0.3
-    height = head + band + upper + 1.35 + lower
+    height = head + band + upper + (1.35 if rows_of_kernels else 0.7) + lower
 
     def level(inches: float) -> float:
         return 1 - inches / height
@@ -298,8 +298,7 @@ def _kernel_row(figure: Figure, grid: Any, number: int, kernels: list[Kernel], r
         _finish(axes, kernels, "gap in places", named=True)
         axes.set_ylabel("added to the score", fontsize=7.5)
         return
-    since = reasons.at if reasons.asks_itself else int(reasons.times[-1])
-    gaps_had = np.abs(since - np.asarray(reasons.times, dtype=np.float64))
+    gaps_had = np.abs(reasons.query_time - np.asarray(reasons.times, dtype=np.float64))
     for column, (unit, size, least, most) in enumerate(SPANS):
         span = float(np.clip(1.05 * gaps_had.max() / size, least, most))
         axes = figure.add_subplot(grid[number, column])

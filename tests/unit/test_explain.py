@@ -124,6 +124,7 @@ def test_curves_are_what_relative_kernels_add_to_scores(recommenders, name):
     reasons = explain.explain(recommender, user, moment)
     scores, queries, moments = scores_of(recommender.model, recommender.rows([user], moment))
     asked = float(moments.query_time[0, -1])
+    assert reasons.query_time == asked
     gaps = {
         "seconds": asked - moments.key_time[0].double().numpy(),
         "places": np.arange(len(scores[0][0]))[::-1].copy(),
