@@ -452,6 +452,13 @@ def test_a_compiled_model_answers_without_being_compiled(checkpoints, adrrec):
     assert recommender.recommend(user).items.tolist() == adrrec.recommend(user).items.tolist()
 
 
+def test_models_that_read_more_of_their_data_are_refused(small_data, tmp_path):
+    with plugin.command_line({}, strict=False):
+        run = train("FEARec", small_data, tmp_path / "saved", train_neg_sample_args=None)
+    with pytest.raises(CheckpointError, match="FEARec reads inter_feat of its data, which checkpoints don't carry"):
+        recbole_adrrec.load(run.path)
+
+
 def test_an_unknown_device_is_refused(checkpoints):
     with pytest.raises(OptionError, match="device: abacus"):
         recbole_adrrec.load(checkpoints("ADRRec").path, device="abacus")
