@@ -334,9 +334,8 @@ def _of_the_user(error: Exception, trainers: Sequence[Any]) -> str | None:
     theirs = re.search(r"^recbole_adrrec\.errors\.\w+: (.*)$", str(error), re.MULTILINE)
     if theirs:
         return theirs[1]
-    killed = re.search(
-        r"DataLoader worker \(pid[^)]*\) (?:exited unexpectedly|is killed by signal: [\w ]+)", str(error)
-    )
+    lost = r"DataLoader worker \(pid.*?\d\) (?:exited unexpectedly|is killed by signal: \w+)"
+    killed = re.search(lost, str(error))
     if killed:
         return (
             f"worker: {killed[0]}, often for want of memory; choose fewer workers, 0 for none"
