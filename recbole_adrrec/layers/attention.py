@@ -214,14 +214,13 @@ class MixAttention(ProjectedAttention):
             query = query + torch.stack(on_query, 1) * self.scale
             key = key + torch.stack(on_key, 1)
             scores.append(query @ key.transpose(2, 3))
-        if context.relative:
-            on_pair = []
-            biased = relative_query + self.relative_bias.unsqueeze(1) * self.scale
-            for head, (projection, scorer) in enumerate(zip(self.relative_key, context.relative, strict=True)):
-                projected = biased[:, head] @ projection.weight  # [B, L, d]
-                constant = (biased[:, head] * projection.bias).sum(-1, keepdim=True)  # [B, L, 1]
-                on_pair.append(scorer(projected, constant))
-            scores.append(relative_query @ relative_key.transpose(2, 3) + torch.stack(on_pair, 1))
+        biased = relative_query + self.relative_bias.unsqueeze(1) * self.scale
+        for head, (projection, scorer) in enumerate(zip(self.relative_key, context.relative, strict=True)):
+            projected = biased[:, head] @ projection.weight  # [B, L, d]
+            constant = (biased[:, head] * projection.bias).sum(-1, keepdim=True)  # [B, L, 1]
+            on_pair = scorer(projected, constant)
+            own = torch.baddbmm(on_pair, relative_query[:, head], relative_key[:, head].transpose(1, 2))
+            scores.append(own.unsqueeze(1))
         return torch.cat(scores, 1)
 
 

@@ -3,8 +3,13 @@
 Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places of a row.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def attention_mask(valid: Tensor, causal: bool) -> Tensor:
@@ -42,9 +47,31 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     Float[B, H, L, L]
         Weights: rows sum to one, or to zero where no key is allowed.
     """
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    weights: Tensor = _MaskedSoftmax.apply(scores, mask)
     keyless = ~mask.any(-1, keepdim=True)
     # On a CPU a look at the few flags is cheaper than a pass over all weights; elsewhere it would wait for the device.
     if keyless.device.type == "cpu" and not torch.compiler.is_compiling() and not keyless.any():
         return weights
     return weights.masked_fill(keyless, 0.0)
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """Softmax of scores that are hidden where the mask is false.
+
+    A hidden score has weight 0, and so its gradient is 0 already: the backward pass of ``masked_fill``, one more pass
+    over all weights, is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+        ctx.save_for_backward(weights)
+        ctx.dtype = scores.dtype
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        grad = torch.ops.aten._softmax_backward_data(grads[0], weights, -1, weights.dtype)
+        return grad.to(ctx.dtype), None
