@@ -155,6 +155,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
         "metrics": ["NDCG", "Recall", "MRR", "AveragePopularity", "ItemCoverage", "GAUC"],
         "topk": [10, 50],
         "metric_decimal_place": 9,
+        "checkpoint_last": 0,
     }
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -70,7 +70,14 @@ def test_the_metrics_are_the_same_to_the_last_digit(model: str, masked: bool, sm
 
 @pytest.mark.parametrize("model", ["AWRSR", "SASRec"])
 def test_no_tensor_holds_all_scores(model: str, small: dict[str, Any]) -> None:
-    tiny = {"hidden_size": 4, "inner_size": 4, "MAX_ITEM_LIST_LENGTH": 2, "n_heads": 1, "topk": [5], "valid_metric": "NDCG@5"}
+    tiny = {
+        "hidden_size": 4,
+        "inner_size": 4,
+        "MAX_ITEM_LIST_LENGTH": 2,
+        "n_heads": 1,
+        "topk": [5],
+        "valid_metric": "NDCG@5",
+    }
     _, whole = evaluated(model, small, **tiny)
     _, by_chunks = evaluated(model, small, **tiny, eval_item_chunk=4)
     assert by_chunks < whole / 3
