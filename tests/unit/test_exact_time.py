@@ -271,3 +271,19 @@ def test_cloze_models_train_on_windows_of_events_to_mask(ml_100k):
     batch = train[[0]]
     asked = batch["item_id"] > 0
     assert torch.equal(batch["item_id"][asked], batch["item_id_list"][asked])
+
+
+@pytest.mark.parametrize("rows", ["sequence", "prefix"])
+def test_loader_processes_give_the_same_batches(small, rows):
+    """``worker: 2``: rows are built in two processes, in the order of one."""
+    drawn = []
+    for worker in (0, 2):
+        options = {**small, "train_rows": rows, "worker": worker, "train_batch_size": 300, "loss_type": "CE"}
+        made = Config(model="ADRRec", dataset="small", config_dict=options)
+        train, valid, _ = data_preparation(made, create_dataset(made))
+        drawn.append([[dict(batch.interaction) for batch in train], [dict(part[0].interaction) for part in valid]])
+    for alone, parallel in zip(*drawn, strict=True):
+        assert len(alone) == len(parallel) > 0
+        for one, other in zip(alone, parallel, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)

@@ -6,7 +6,13 @@ from torch.nn import LayerNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recbole_adrrec.layers.attention import Attention, MixAttention, Refinement, captured_weights
+from recbole_adrrec.layers.attention import (
+    Attention,
+    DotProductAttention,
+    MixAttention,
+    Refinement,
+    captured_weights,
+)
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 from recbole_adrrec.layers.moments import KernelSettings, Moments
@@ -242,3 +248,47 @@ def test_the_encoder_gives_each_layers_output_and_disturbs_inputs():
 def test_layer_norm_eps_and_dropout_reach_the_layers():
     assert not torch.allclose(run(encoder(eps=1e-5))[1], run(encoder(eps=1.0))[1])
     assert not torch.allclose(run(encoder(dropout=0.0))[1], run(encoder(dropout=0.5))[1])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_dot_products_in_one_call_equal_those_in_steps(causal, training, monkeypatch):
+    torch.manual_seed(0)
+    attention = DotProductAttention(8, 2, dropout=0.0 if training else 0.5).double().train(training)
+    hidden = torch.randn(3, 5, 8).double().requires_grad_()
+    valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    mask = attention_mask(valid, causal)
+    inputs = [hidden, *attention.parameters()]
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
+    )
+    at_once = attention(hidden, mask, None)
+    assert calls == [1]
+    with captured_weights(attention) as weights:
+        by_steps = attention(hidden, mask, None)
+    assert calls == [1]
+    assert weights[0].plain.shape == (3, 2, 5, 5)
+    torch.testing.assert_close(at_once, by_steps, rtol=0, atol=1e-12)
+    pull = torch.randn_like(at_once)
+    for mine, other in zip(
+        torch.autograd.grad((at_once * pull).sum(), inputs),
+        torch.autograd.grad((by_steps * pull).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+
+
+def test_dot_products_are_taken_in_steps_where_weights_matter(monkeypatch):
+    """Refined or dropped weights: the one call would leave out the first and be slower with the second."""
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
+    mask = attention_mask(torch.ones(1, 3, dtype=torch.bool), True)
+
+    class Halved(Refinement):
+        def forward(self, weights, mask):
+            return weights / 2
+
+    hidden = torch.randn(1, 3, 4)
+    for attention in (DotProductAttention(4, 2, 0.0, Halved()), DotProductAttention(4, 2, 0.1).train()):
+        assert attention(hidden, mask, None).shape == hidden.shape
