@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
-from recbole_adrrec.data.times import check_times, smallest_gaps, to_seconds, unreadable_line
+from recbole_adrrec.data.times import check_times, has_quotes, smallest_gaps, to_seconds, unreadable_line
 from recbole_adrrec.errors import DataError
 
 SECONDS_A_DAY = 86_400
@@ -50,13 +50,31 @@ class SequenceDataset(SequentialDataset):
 
     def _load_feat(self, filepath: str, source: Any) -> pd.DataFrame | None:
         try:
-            return super()._load_feat(filepath, source)
+            frame = super()._load_feat(filepath, source)
+            self._check_quotes(filepath, frame)
+            return frame
+        except DataError:
+            raise
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{filepath}: not readable as {self.config['encoding'] or 'utf-8'} ({error}); set encoding"
             ) from error
         except (ValueError, pd.errors.ParserError) as error:
             raise DataError(self._explain_unreadable(filepath, error)) from error
+
+    def _check_quotes(self, filepath: str, frame: pd.DataFrame | None) -> None:
+        """Refuse names that go over lines: a quote that does not end takes the rows up to the next one for a name."""
+        if frame is None or not has_quotes(filepath):
+            return
+        for field in frame:
+            if self.field2type[field].value == "token":
+                broken = frame[field].str.contains("\n", regex=False, na=False)
+                if broken.any():
+                    name = str(frame[field][broken].iloc[0]).splitlines()[0]
+                    raise DataError(
+                        f"{filepath}: a double quote begins the {field} {name[:40]!r} and does not end there; remove "
+                        'it, or double it within quotes, as in """name"'
+                    )
 
     def _explain_unreadable(self, filepath: str, error: Exception) -> str:
         separator, encoding = self.config["field_separator"], self.config["encoding"]
@@ -76,7 +94,7 @@ class SequenceDataset(SequentialDataset):
             return f"{filepath}: header column {twice!r} stands there twice; rename one of the two"
         if "is not supported" in str(error):
             return f"{filepath}: {error} Choose token, float, token_seq or float_seq in the header"
-        if "expected after" in str(error) or "within string" in str(error):
+        if "expected after" in str(error) or "inside string" in str(error):
             return (
                 f"{filepath}: a double quote begins a field that does not end as quoted fields do ({error}); remove "
                 'it, or double it within quotes, as in """name"'

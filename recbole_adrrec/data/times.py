@@ -163,3 +163,9 @@ def unreadable_line(path: str | Path, field: str, separator: str, encoding: str 
             except ValueError:
                 return f"line {number}, {text!r}"
     return None
+
+
+def has_quotes(path: str | Path) -> bool:
+    """Whether a file holds a double quote anywhere, as few atomic files do."""
+    with open(path, "rb") as file:
+        return any(b'"' in block for block in iter(lambda: file.read(1 << 24), b""))

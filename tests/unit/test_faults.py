@@ -92,7 +92,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
         "normalised and have lost their unit",
     ),
     "a row cut short": (among("u1", "i2"), "1 of 73 events have no timestamp (first: line 7"),
-    "a quote that does not end": (text(renamed({"u1": '"u1'})), "a double quote begins a field"),
+    "quotes that do not end": (text(renamed({"u1": '"u1'})), "a double quote begins the user_id 'u1"),
+    "one quote that does not end": (among('"u1', "i2", str(START)), "a double quote begins"),
     "a byte order mark": (b"\xef\xbb\xbf" + text(GOOD), "begins with a byte order mark; set encoding: utf-8-sig"),
     "Latin-1": (text(events(user="Zoë {}")).decode().encode("latin-1"), "not readable as utf-8"),
     "UTF-16": (text(GOOD).decode().encode("utf-16"), "not readable as utf-8"),
@@ -432,7 +433,8 @@ def test_memory_is_flat_over_a_thousand_training_steps(leak: bool, steps_more: i
 
     write_tiny(Path())
     options = {"data_path": ".", "topk": [3], "valid_metric": "MRR@3", "MAX_ITEM_LIST_LENGTH": 6, "hidden_size": 8}
-    options |= {"inner_size": 8, "lni_weight": 0.1, "train_batch_size": 32, "show_progress": False}
+    options |= {"inner_size": 8, "lni_weight": 0.1, "train_batch_size": 32, "show_progress": False, "n_layers": 1}
+    options |= {"absolute_kernels": ["position"], "relative_kernels": ["sinusoid"], "learner": "sgd"}
     config = Config(model="ADRRec", dataset="tiny", config_dict=options)
     train_data, _, _ = data_preparation(config, create_dataset(config))
     model = get_model("ADRRec")(config, train_data._dataset)
