@@ -7,6 +7,7 @@ RecBole alone. :func:`apply` has to come before anything else of RecBole is impo
 from __future__ import annotations
 
 from recbole_adrrec.compat import (
+    anomalies,
     checkpoints,
     downloads,
     frames,
@@ -63,6 +64,13 @@ MENDS: tuple[Mend, ...] = (
         "the processes of ray import RecBole without our models and these mends",
         _always,
         tuning.mend_objective,
+    ),
+    Mend(
+        "anomaly detection",
+        "model/sequential_recommender/sine.py:25",
+        "importing any sequential model makes torch trace every operation of every model: several times the time",
+        _always,
+        anomalies.mend_anomalies,
     ),
     Mend(
         "missing values",
