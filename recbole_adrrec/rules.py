@@ -394,7 +394,8 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
             _check_kernels(config, model)
         else:
             _check_heads(config)
-        _check_noise(config)
+        if "lni_layers" in MODEL_RULES[model]:
+            _check_noise(config)
         _check_loss(config, backbone)
         _check_time(config, backbone)
         _check_transform(config, model)
