@@ -77,7 +77,7 @@ def hundred_users(tmp_path_factory):
 def train(given, dataset, folder, monkeypatch, capsys):
     """Run the command line; the file that it saved."""
     monkeypatch.chdir(folder)
-    arguments = {**given, "dataset": dataset, "checkpoint_dir": folder / "saved"}
+    arguments = {**given, "dataset": dataset, "checkpoint_dir": folder / "saved", "checkpoint_last": 0}
     code = cli.main([f"--{name}={value}" for name, value in arguments.items()])
     assert code == 0, capsys.readouterr().err
     (file,) = (folder / "saved").iterdir()
