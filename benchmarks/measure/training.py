@@ -41,12 +41,19 @@ class Stages:
 
 
 def _start(source: str) -> None:
-    """``recbole``: mend RecBole for today's libraries and leave its data set and loaders; ``ours``: register."""
-    if source == "recbole":
+    """``recbole``: mend RecBole for today's libraries and leave its data set and loaders; ``ours``: register.
+
+    Importing RecBole's models turns torch's anomaly detection on; ``recbole`` keeps it so, as users of RecBole alone
+    have it, and ``untraced`` is RecBole without it.
+    """
+    if source in ("recbole", "untraced"):
+        import torch
+
         from recbole_adrrec import compat
 
         compat.check()
         compat.apply()
+        torch.autograd.set_detect_anomaly(source == "recbole")
     else:
         import recbole_adrrec
 

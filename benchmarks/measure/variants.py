@@ -22,7 +22,8 @@ class Variant:
     name : str
         As shown, and as ``--models`` takes it.
     source : str
-        ``recbole`` (RecBole alone), ``ours`` (this package registered) or ``peer`` (RecTools).
+        ``recbole`` (RecBole alone), ``untraced`` (the same without torch's anomaly detection), ``ours`` (this package
+        registered) or ``peer`` (RecTools).
     model : str
         The model's name.
     options : dict
@@ -58,6 +59,7 @@ _COMPILE = {"compile": True}
 
 TRAINING: tuple[Variant, ...] = (
     Variant(BASELINE, "recbole", "SASRec", CE, ("recbole",)),
+    Variant("RecBole SASRec, anomaly detection off", "untraced", "SASRec", CE, ("recbole",)),
     Variant("RecBole BERT4Rec", "recbole", "BERT4Rec", CE, ("recbole",), cloze=True),
     Variant("RecTools SASRec", "peer", "SASRec", {}, ("peer",)),
     # SASRec, one improvement after another

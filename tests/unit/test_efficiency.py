@@ -220,6 +220,7 @@ def test_variants_have_names_of_their_own_and_options_that_exist():
 def test_variants_are_chosen_by_name_group_and_device():
     assert [variant.name for variant in variants.chosen(["MEANTIME", "recbole"], "cpu")] == [
         "RecBole SASRec",
+        "RecBole SASRec, anomaly detection off",
         "RecBole BERT4Rec",
         "MEANTIME",
     ]
