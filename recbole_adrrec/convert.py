@@ -123,7 +123,7 @@ class Outcome:
     layouts: list[tuple[Path, Layout]] = field(default_factory=list)
 
 
-# --- Times --------------------------------------------------------------------------------------
+# Times
 
 
 class TimeTextError(ValueError):
@@ -222,7 +222,7 @@ def is_time(text: str) -> bool:
     return True
 
 
-# --- Counting without keeping -------------------------------------------------------------------
+# Counting without keeping
 
 
 class Distinct:
@@ -255,7 +255,7 @@ class Distinct:
         return len(self._known)
 
 
-# --- Conversion ---------------------------------------------------------------------------------
+# Conversion
 
 
 def convert(request: Request, progress: bool | None = None) -> Outcome:
@@ -451,7 +451,7 @@ def _is_float(text: str) -> bool:
     return _decimal(text) is not None
 
 
-# --- What is told -------------------------------------------------------------------------------
+# What is told
 
 
 def report(outcome: Outcome) -> str:

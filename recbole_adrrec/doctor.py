@@ -84,7 +84,7 @@ def examine(data_path: Path, datasets: Sequence[str] = ()) -> Checkup:
     return checkup
 
 
-# --- Versions ------------------------------------------------------------------------------------
+# Versions
 
 
 def examine_versions() -> list[Finding]:
@@ -174,7 +174,7 @@ def _version_of(name: str, installed: str | None, required: str | None) -> Findi
     return Finding(OK, name, {**columns, "remark": ""})
 
 
-# --- RecBole -------------------------------------------------------------------------------------
+# RecBole
 
 
 def examine_recbole() -> list[Finding]:
@@ -193,7 +193,7 @@ def examine_recbole() -> list[Finding]:
     return findings
 
 
-# --- Devices -------------------------------------------------------------------------------------
+# Devices
 
 
 def examine_devices() -> list[Finding]:
@@ -231,7 +231,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-# --- Data ----------------------------------------------------------------------------------------
+# Data
 
 
 def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]:

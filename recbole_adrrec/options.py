@@ -63,7 +63,7 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _NUMBER = re.compile(r"-\.?\d")
 
 
-# --- YAML -------------------------------------------------------------------------------------
+# YAML
 
 
 class _Loader(yaml.SafeLoader):
@@ -109,7 +109,7 @@ def _load_yaml(text: str, where: str) -> Any:
         raise OptionError(f"{where}{line}: not valid YAML ({problem})") from error
 
 
-# --- Our defaults -----------------------------------------------------------------------------
+# Our defaults
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def describe_options(model: str) -> list[tuple[str, Any, str]]:
     return [(name, default, meanings.get(name, "")) for name, default in defaults.items()]
 
 
-# --- RecBole's names --------------------------------------------------------------------------
+# RecBole's names
 
 
 @functools.cache
@@ -346,7 +346,7 @@ def known_options(model: str | None = None) -> set[str]:
     return {*_recbole_options(), *_our_options(), *(own or ())}
 
 
-# --- Checks of names --------------------------------------------------------------------------
+# Checks of names
 
 
 def _distance(left: str, right: str) -> int:
@@ -432,7 +432,7 @@ def _warn_unread(
         getLogger().warning("%s: %s does not read %s", where, model, ", ".join(unread))
 
 
-# --- Values as a command line writes them -----------------------------------------------------
+# Values as a command line writes them
 
 
 def parse_value(text: str, name: str = "") -> Any:
@@ -510,7 +510,7 @@ def _as_files(text: str) -> list[str]:
     return text.split()
 
 
-# --- The command line -------------------------------------------------------------------------
+# The command line
 
 CommandLine = dict[str, Any]
 """Options by name; ``config_files`` is a list of paths."""
@@ -576,7 +576,7 @@ def _is_value(argument: str) -> bool:
     return not argument.startswith("-") or bool(_NUMBER.match(argument))
 
 
-# --- Files ------------------------------------------------------------------------------------
+# Files
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _moment(time: int) -> str:
     return text[:10] if len(text) == 10 else f"{text[:10]} {text[11:16]}"
 
 
-# --- The picture ---------------------------------------------------------------------------------
+# The picture
 
 
 def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: bool = True) -> Figure:
@@ -285,7 +285,7 @@ def _weights(
         side.set_visible(False)
 
 
-# --- Kernels -------------------------------------------------------------------------------------
+# Kernels
 
 
 def _kernel_row(figure: Figure, grid: Any, number: int, kernels: list[Kernel], reasons: Reasons) -> None:
@@ -346,7 +346,7 @@ def _finish(axes: Any, kernels: list[Kernel], label: str, named: bool) -> None:
         axes.spines[side].set_visible(False)
 
 
-# --- Tables --------------------------------------------------------------------------------------
+# Tables
 
 
 def _weights_table(reasons: Reasons, titles: Mapping[str, str]) -> str:

@@ -49,7 +49,7 @@ SUGGESTED_AMONG = 200_000
 At = int | float | str | datetime
 
 
-# --- Moments -----------------------------------------------------------------------------------
+# Moments
 
 
 def seconds(at: At) -> int:
@@ -101,7 +101,7 @@ def iso(time: float) -> str:
     return f"{moment:%Y-%m-%d}" if int(time) % SECONDS_A_DAY == 0 else f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
-# --- Answers -----------------------------------------------------------------------------------
+# Answers
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Recommendations:
         )
 
 
-# --- Answering ---------------------------------------------------------------------------------
+# Answering
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:

@@ -169,7 +169,7 @@ class Layout:
             yield from _cut_blocks(file, self)
 
 
-# --- Which columns ------------------------------------------------------------------------------
+# Which columns
 
 
 @dataclass
@@ -312,7 +312,7 @@ def _json_fields(file: RawFile, line: str, wishes: Wishes) -> dict[str, str]:
     return found
 
 
-# --- Rows ---------------------------------------------------------------------------------------
+# Rows
 
 
 def _cut_blocks(file: RawFile, layout: Layout) -> Iterator[Block]:

@@ -70,7 +70,7 @@ class TrainingError(UserError):
     """Training can't go on; the text says what was saved."""
 
 
-# --- What a checkpoint keeps --------------------------------------------------------------------
+# What a checkpoint keeps
 
 
 def random_state(loaders: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def last_file(best: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}{LAST}{path.suffix}")
 
 
-# --- Reading ------------------------------------------------------------------------------------
+# Reading
 
 
 def read(file: str | os.PathLike[str]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _best_file(checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> P
     return best
 
 
-# --- Training -----------------------------------------------------------------------------------
+# Training
 
 
 @functools.cache

@@ -139,7 +139,7 @@ def test_what_is_written_is_what_is_loaded() -> None:
     assert sorted(found) == sorted(rows)
 
 
-# --- Times --------------------------------------------------------------------------------------
+# Times
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         read_time(text)
 
 
-# --- Bad rows -----------------------------------------------------------------------------------
+# Bad rows
 
 BAD_ROWS = {
     "a column too few": ("ann,milk", "2 columns instead of 3"),
@@ -286,7 +286,7 @@ def test_a_line_break_in_another_column_is_no_fault_but_told(capsys: pytest.Capt
     assert "line 5: 2 columns instead of 4" in out
 
 
-# --- Refusals -----------------------------------------------------------------------------------
+# Refusals
 
 REFUSED: dict[str, tuple[str | bytes, list[str], str]] = {
     "an empty file": ("", [], "the file is empty"),
@@ -381,7 +381,7 @@ def test_a_full_disk_or_an_interruption_leaves_nothing(
     assert not Path("dataset").exists()
 
 
-# --- Size ---------------------------------------------------------------------------------------
+# Size
 
 
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,7 @@ def test_rows_without_user_or_item_are_left_out_and_no_others() -> None:
     assert times == sorted(int(time) for _, _, time in GOOD)
 
 
-# --- Small catalogues and windows ---------------------------------------------------------------
+# Small catalogues and windows
 
 
 @pytest.mark.parametrize("more", [[], ["--lni_weight=0.5"], ["--objective=cloze", "--MAX_ITEM_LIST_LENGTH=2"]])
@@ -241,7 +241,7 @@ def test_a_batch_of_nothing_but_padding_has_finite_scores_and_gradients(model: s
     assert torch.isfinite(network.eval().full_sort_predict(rows)).all()
 
 
-# --- Training that fails ------------------------------------------------------------------------
+# Training that fails
 
 
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, value: float, epoch: int = 1) -> None:
@@ -323,7 +323,7 @@ def test_a_killed_loader_process_is_told_in_a_line(
     assert f"go on with --resume={last}" in error
 
 
-# --- Disks --------------------------------------------------------------------------------------
+# Disks
 
 
 class FullDisk:
@@ -423,7 +423,7 @@ def test_a_data_folder_that_is_missing_is_named(capsys: pytest.CaptureFixture[st
     assert "mine" in told(capsys)
 
 
-# --- Memory -------------------------------------------------------------------------------------
+# Memory
 
 
 @pytest.mark.parametrize(("leak", "steps_more"), [(False, 1000), (True, 20)])
