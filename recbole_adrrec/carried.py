@@ -12,6 +12,7 @@ import hashlib
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -263,6 +264,12 @@ class Carried:
             It carries nothing, or something else than was written.
         """
         stored = checkpoint.get(KEY)
+        best = (checkpoint.get("training") or {}).get("best_file")
+        if stored is None and best is not None and best != Path(path).name:
+            raise CheckpointError(
+                f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
+                f"beside it, {Path(path).with_name(best)}"
+            )
         if stored is None:
             raise CheckpointError(
                 f"{path}: carries no names of users and items, so its numbers can't be told apart (it was saved by an "

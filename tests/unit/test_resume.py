@@ -21,6 +21,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adrrec import cli, compat, training
+from recbole_adrrec.carried import Carried
 from recbole_adrrec.compat import checkpoints
 from recbole_adrrec.compat.digests import digest
 from recbole_adrrec.errors import CheckpointError, OptionError
@@ -541,6 +542,8 @@ def test_the_last_state_leaves_out_names_and_events(trained: tuple[Path, dict[st
     (best,) = set(trained[0].parent.glob("*.pth")) - {trained[0]}
     assert "recbole_adrrec" in checkpoints.load(best)
     assert "recbole_adrrec" not in last
+    with pytest.raises(CheckpointError, match=f"ask the best model beside it, {best}"):
+        Carried.of(last, str(trained[0]))
 
 
 def test_saving_again_gives_the_same_digest(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
