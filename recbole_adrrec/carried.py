@@ -265,7 +265,7 @@ class Carried:
         """
         stored = checkpoint.get(KEY)
         best = (checkpoint.get("training") or {}).get("best_file")
-        if stored is None and best is not None and best != Path(path).name:
+        if stored is None and best is not None and Path(path).stem.endswith("-last"):
             raise CheckpointError(
                 f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
                 f"beside it, {Path(path).with_name(best)}"

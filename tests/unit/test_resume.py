@@ -287,7 +287,11 @@ def run_and_signal(which: int, arguments: list[str], folder: Path) -> subprocess
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
     )
 
 
