@@ -12,11 +12,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from recbole_adrrec import compat, models, options
-from recbole_adrrec.compat.patching import overlay, override
+from recbole_adrrec.compat import checkpoints
+from recbole_adrrec.compat.patching import override
 from recbole_adrrec.errors import CheckpointError, OptionError
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
@@ -267,30 +267,13 @@ def _hook_data() -> None:
 # Checkpoints
 
 
-_saving: ContextVar[Callable[[], dict[str, Any] | None] | None] = ContextVar("saving", default=None)
-_loading: ContextVar[Callable[[Any, Any], None] | None] = ContextVar("loading", default=None)
-
-
 def _hook_checkpoints() -> None:
     """Let checkpoints carry names and events (trainer/trainer.py:279), and refuse those of other data.
 
     RecBole compares shapes alone, so weights of other data, or of other filters, would be taken for others' items.
     """
-    module = importlib.import_module("recbole.trainer.trainer")
+    trainer = importlib.import_module("recbole.trainer.trainer").Trainer
     carried = importlib.import_module("recbole_adrrec.carried")
-    trainer, save, load = module.Trainer, module.torch.save, module.torch.load
-
-    def save_carrying(state: Any, file: Any, **how: Any) -> None:
-        data = _saving.get()
-        found = data() if data is not None and isinstance(state, dict) else None
-        save(state if found is None else {**state, carried.KEY: found}, file, **how)
-
-    def load_checking(file: Any, *args: Any, **how: Any) -> Any:
-        checkpoint = load(file, *args, **how)
-        check = _loading.get()
-        if check is not None:
-            check(file, checkpoint.get(carried.KEY))
-        return checkpoint
 
     def refuse_other(file: Any, found: Any, dataset: Any) -> None:
         difference = carried.other_data(found, dataset)
@@ -317,11 +300,9 @@ def _hook_checkpoints() -> None:
             # The last state is there to train on; names and events would make every epoch write them.
             last = "saved_model_file" in kwargs
             dataset = None if last else getattr(self, "_adrrec_data", None)
-            token = _saving.set(None if dataset is None else functools.partial(carried.collect, self.config, dataset))
-            try:
+            found = None if dataset is None else carried.collect(self.config, dataset)
+            with checkpoints.adding({} if found is None else {carried.KEY: found}):
                 return original(self, *args, **kwargs)
-            finally:
-                _saving.reset(token)
 
         return save_with_data
 
@@ -329,11 +310,11 @@ def _hook_checkpoints() -> None:
         @functools.wraps(original)
         def resume_checked(self: Any, resume_file: Any) -> Any:
             # The data come with `fit`, so they are compared there.
-            token = _loading.set(lambda file, found: setattr(self, "_adrrec_resumed", (file, found)))
-            try:
+            def remember(file: str, checkpoint: dict[str, Any]) -> None:
+                self._adrrec_resumed = file, checkpoint.get(carried.KEY)
+
+            with checkpoints.checking(remember):
                 return original(self, resume_file)
-            finally:
-                _loading.reset(token)
 
         return resume_checked
 
@@ -341,15 +322,11 @@ def _hook_checkpoints() -> None:
         @functools.wraps(original)
         def evaluate_checked(self: Any, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
             dataset = getattr(eval_data, "_dataset", None)
-            token = _loading.set(lambda file, found: refuse_other(file, found, dataset))
-            try:
+            with checkpoints.checking(lambda file, found: refuse_other(file, found.get(carried.KEY), dataset)):
                 return original(self, eval_data, *args, **kwargs)
-            finally:
-                _loading.reset(token)
 
         return evaluate_checked
 
-    overlay(module, "torch", save=save_carrying, load=load_checking)
     for name, make in (
         ("fit", fit),
         ("_save_checkpoint", save_checkpoint),

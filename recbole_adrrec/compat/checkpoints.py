@@ -41,7 +41,8 @@ DIGEST = "digest"
 
 _stand_ins: dict[str, Any] = {}  # by the full name that files use
 _data_checks: list[Callable[[str, dict[str, Any], Any], None]] = []
-_added: ContextVar[dict[str, Any] | None] = ContextVar("added", default=None)
+_added: ContextVar[dict[str, Any]] = ContextVar("added")
+_check: ContextVar[Callable[[str, dict[str, Any]], None] | None] = ContextVar("check", default=None)
 
 
 class _Mention:
@@ -187,6 +188,9 @@ def load(file: Any, map_location: Any = None, **_: Any) -> Any:
     # torch checks no sums of what it reads; files of RecBole without this plugin have no digest.
     if DIGEST in checkpoint and checkpoint[DIGEST] != _digest(checkpoint):
         raise CheckpointError(f"{path}: damaged, or changed since it was saved; take another copy or train again")
+    check = _check.get()
+    if check is not None:
+        check(path, checkpoint)
     return checkpoint
 
 
@@ -236,11 +240,21 @@ def _real_config(path: str, stored: Any) -> Any:
 @contextmanager
 def adding(entries: dict[str, Any]) -> Iterator[None]:
     """Have every checkpoint that is saved meanwhile hold these entries too: plain data and tensors."""
-    token = _added.set(entries)
+    token = _added.set({**_added.get({}), **entries})
     try:
         yield
     finally:
         _added.reset(token)
+
+
+@contextmanager
+def checking(check: Callable[[str, dict[str, Any]], None]) -> Iterator[None]:
+    """Call ``check`` with the file and the checkpoint of every one that is loaded meanwhile."""
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 def save(state: Any, file: Any, **_: Any) -> None:
@@ -258,7 +272,7 @@ def save(state: Any, file: Any, **_: Any) -> None:
         It can't be written, for instance since the disk is full.
     """
     if isinstance(state, dict) and all(part in state for part in PARTS):
-        state = {**state, **(_added.get() or {})}
+        state = {**state, **_added.get({})}
         state[DIGEST] = _digest(state)
     try:
         with AtomicFile(os.fspath(file)) as handle:

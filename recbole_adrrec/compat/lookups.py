@@ -83,5 +83,8 @@ def warns_of_scaler() -> bool:
 def mend_scaler() -> None:
     """Use today's name of ``torch.cuda.amp.GradScaler`` (trainer/trainer.py:235), which warns since torch 2.4."""
     if warns_of_scaler():
-        scaler = functools.partial(torch.amp.GradScaler, "cuda")
-        overlay(importlib.import_module("recbole.trainer.trainer"), "amp", GradScaler=scaler)
+        overlay(importlib.import_module("recbole.trainer.trainer"), "amp", GradScaler=_scaler)
+
+
+def _scaler(*args: Any, **kwargs: Any) -> Any:
+    return torch.amp.GradScaler("cuda", *args, **kwargs)
