@@ -39,6 +39,15 @@ class Moments:
     valid: Tensor
     user: Tensor | None = None
 
+    def split(self, count: int) -> list[Moments]:
+        """Cut the rows into ``count`` blocks, as ``Tensor.tensor_split`` does."""
+        if count == 1:
+            return [self]
+        position, key, valid = (part.tensor_split(count) for part in (self.position, self.key_time, self.valid))
+        query = key if self.query_time is self.key_time else self.query_time.tensor_split(count)
+        user = [None] * count if self.user is None else self.user.tensor_split(count)
+        return [Moments(*block) for block in zip(position, query, key, valid, user, strict=True)]
+
 
 @dataclass(frozen=True)
 class KernelSettings:

@@ -17,6 +17,11 @@ from recbole_adrrec.layers.dropout import Dropout
 
 Perturbation = Callable[[int, Tensor], Tensor]
 
+BLOCK_PAIRS = {"cpu": 1 << 18}
+"""Pairs of places whose weights a recomputed layer makes at a time, by kind of device."""
+
+BLOCK_PAIRS_ELSEWHERE = 1 << 24
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
@@ -118,6 +123,10 @@ class TransformerLayer(nn.Module):
         return hidden if self.finish is None else self.finish(before, hidden)
 
 
+class RowBlocks(list[Any]):
+    """What the layers share, for each block into which the rows of a batch are cut (``Tensor.tensor_split``)."""
+
+
 class TransformerEncoder(nn.Module):
     """A stack of layers.
 
@@ -132,7 +141,8 @@ class TransformerEncoder(nn.Module):
     ----------
     recompute : bool
         Whether training keeps the layers' inputs alone and computes what the backward pass needs once more (Chen et
-        al., arXiv 1604.06174): memory of one layer instead of all, for about a third more time. False at first.
+        al., arXiv 1604.06174), for one block of rows after another: memory of one layer's block instead of all layers,
+        for about half more time. False at first.
     """
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -151,7 +161,7 @@ class TransformerEncoder(nn.Module):
         mask : Bool[B, 1, L, L]
             True where query ``i`` may attend to key ``j``.
         context : object
-            What the layers share of a batch.
+            What the layers share of a batch; ``RowBlocks`` where they are to run on ``n_blocks`` of its rows.
         perturb : callable, optional
             Takes a layer's number (from 1) and its input; what it gives goes into the layer.
 
@@ -164,11 +174,23 @@ class TransformerEncoder(nn.Module):
         for number, layer in enumerate(self.layers, 1):
             if perturb is not None:
                 hidden = perturb(number, hidden)
-            if self.recompute and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, mask, context, use_reentrant=False)
-            else:
-                hidden = layer(hidden, mask, context)
+            hidden = self._run(layer, hidden, mask, context)
             states.append(hidden)
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states
+
+    def n_blocks(self, rows: int, length: int, device: torch.device) -> int:
+        """Into how many blocks the rows of a batch, with ``length`` places each, are to be cut now."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return 1
+        pairs = BLOCK_PAIRS.get(device.type, BLOCK_PAIRS_ELSEWHERE)
+        return max(1, min(rows, -(-rows * length**2 // pairs)))
+
+    def _run(self, layer: nn.Module, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
+        if isinstance(context, RowBlocks):
+            blocks = zip(hidden.tensor_split(len(context)), mask.tensor_split(len(context)), context, strict=True)
+            return torch.cat([self._run(layer, *block) for block in blocks])
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, hidden, mask, context, use_reentrant=False)
+        return layer(hidden, mask, context)

@@ -32,7 +32,7 @@ from recbole_adrrec.layers.objectives import (
     valid_places,
 )
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.transformer import TransformerEncoder
+from recbole_adrrec.layers.transformer import RowBlocks, TransformerEncoder
 from recbole_adrrec.losses import LOSSES, item_cross_entropy, positive_versus_negative, sampled_loss
 
 
@@ -334,7 +334,10 @@ class SequenceRecommender(SequentialRecommender):
         """Embed a batch; what comes back runs the layers on it."""
         hidden = self.item_embedding(items, moments)
         mask = attention_mask(moments.valid, causal=self.objective == "causal")
-        return partial(self.encoder, hidden, mask, self.kernels(moments, hidden.dtype))
+        # A compiler sees to its own memory.
+        count = 1 if self.compiled else self.encoder.n_blocks(len(items), items.size(1), items.device)
+        blocks = RowBlocks(self.kernels(block, hidden.dtype) for block in moments.split(count))
+        return partial(self.encoder, hidden, mask, blocks if count > 1 else blocks[0])
 
     def _encode(self, encode: Encode, moments: Moments) -> tuple[list[Tensor], Tensor | float]:
         """Run the layers: the state after each, and what training adds to the loss."""

@@ -44,7 +44,8 @@ def recommenders(small_data, tmp_path_factory):
 
     def get(name):
         if name not in made:
-            with plugin.command_line({}, strict=False):
+            with plugin.command_line({}, strict=False), pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)  # RecBole makes its log folders here
                 options = MODELS.get(name, {})
                 run = train(
                     name.split()[0], small_data, folder / name.replace(" ", "_"), initializer_range=0.5, **options

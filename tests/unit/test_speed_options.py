@@ -4,7 +4,9 @@ import warnings
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from recbole_adrrec.layers import transformer
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
 from recbole_adrrec.models.meantime import MEANTIME
@@ -48,6 +50,50 @@ def test_recomputation_changes_nothing(model_class, options):
     assert others.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, rtol=1e-12, atol=1e-12)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for part in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(part, torch.Tensor):
+                self.elements = max(self.elements, part.untyped_storage().nbytes() // part.element_size())
+        return made
+
+
+@pytest.mark.parametrize(("model_class", "options"), MODELS)
+def test_recomputation_by_blocks_of_rows_changes_nothing(model_class, options, monkeypatch):
+    if options.get("refinement") == "stochastic":
+        options = {**options, "refinement": "additive"}  # its noise is drawn block by block
+    loss, gradients = trained(model_class, **options)
+    counted = []
+    run = transformer.TransformerEncoder._run
+
+    def count(self, layer, hidden, mask, context):
+        counted.append(len(hidden))
+        return run(self, layer, hidden, mask, context)
+
+    monkeypatch.setattr(transformer.TransformerEncoder, "_run", count)
+    monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 2 * 8**2)
+    again, others = trained(model_class, **options, recompute=True)
+    assert {1, 2} & set(counted)  # of three rows
+    torch.testing.assert_close(again, loss, rtol=1e-12, atol=1e-12)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_blocks_bound_what_is_made(monkeypatch):
+    monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 60**2)
+    model = helpers.build(ADRRec, **{**EVERY_KERNEL, "MAX_ITEM_LIST_LENGTH": 60, "recompute": True}).train()
+    n_heads = 8
+    with Largest() as whole:
+        model.calculate_loss(helpers.rows([60] * 8, width=60, targets="causal")).backward()
+    assert whole.elements <= 2 * n_heads * 60**2  # eight rows in one would make four times as much
 
 
 def kept_bytes(**options):
