@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.attend import attend, can_attend
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.masks import masked_softmax
@@ -138,9 +139,35 @@ class ProjectedAttention(Attention):
         # Scaling the queries costs L x dh where scaling the scores costs L x L.
         return self._split(self.query(query)) * self.scale
 
+    def score_parts(self, query: Tensor, hidden: Tensor, context: Any) -> list[Tensor]:
+        """``score`` by groups of heads, Float[B, h, L, L] each."""
+        raise NotImplementedError
+
+    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+        """Scores of all heads."""
+        parts = self.score_parts(query, hidden, context)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
     def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
         """Weighted sums of the values, joined over the heads and projected."""
         return self.output(join_heads(weights @ self._split(self.value(hidden))))
+
+    sums_values_alone = True
+    """Whether ``aggregate`` is the one above."""
+
+    @property
+    def weights_are_seen(self) -> bool:
+        """Whether somebody looks at the weights between softmax and values: a refinement, or a hook."""
+        hooks = [part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout)]
+        return type(self.refinement) is not Refinement or any(hooks)
+
+    def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
+        """Attend, in one go where nobody looks at the weights; see ``Attention.forward``."""
+        if self.weights_are_seen or not self.sums_values_alone or not can_attend(hidden):
+            return super().forward(hidden, mask, context, query)
+        scores = self.score_parts(hidden if query is None else query, hidden, context)
+        values = self._split(self.value(hidden))
+        return self.output(join_heads(attend(scores, mask, values, self.dropout.p if self.training else 0.0)))
 
 
 class DotProductAttention(ProjectedAttention):
@@ -154,17 +181,16 @@ class DotProductAttention(ProjectedAttention):
     def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
         """Attend; see ``Attention.forward``."""
         dropout = self.dropout.p if self.training else 0.0
-        seen = type(self.refinement) is not Refinement or self.refinement._forward_hooks
-        if seen or (dropout > 0 and not hidden.is_cuda):
+        if self.weights_are_seen or (dropout > 0 and not hidden.is_cuda):
             return super().forward(hidden, mask, context, query)
         asked = self._split(self.query(hidden if query is None else query))
         key, value = self._split(self.key(hidden)), self._split(self.value(hidden))
         summed = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, dropout_p=dropout)
         return self.output(join_heads(summed))
 
-    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+    def score_parts(self, query: Tensor, hidden: Tensor, context: Any) -> list[Tensor]:
         """Scores of all heads."""
-        return self._scaled_query(query) @ self._split(self.key(hidden)).transpose(2, 3)
+        return [self._scaled_query(query) @ self._split(self.key(hidden)).transpose(2, 3)]
 
 
 class MixAttention(ProjectedAttention):
@@ -218,8 +244,8 @@ class MixAttention(ProjectedAttention):
         self.relative_key = projections(n_relative)
         self.relative_bias = nn.Parameter(torch.zeros(n_relative, head_size))
 
-    def score(self, query: Tensor, hidden: Tensor, context: MixContext) -> Tensor:
-        """Scores of all heads."""
+    def score_parts(self, query: Tensor, hidden: Tensor, context: MixContext) -> list[Tensor]:
+        """Scores of the absolute heads, and of each relative one."""
         sizes = [self.n_absolute, self.n_heads - self.n_absolute]
         query, relative_query = self._scaled_query(query).split(sizes, 1)
         key, relative_key = self._split(self.key(hidden)).split(sizes, 1)
@@ -236,9 +262,12 @@ class MixAttention(ProjectedAttention):
             projected = biased[:, head] @ projection.weight  # [B, L, d]
             constant = (biased[:, head] * projection.bias).sum(-1, keepdim=True)  # [B, L, 1]
             on_pair = scorer(projected, constant)
-            own = torch.baddbmm(on_pair, relative_query[:, head], relative_key[:, head].transpose(1, 2))
-            scores.append(own.unsqueeze(1))
-        return torch.cat(scores, 1)
+            own = relative_query[:, head], relative_key[:, head].transpose(1, 2)
+            # In place spares a pass over all pairs; autocast knows the other form alone.
+            mixed = torch.is_autocast_enabled(on_pair.device.type)
+            both = torch.baddbmm(on_pair, *own) if mixed else on_pair.baddbmm_(*own)
+            scores.append(both.unsqueeze(1))
+        return scores
 
 
 class AttentionWeights(NamedTuple):

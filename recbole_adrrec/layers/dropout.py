@@ -9,6 +9,46 @@ from torch import Tensor, nn
 STEPS = 1 << 16
 
 
+def drop_threshold(share: float) -> int:
+    """Out of ``STEPS`` values of 16 random bits, how many drop an element."""
+    return round(share * STEPS)
+
+
+class Bits:
+    """A row of draws on what is dropped, the same whenever it is made again.
+
+    Parameters
+    ----------
+    seed : int
+        As of ``draw_seed``.
+    threshold : int
+        As of ``drop_threshold``; 0 drops nothing, ``STEPS`` everything.
+    """
+
+    def __init__(self, seed: int, threshold: int) -> None:
+        self.threshold = threshold
+        self._generator = np.random.SFC64(seed) if 0 < threshold < STEPS else None
+
+    @staticmethod
+    def draw_seed() -> int:
+        """A seed from torch's global random state."""
+        return int(torch.randint(2**63 - 1, ()))
+
+    def kept(self, like: Tensor) -> Tensor | None:
+        """The factor of each element, shaped and typed as ``like``; None if all are kept."""
+        if self._generator is None:
+            return torch.zeros_like(like) if self.threshold else None
+        draws = self._generator.random_raw((like.numel() + 3) // 4)
+        bits = torch.from_numpy(draws.view(np.int16))[: like.numel()].view(like.shape)
+        kept = bits.ge_(self.threshold - STEPS // 2).to(like.dtype)
+        return kept.mul_(STEPS / (STEPS - self.threshold))
+
+    def drop(self, values: Tensor) -> Tensor:
+        """Drop elements of these."""
+        kept = self.kept(values)
+        return values if kept is None else kept.mul_(values)
+
+
 class Dropout(nn.Dropout):
     """``torch.nn.Dropout`` that, on a CPU, draws 16 random bits for each element instead of a float.
 
@@ -20,10 +60,8 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop elements while training; any shape, any floating dtype."""
-        threshold = round(self.p * STEPS)
+        threshold = drop_threshold(self.p)
         if not self.training or threshold in (0, STEPS) or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        draws = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((input.numel() + 3) // 4)
-        bits = torch.from_numpy(draws.view(np.int16))[: input.numel()].view(input.shape)
-        kept = bits.ge_(threshold - STEPS // 2).to(input.dtype)
-        return input * kept.mul_(STEPS / (STEPS - threshold))
+        kept = Bits(Bits.draw_seed(), threshold).kept(input)
+        return input if kept is None else input * kept

@@ -138,6 +138,8 @@ class IntervalAttention(ProjectedAttention):
         As for ``ProjectedAttention``.
     """
 
+    sums_values_alone = False
+
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__(hidden_size, n_heads, dropout, refinement, project_output=False)
 

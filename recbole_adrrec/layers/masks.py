@@ -55,6 +55,13 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return weights.masked_fill(keyless, 0.0)
 
 
+def hidden_softmax(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+    """Values of ``masked_softmax`` alone, without gradients, into ``out``; overwrites the scores."""
+    torch.softmax(scores.masked_fill_(~mask, torch.finfo(scores.dtype).min), -1, out=out)
+    keyless = ~mask.any(-1, keepdim=True)
+    return out.masked_fill_(keyless, 0.0) if keyless.any() else out
+
+
 class _MaskedSoftmax(torch.autograd.Function):
     """Softmax of scores that are hidden where the mask is false.
 

@@ -10,7 +10,7 @@ Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -176,17 +176,32 @@ class SmoothKernel(GapKernel):
 
     def forward(self, moments: Moments, dtype: torch.dtype) -> RelativeScorer:
         """Take all gaps; times are subtracted as they are, only the difference is rounded."""
-        gap = moments.query_time.unsqueeze(2) - moments.key_time.unsqueeze(1)  # [B, L, L]
-        gap = gap.abs().double() / self.time_unit
-        rates = self.rates(1, gap.device)
+        rows, length = moments.key_time.shape
+        rates = self.rates(1, moments.key_time.device)
         if self.grid_points is None:
-            return partial(self._scores, gap=gap.to(dtype), rates=rates.to(dtype))
-        place = gap.log1p_().mul_(self.grid_points)
-        index = place.long()
-        points = torch.arange(int(index.max()) + 2, dtype=torch.float64, device=gap.device) if index.numel() else place
-        grid = (points / self.grid_points).expm1()
+            gap = torch.empty(rows, length, length, dtype=dtype, device=rates.device)
+            for block, part in self._gaps(moments):
+                gap[block] = part
+            return partial(self._scores, gap=gap, rates=rates.to(dtype))
+        index = torch.empty(rows, length, length, dtype=torch.int64, device=rates.device)
+        fraction = torch.empty(rows, length, length, dtype=dtype, device=rates.device)
+        for block, part in self._gaps(moments):
+            place = part.log1p_().mul_(self.grid_points)
+            index[block] = whole = place.long()
+            fraction[block] = place.sub_(whole)
+        last = int(index.max()) if index.numel() else 0
+        grid = (torch.arange(last + 2, dtype=torch.float64, device=rates.device) / self.grid_points).expm1()
         features = self.feature(grid.unsqueeze(-1) * rates).to(dtype)  # [points, d]
-        return partial(self._between, features=features, index=index, fraction=(place - index).to(dtype))
+        return partial(self._between, features=features, index=index, fraction=fraction)
+
+    def _gaps(self, moments: Moments) -> Iterator[tuple[slice, Tensor]]:
+        """``|gap|`` in units, Float64[rows, L, L], some rows at a time, which stay in a CPU's cache."""
+        rows, length = moments.key_time.shape
+        step = max(1, BLOCK_ELEMENTS // 4 // max(1, length**2)) if moments.key_time.device.type == "cpu" else rows
+        for start in range(0, rows, max(1, step)):
+            block = slice(start, start + step)
+            gap = moments.query_time[block].unsqueeze(2) - moments.key_time[block].unsqueeze(1)
+            yield block, gap.abs_().double().div_(self.time_unit)
 
     def _scores(self, projected: Tensor, constant: Tensor, gap: Tensor, rates: Tensor) -> Tensor:
         scores = _SmoothScores.apply(projected.to(gap.dtype).flatten(0, 1), gap.flatten(0, 1), rates, self.feature)

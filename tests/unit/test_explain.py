@@ -13,7 +13,7 @@ from trained import train
 import recbole_adrrec
 from recbole_adrrec import cli, explain, pictures, plugin
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.layers.attention import MixAttention
+from recbole_adrrec.layers.attention import MixAttention, captured_weights
 from recbole_adrrec.layers.intervals import IntervalAttention
 
 MODELS = {
@@ -108,7 +108,7 @@ def scores_of(model, row):
     for part, original in zip(parts, originals, strict=True):
         part.score = watch(part, original)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), captured_weights(model.encoder):
             items, moments, _ = model._asked(row)
             model(items, moments)
     finally:
