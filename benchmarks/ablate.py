@@ -160,7 +160,7 @@ def run(ablation: Ablation, plan: Plan, flags: Mapping[str, Any], shares: Sequen
         jobs=compare.whole(flags.get("jobs", 1), "jobs"),
         ray=flags.get("ray"),
         retry_failed=bool(flags.get("retry_failed")),
-        gpus=compare._share(flags.get("gpus", 0)),
+        gpus=compare.gpu_share(flags.get("gpus", 0)),
     )
     ties.summarise(plan.results)
     write_settings(ablation, plan)

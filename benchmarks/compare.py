@@ -86,7 +86,7 @@ def run(plan: Plan, flags: Mapping[str, Any]) -> int:
         jobs=whole(flags.get("jobs", 1), "jobs"),
         ray=flags.get("ray"),
         retry_failed=bool(flags.get("retry_failed")),
-        gpus=_share(flags.get("gpus", 0)),
+        gpus=gpu_share(flags.get("gpus", 0)),
     )
     ties.summarise(plan.results)
     print(f"{outcome.done} runs done ({outcome.skipped} were there before), {len(outcome.failed)} failed")
@@ -226,7 +226,8 @@ def whole(value: Any, name: str) -> int:
     return int(value)
 
 
-def _share(value: Any) -> float:
+def gpu_share(value: Any) -> float:
+    """A share of a GPU given by a flag."""
     fault = rules.Number(low=0).fault(value)
     if fault:
         raise OptionError(f"gpus: {fault}")
