@@ -62,12 +62,13 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mask: Tensor, values: Tensor, threshold: int, seed: int, *scores: Tensor) -> Tensor:
         rows, heads, _, _ = values.shape
-        weights = values.new_empty(rows, heads, *scores[0].shape[2:])
-        summed = values.new_empty(rows, heads, scores[0].size(2), values.size(3))
+        pairs = scores[0].shape[2:]
+        weights = values.new_empty(rows, heads, *pairs) if any(ctx.needs_input_grad) else None
+        summed = values.new_empty(rows, heads, pairs[0], values.size(3))
         bits = Bits(seed, threshold)
-        for block in _Attend._blocks(rows, weights[:1].numel()):
+        for block in _Attend._blocks(rows, heads * pairs.numel()):
             part = torch.cat([score[block] for score in scores], 1)
-            found = hidden_softmax(part, mask[block], out=weights[block])
+            found = hidden_softmax(part, mask[block], torch.empty_like(part) if weights is None else weights[block])
             torch.matmul(bits.drop(found), values[block], out=summed[block])
         ctx.save_for_backward(weights, values)
         ctx.threshold, ctx.seed, ctx.heads = threshold, seed, [score.size(1) for score in scores]

@@ -85,6 +85,14 @@ def test_the_share_that_is_dropped():
     assert abs(kept.double().mean().item() - 0.8) < 4 * error
 
 
+@pytest.mark.usefixtures("block")
+def test_without_gradients_it_is_the_same():
+    scores, mask, values = inputs()
+    made = attend(scores, mask, values, 0.0)
+    with torch.no_grad():
+        assert torch.equal(attend(scores, mask, values, 0.0), made)
+
+
 def test_what_it_keeps():
     """Weights once, however many heads and whatever is dropped; the steps keep them three times."""
     scores, mask, values = inputs()
