@@ -35,6 +35,9 @@ UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ufeff]")
 SHOWN = 5
 """Bad rows that are shown."""
 
+DECIMALS = 15
+"""Of a time in seconds."""
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -151,7 +154,7 @@ def read_time(text: str, unit: str | None = None) -> tuple[int, str]:
     Raises
     ------
     TimeTextError
-        It is neither, or lies before 1970.
+        It is neither, is finer than a femtosecond, or lies before 1970 or after 5138.
     """
     text = text.strip()
     number = _decimal(text)
@@ -161,7 +164,10 @@ def read_time(text: str, unit: str | None = None) -> tuple[int, str]:
             raise TimeTextError(
                 f"time {text[:40]!r} is too large for seconds; say --time_unit_in={meant} if it is in {meant}"
             )
-        number = number.scaleb(-{"s": 0, "ms": 3, "us": 6}[unit or "s"])
+        shift = {"s": 0, "ms": 3, "us": 6}[unit or "s"]
+        if len(f"{number:f}".partition(".")[2].rstrip("0")) + shift > DECIMALS:
+            raise TimeTextError(f"time {text[:40]!r} is finer than a femtosecond")
+        number = number.scaleb(-shift)  # exact: it keeps 28 digits
     else:
         number = _instant(text)
     if number < 0:
