@@ -17,6 +17,7 @@ from urllib.error import URLError
 
 from recbole_adrrec import commands, options
 from recbole_adrrec.errors import DataError, OptionError, UserError
+from recbole_adrrec.rules import suggestion
 
 MODEL = "ADRRec"
 DATASET = "ml-100k"
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in commands.COMMANDS:
         return commands.run(arguments[0], arguments[1:])
     try:
+        if arguments and not arguments[0].startswith("-"):
+            known = f"{', '.join(commands.COMMANDS)}, or options to train with, --key=value"
+            raise OptionError(f"{arguments[0]!r} is no command{suggestion(arguments[0], commands.COMMANDS)} ({known})")
         given = options.parse_command_line(arguments)
         if given.get("help"):
             print(usage(options.check_model(given.get("model", MODEL))))

@@ -476,7 +476,7 @@ def report(outcome: Outcome) -> str:
     if outcome.n_broken:
         lines.append(f"{outcome.n_broken:,} rows have a line break within quotes; if quotes are text, say --quote=none")
     if outcome.n_bad:
-        lines.append(f"{outcome.n_bad:,} bad rows were left out:")
+        lines.append("1 bad row was left out:" if outcome.n_bad == 1 else f"{outcome.n_bad:,} bad rows were left out:")
         lines += [f"  {path}, line {line}: {fault}" for path, line, fault in outcome.bad]
         if outcome.n_bad > len(outcome.bad):
             lines.append(f"  and {outcome.n_bad - len(outcome.bad):,} more")

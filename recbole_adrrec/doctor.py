@@ -237,12 +237,16 @@ def _processor() -> str:
 def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]:
     """Which data sets are there, and what is in them.
 
-    Data sets with settings of ours may be absent; those named in ``datasets`` may not.
+    All that lie in the folder are looked at. Data sets with settings of ours may be absent; those named in ``datasets``
+    may not. Others may have columns of other names.
     """
     findings = []
-    for name in dict.fromkeys([*options.property_names("dataset"), *datasets]):
+    known = options.property_names("dataset")
+    there = sorted(file.parent.name for file in data_path.glob("*/*.inter") if file.stem == file.parent.name)
+    for name in dict.fromkeys([*known, *there, *datasets]):
         file = data_path / name / f"{name}.inter"
-        if not file.is_file() and name == "ml-100k":
+        brought = not file.is_file() and name == "ml-100k"
+        if brought:
             file = (
                 Path(str(importlib.import_module("recbole").__file__)).parent
                 / "dataset_example"
@@ -255,9 +259,13 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
             findings.append(Finding(WRONG if asked else ABSENT, name, {"remark": remark}))
             continue
         try:
-            findings.append(Finding(OK, name, statistics(file, options.load_properties("dataset", name))))
+            found = statistics(file, options.load_properties("dataset", name) if name in known else {})
         except UserError as error:
-            findings.append(Finding(WRONG, name, {"remark": str(error)}))
+            findings.append(Finding(WRONG if name in (*known, *datasets) else NOTE, name, {"remark": str(error)}))
+            continue
+        if brought:
+            found["remark"] = "; ".join(filter(None, ["the copy that RecBole brings along", found["remark"]]))
+        findings.append(Finding(OK, name, found))
     return findings
 
 

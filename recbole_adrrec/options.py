@@ -9,6 +9,7 @@ import copy
 import functools
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.rules import MODEL_RULES, OVERALL_RULES, check_values, nearest, suggestion
+from recbole_adrrec.rules import MODEL_RULES, OVERALL_RULES, RECBOLE_RULES, check_values, nearest, suggestion
 
 __all__ = [
     "CommandLine",
@@ -207,7 +208,9 @@ def _recbole() -> Path:
     spec = importlib.util.find_spec("recbole")
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
-        raise OptionError("recbole is not installed; install it with: pip install recbole")
+        script = Path(".venv", "bin", "activate")
+        remedy = f"it may be in .venv: run . {script}" if script.is_file() else "run pip install . in a checkout"
+        raise OptionError(f"recbole is not installed for {sys.executable}; {remedy}")
     return Path(places[0])
 
 
@@ -429,7 +432,7 @@ def _warn_unread(
     concerned = known_options(model) if model in MODEL_RULES else _our_options()
     unread = sorted(name for name in given if name in concerned and name not in read)
     if unread:
-        getLogger().warning("%s: %s does not read %s", where, model, ", ".join(unread))
+        getLogger().warning("warning: %s: %s does not read %s (no effect)", where, model, ", ".join(unread))
 
 
 # Values as a command line writes them
@@ -552,7 +555,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         if text is None and name not in _FLAGS and rest and _is_value(rest[0]):
             text = rest.pop(0)
         value = True if text is None else _parse_option(name, text)
-        if name in TEXT_OPTIONS and text is None:
+        if text is None and (name in TEXT_OPTIONS or _needs_value(name)):
             raise OptionError(f"{name}: no value is given")
         if name in given and (type(given[name]), given[name]) != (type(value), value):
             raise OptionError(f"{name}: given twice on the command line, as {given[name]!r} and {value!r}")
@@ -570,6 +573,12 @@ def _split_argument(argument: str) -> tuple[str, str | None]:
     if not argument.startswith("--") or not _NAME.fullmatch(name):
         raise OptionError(f"command line: {argument!r} belongs to no option; write --key=value or --key value")
     return name, text if equals else None
+
+
+def _needs_value(name: str) -> bool:
+    """Whether an option, where its rule is known, can't be true."""
+    rules = [rules[name] for rules in (OVERALL_RULES, RECBOLE_RULES, *MODEL_RULES.values()) if name in rules]
+    return bool(rules) and all(rule.fault(True) for rule in rules)
 
 
 def _is_value(argument: str) -> bool:

@@ -180,7 +180,7 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
         figure.text(0.012, level(below), text, fontsize=9.5, va="center")
         return figure
     heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
-    note = "Line: mean. Shade: range within a point of the line. Marks on the axis: this user's gaps."
+    note = "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
     figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
     grid = figure.add_gridspec(
         len(rows_of_kernels),
@@ -205,7 +205,7 @@ def _groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
             groups.append((f"layer {layer + 1}\nbefore", reasons.plain[layer]))
             groups.append((f"layer {layer + 1}\nrefined", reasons.refined[layer]))
         else:
-            groups.append((f"layer {layer + 1}\n(not refined)", reasons.plain[layer]))
+            groups.append((f"layer {layer + 1}", reasons.plain[layer]))
     return groups
 
 

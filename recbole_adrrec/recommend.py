@@ -606,7 +606,7 @@ class Recommender:
             if self._is_ours and (self.model.use_query_time or "use_query_time" not in self.config.final_config_dict):
                 why = "has no part that reads times of questions"
             notes.append(
-                f"at: {name} {why}, so the moment only decides which events count; scores don't depend on it else"
+                f"at: {name} {why}, so the moment only decides which events count; scores don't depend on it otherwise"
             )
         first, last = self.carried.days
         days = moments // SECONDS_A_DAY

@@ -182,7 +182,7 @@ def case_text(case: Case, titles: Mapping[str, str], last: int = 5) -> str:
     """
 
     def name(item: str) -> str:
-        return titles.get(item, f"item {item}")
+        return titles.get(item, item)
 
     shown = case.history[-last:]
     lines = [f"User {case.user}, the last {len(shown)} of {len(case.history)} events before the test:"]

@@ -86,6 +86,7 @@ def _table(findings: Sequence[Any], width: int) -> str:
     """Columns side by side; the widest is wrapped where the line would be too long."""
     found = dict.fromkeys(column for finding in findings for column in finding.found)
     columns = [column for column in found if column not in LEFT_TO_JSON]
+    columns.sort(key=lambda column: column == "remark")  # last, whatever the first line has
     header = ["", "", *columns]
     rows = [[MARKS[each.state], each.name, *(each.found.get(column, "") for column in columns)] for each in findings]
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]

@@ -89,6 +89,8 @@ def _recommend(given: Any) -> int:
     kind = given.format or (given.output.suffix.removeprefix(".") if given.output else "table")
     text = render(answers, kind if kind in FORMATS else "table", titles_of(recommender, given.item_file), recommender)
     write(text, given.output)
+    if given.output:
+        print(f"Wrote {given.output}: {len(answers.users):,} user{'s' * (len(answers.users) != 1)}")
     return 0
 
 

@@ -216,7 +216,8 @@ def _first_line(error: object) -> str:
     """The line of an error that says what is wrong."""
     found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return found[1] if found else (lines or [type(error).__name__])[0]
+    line = found[1] if found else (lines or [type(error).__name__])[0]
+    return line.partition(". ")[0].rstrip(".")  # the first sentence; torch adds advice for its developers
 
 
 def _real_config(path: str, stored: Any) -> Any:

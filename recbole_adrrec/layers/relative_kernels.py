@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from recbole_adrrec.layers.moments import KernelSettings, Moments
 
 # Features that a smooth kernel holds at a time, in elements: small enough for a CPU's cache.
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 19
 
 RelativeScorer = Callable[[Tensor, Tensor], Tensor]
 

@@ -34,7 +34,10 @@ def elsewhere(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["--lni_wieght=0.1"], "error: command line: unknown option lni_wieght; did you mean lni_weight?"),
-        (["ml-100k"], "error: command line: 'ml-100k' belongs to no option"),
+        (["ml-100k"], "error: 'ml-100k' is no command (recommend, explain, doctor, convert, or options to train with"),
+        (["recomend", "-c", "x.pth"], "error: 'recomend' is no command; did you mean recommend? (recommend, "),
+        (["--epochs"], "error: epochs: no value is given"),
+        (["--epochs", "--lni_weight=0.1"], "error: epochs: no value is given"),
         (["--model=ADRec"], "did you mean ADRRec?"),
         (["--dataset=foo"], "dataset/foo/foo.inter"),
         (["--data_path=there", "--dataset=mine"], "there/mine/mine.inter"),
@@ -304,13 +307,13 @@ def test_case_text():
     case = report.Case("u", history, ["a", "b"], held_out="b", place=2, choices=1000)
     told = report.case_text(case, {"i6": "Last", "a": "First choice"}).splitlines()
     assert told[0] == "User u, the last 5 of 7 events before the test:"
-    assert told[1] == "    1970-01-03  item i2"
+    assert told[1] == "    1970-01-03  i2"
     assert told[5] == "    1970-01-07  Last"
     assert told[6] == "2 recommended, out of the 1,000 items this user had not seen:"
-    assert told[7:9] == ["   1. First choice", "   2. item b"]
-    assert told[9] == "What came next: item b (place 2 in that order)"
+    assert told[7:9] == ["   1. First choice", "   2. b"]
+    assert told[9] == "What came next: b (place 2 in that order)"
     untimed = report.Case("u", [("x", None)], ["a"], held_out="x", choices=3)
-    assert "    item x" in report.case_text(untimed, {}).splitlines()
+    assert "    x" in report.case_text(untimed, {}).splitlines()
     assert "seen before" in report.case_text(untimed, {})
 
 

@@ -261,7 +261,7 @@ def test_a_bad_record_is_told_with_its_line(row: str, fault: str, capsys: pytest
     out = capsys.readouterr().out
     assert code == 0
     if "a number too long" in row or "bad rows" in out or fault:
-        assert "1 bad rows were left out" in out
+        assert "1 bad row was left out" in out
         assert "a.jsonl, line 2: " in out
         assert fault in out
         assert written() == WRITTEN

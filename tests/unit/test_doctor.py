@@ -170,11 +170,21 @@ def test_statistics_of_ml_100k():
     assert (found["first"], found["last"]) == ("1997-09-20", "1998-04-22")
 
 
+def test_whatever_lies_in_the_folder_is_looked_at(data, capsys):
+    write_dataset(data, "others", "who:token\twhat:token", [["a", "x"]])
+    (data / "notes").mkdir()
+    code, out, _ = run_cli(capsys, "--data_path", data)
+    assert code == 0
+    assert re.search(r"^ok\s+mine\s+2\s+2\s+4 ", out, re.MULTILINE)
+    assert re.search(r"others .*no column 'user_id'", out)
+    assert run_cli(capsys, "--data_path", data, "--dataset", "others")[0] == 1
+
+
 def test_known_data_sets_may_be_absent_and_named_ones_may_not(data, capsys):
     code, out, _ = run_cli(capsys, "--data_path", data)
     assert code == 0
     assert re.search(r"^-\s+ml-20m .*not there$", out, re.MULTILINE)
-    assert re.search(r"^ok\s+ml-100k\s+943\s+1,682\s+100,000", out, re.MULTILINE)
+    assert re.search(r"^ok\s+ml-100k\s+943\s+1,682\s+100,000 .*the copy that RecBole brings along$", out, re.MULTILINE)
     assert "Nothing is wrong." in out
     assert run_cli(capsys, "--data_path", data, "--dataset", "mine")[0] == 0
     code, out, _ = run_cli(capsys, "--data_path", data, "--dataset", "mine", "--dataset", "yours", "--json")

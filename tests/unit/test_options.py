@@ -227,7 +227,7 @@ def test_options_that_the_model_does_not_read_are_named_once(caplog, strict):
             {"n_heads": 2, "hidden_size": 4, "epochs": 1, "embedding_size": 3}, "ADRRec", strict, "config file a.yaml"
         )
     assert [record.getMessage() for record in caplog.records] == [
-        "config file a.yaml: ADRRec does not read embedding_size, n_heads"
+        "warning: config file a.yaml: ADRRec does not read embedding_size, n_heads (no effect)"
     ]
 
 
@@ -238,8 +238,8 @@ def test_our_options_given_to_another_model_are_named(caplog):
         check_names({"mask_ratio": 0.1, "exact_time": True}, "BERT4Rec", True, "command line")
         check_names({"lni_weight": 0.1}, "SomebodysOwnModel", False, "options")
     assert [record.getMessage() for record in caplog.records] == [
-        "command line: SASRec does not read lni_weight",
-        "command line: MEANTIME does not read max_distance",
+        "warning: command line: SASRec does not read lni_weight (no effect)",
+        "warning: command line: MEANTIME does not read max_distance (no effect)",
     ]
 
 

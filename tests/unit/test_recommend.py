@@ -589,7 +589,7 @@ def test_titles_and_output_files(capsys, path, adrrec):
         "item_id:token\tmovie_title:token_seq\n" + "".join(f"{item}\tTitle, of $ {item}\n" for item in adrrec.items)
     )
     code, out, _ = run_cli(capsys, "-c", path, "-u", user, "--item_file", "mine.item", "-o", "top.csv")
-    assert (code, out) == (0, "")
+    assert (code, out) == (0, "Wrote top.csv: 1 user\n")
     rows = list(csv.DictReader(io.StringIO(Path("top.csv").read_text())))
     assert all(row["title"] == f"Title, of $ {row['item']}" for row in rows)
     assert run_cli(capsys, "-c", path, "-u", user, "--item_file", "mine.item", "-o", "top.json")[0] == 0
