@@ -264,7 +264,7 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
             findings.append(Finding(WRONG if name in (*known, *datasets) else NOTE, name, {"remark": str(error)}))
             continue
         if brought:
-            found["remark"] = "; ".join(filter(None, ["the copy that RecBole brings along", found["remark"]]))
+            found["remark"] = "; ".join(filter(None, ["RecBole's own copy", found["remark"]]))
         findings.append(Finding(OK, name, found))
     return findings
 

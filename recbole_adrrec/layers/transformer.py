@@ -142,7 +142,7 @@ class TransformerEncoder(nn.Module):
     recompute : bool
         Whether training keeps the layers' inputs alone and computes what the backward pass needs once more (Chen et
         al., arXiv 1604.06174), for one block of rows after another: memory of one layer's block instead of all layers,
-        for about half more time. False at first.
+        for up to twice the time. False at first.
     """
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
