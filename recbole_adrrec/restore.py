@@ -55,6 +55,11 @@ class StandIn:
         found = self._buffer("smallest_gaps")
         return torch.ones(self.user_num, dtype=torch.int64) if found is None else found
 
+    def time_scale(self, include_targets: bool) -> tuple[float, float]:
+        """Resolution and span of the training times, as the weights have them."""
+        found = self._buffer("clock")
+        return (1.0, 2.0) if found is None else (float(found[0]), float(found[0] * found[1]))
+
     def _buffer(self, name: str) -> Tensor | None:
         return next((value for key, value in self._state.items() if key.rpartition(".")[2] == name), None)
 

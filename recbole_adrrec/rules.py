@@ -19,7 +19,10 @@ from recbole_adrrec.errors import OptionError
 SMOOTH_KERNELS = frozenset({"exponential", "log1p"})
 """Kernels whose scores ``grid_points`` interpolates."""
 
-TIME_KERNELS = frozenset({"day", "hour", "weekday", "month", "sinusoid", "exponential", "log1p"})
+BIAS_KERNELS = frozenset({"gap_bias", "distance_bias"})
+"""Kernels that are a bias for each bucket of pairs."""
+
+TIME_KERNELS = frozenset({"day", "hour", "weekday", "month", "sinusoid", "exponential", "log1p", "gap_bias"})
 """Kernels that read times: without a unit of time they mean nothing."""
 
 
@@ -190,7 +193,7 @@ def _relative_kernels() -> list[str]:
 
 
 def _gap_kernels() -> list[str]:
-    return [name for name in _relative_kernels() if name != "distance"]
+    return ["sinusoid", "exponential", "log1p"]
 
 
 def _losses() -> list[str]:
@@ -237,10 +240,27 @@ _SHARED_RULES: dict[str, Rule] = {
     "compile": Flag(),
 }
 
+_BLOCK_RULES: dict[str, Rule] = {
+    "n_heads": COUNT,
+    "norm_order": Choice(("post", "pre")),
+    "drop_residual": Flag(),
+    "input_position": Flag(),
+    "input_norm": Flag(),
+    "input_scale": Flag(),
+    "final_norm": Flag(),
+    "activation": Choice(("gelu", "gelu_tanh", "relu")),
+    "inner_dropout_prob": DROPOUT,
+    "item_head": Choice(("plain", "projected")),
+    "mixture": Choice(("adaptive", "heads")),
+    "time_unit": Unset(POSITIVE),
+    "kernel_freq": Unset(Number(low=1, above=True)),
+}
+
 _MEANTIME_RULES: dict[str, Rule] = {
     **_SHARED_RULES,
     "inner_size": COUNT,
     "absolute_kernels": ListOf(Choice(_absolute_kernels)),
+    "day_spacing": Unset(COUNT),
     "relative_kernels": ListOf(Choice(_gap_kernels)),
     "time_unit": POSITIVE,
     "kernel_freq": Number(low=1, above=True),
@@ -269,7 +289,9 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
     "MEANTIME": _MEANTIME_RULES,
     "ADRRec": {
         **_MEANTIME_RULES,
+        **_BLOCK_RULES,
         "relative_kernels": ListOf(Choice(_relative_kernels)),
+        "n_heads": Unset(COUNT),
         "max_distance": COUNT,
         "objective": Choice(("causal", "cloze")),
         "lni_weight": Number(low=0),
@@ -286,6 +308,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         **{name: rule for name, rule in _MEANTIME_RULES.items() if name not in ("objective", "mask_ratio")},
         **_TISASREC_RULES,
         **_STOSA_RULES,
+        **_BLOCK_RULES,
         "relative_kernels": ListOf(Choice(_relative_kernels)),
         "max_distance": COUNT,
         "refinement": Choice(_refinements),
@@ -643,19 +666,38 @@ def _kernels(config: Mapping[str, Any]) -> list[str]:
 def _check_kernels(config: Mapping[str, Any], model: str) -> None:
     if "absolute_kernels" not in config or "relative_kernels" not in config:
         return
+    if config.get("grid_points") is not None and not SMOOTH_KERNELS & set(config["relative_kernels"]):
+        raise OptionError(
+            f"grid_points: {config['grid_points']} means nothing without exponential or log1p among relative_kernels, "
+            f"{config['relative_kernels']}; leave it out"
+        )
+    paired = "sinusoid" in config["relative_kernels"]
+    if config.get("mixture") == "adaptive":
+        _check_heads({**config, "n_heads": config.get("n_heads") or 2})
+        if paired and config.get("hidden_size", 2) % 2:
+            raise OptionError(
+                f"hidden_size: {config['hidden_size']} is odd, but the sinusoid kernel pairs sines with cosines; choose "
+                "an even one, or leave sinusoid out"
+            )
+        return
     heads = len(_kernels(config))
     if heads == 0:
         raise OptionError(
             f"absolute_kernels, relative_kernels: both are empty, but {model} has one attention "
             "head per kernel and needs at least one"
         )
-    if config.get("grid_points") is not None and not SMOOTH_KERNELS & set(config["relative_kernels"]):
+    biases = BIAS_KERNELS & set(config["relative_kernels"])
+    if biases:
         raise OptionError(
-            f"grid_points: {config['grid_points']} means nothing without exponential or log1p among relative_kernels, "
-            f"{config['relative_kernels']}; leave it out"
+            f"relative_kernels: {', '.join(sorted(biases))} adds to the scores of all heads and has none of its own; "
+            "choose mixture adaptive, or another kernel"
+        )
+    if model == "ADRRec" and config.get("n_heads") is not None:
+        raise OptionError(
+            f"n_heads: {config['n_heads']} means nothing with mixture heads, which has one head for each of its {heads} "
+            "kernels; leave it out, or choose mixture adaptive"
         )
     width = config.get("hidden_size", heads)
-    paired = "sinusoid" in config["relative_kernels"]
     step = math.lcm(heads, 2) if paired else heads
     if width % step == 0:
         return
@@ -711,10 +753,11 @@ def _check_refinement(config: Mapping[str, Any]) -> None:
             "MAX_ITEM_LIST_LENGTH: 1 leaves one attention weight, always 1, and nothing to refine; choose at least 2, "
             "or refinement none"
         )
-    heads = len(_kernels(config)) if config.get("backbone") == "mix" else config.get("n_heads")
+    own_heads = config.get("backbone") == "mix" and config.get("mixture") == "heads"
+    heads = len(_kernels(config)) if own_heads else config.get("n_heads")
     for name, most, source in (
         ("refinement_layers", config.get("n_layers"), "n_layers"),
-        ("refinement_heads", heads, "one head for each kernel" if config.get("backbone") == "mix" else "n_heads"),
+        ("refinement_heads", heads, "one head for each kernel" if own_heads else "n_heads"),
     ):
         chosen = config.get(name)
         if chosen is not None and most is not None and max(chosen) > most:

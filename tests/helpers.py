@@ -12,7 +12,19 @@ ADRREC_OPTIONS = {
     "attn_dropout_prob": 0.0,
     "layer_norm_eps": 1e-5,
     "initializer_range": 0.5,
+    "n_heads": 2,
+    "norm_order": "post",
+    "drop_residual": False,
+    "input_position": True,
+    "input_norm": True,
+    "input_scale": False,
+    "final_norm": False,
+    "activation": "gelu",
+    "inner_dropout_prob": 0.0,
+    "item_head": "plain",
+    "mixture": "adaptive",
     "absolute_kernels": ["position", "day"],
+    "day_spacing": None,
     "relative_kernels": ["sinusoid", "distance"],
     "time_unit": 3600.0,
     "kernel_freq": 10000.0,
@@ -37,7 +49,6 @@ ADRREC_OPTIONS = {
 
 # What the other models have beyond ADRRec's options.
 OTHER_OPTIONS = {
-    "n_heads": 2,
     "time_span": 12,
     "published_padding_attention": False,
     "pvn_weight": 0.1,
@@ -78,8 +89,12 @@ def dataset(n_items=N_ITEMS, days=None):
     if days is None:
         days = torch.arange(60) * 2 + FIRST_TIME // 86400
     gaps = torch.arange(1, 9) * 86400
+    span = float((days[-1] - days[0]) * 86400)
     return SimpleNamespace(
-        num=lambda field: n_items, trained_days=lambda use_query_time: days, smallest_training_gaps=lambda: gaps
+        num=lambda field: n_items,
+        trained_days=lambda include_targets: days,
+        time_scale=lambda include_targets: (86400.0, span),
+        smallest_training_gaps=lambda: gaps,
     )
 
 

@@ -16,10 +16,16 @@ from torch import Tensor
 
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
-from recbole_adrrec.data.times import check_times, has_quotes, smallest_gaps, to_seconds, unreadable_line
+from recbole_adrrec.data.times import (
+    SECONDS_A_DAY,
+    check_times,
+    has_quotes,
+    smallest_gaps,
+    time_scale,
+    to_seconds,
+    unreadable_line,
+)
 from recbole_adrrec.errors import DataError
-
-SECONDS_A_DAY = 86_400
 
 
 class SequenceDataset(SequentialDataset):
@@ -363,6 +369,20 @@ class SequenceDataset(SequentialDataset):
         else:
             times = rows[self.time_field]
         return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
+
+    def time_scale(self, include_targets: bool) -> tuple[float, float]:
+        """Resolution and span of the training times, in seconds; see :func:`recbole_adrrec.data.times.time_scale`.
+
+        Parameters
+        ----------
+        include_targets : bool
+            As for ``trained_days``.
+        """
+        rows = self.inter_feat
+        if not isinstance(rows, PrefixRows):
+            return time_scale(rows[self.uid_field], rows[self.time_field])
+        shown = self._shown_events(rows, include_targets).nonzero().squeeze(1)
+        return time_scale(rows.events.column(self.uid_field, shown), rows.events.columns[self.time_field][shown])
 
     def smallest_training_gaps(self) -> Tensor:
         """Smallest positive gap between two training events of each user: TiSASRec's unit of time.

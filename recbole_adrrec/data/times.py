@@ -19,6 +19,8 @@ from recbole_adrrec.errors import DataError
 DIVISORS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 """How many of each unit make one second; the choices of ``time_unit_in``."""
 
+SECONDS_A_DAY = 86_400
+
 LARGEST_SECONDS = 1e11
 """Year 5138: a larger number is not meant as seconds since 1970."""
 
@@ -169,3 +171,36 @@ def has_quotes(path: str | Path) -> bool:
     """Whether a file holds a double quote anywhere, as few atomic files do."""
     with open(path, "rb") as file:
         return any(b'"' in block for block in iter(lambda: file.read(1 << 24), b""))
+
+
+def time_scale(user: Tensor, time: Tensor) -> tuple[float, float]:
+    """Resolution and span of times, in seconds: between them lie the rates of kernels of gaps.
+
+    The resolution is a day where all times are whole days. Else it is the median positive gap between consecutive
+    events of a user: the data's own unit may be a second where gaps are of minutes or hours, and rates much faster than
+    most gaps tell nothing of how long a gap is.
+
+    Parameters
+    ----------
+    user : Int64[n_events]
+        Users.
+    time : Int64[n_events] or Float[n_events]
+        Seconds since 1970; a user's events need not stand together.
+
+    Returns
+    -------
+    float, float
+        Resolution, above 0 (1 where no gap is positive), and the time from the first event to the last, at least that.
+    """
+    if time.numel() == 0:
+        return 1.0, 1.0
+    span = float(time.max() - time.min())
+    if bool((torch.remainder(time, SECONDS_A_DAY) == 0).all()):
+        resolution = float(SECONDS_A_DAY)
+    else:
+        order = time.argsort(stable=True)
+        order = order[user[order].argsort(stable=True)]
+        user, time = user[order], time[order]
+        gaps = (time[1:] - time[:-1])[(user[1:] == user[:-1]) & (time[1:] > time[:-1])]
+        resolution = float(gaps.double().median()) if len(gaps) else 1.0
+    return resolution, max(span, resolution)

@@ -3,7 +3,8 @@
 After MEANTIME (Cho et al., RecSys 2020, section 3.3). To add one: write its class, and put its
 name into ``ABSOLUTE_KERNELS`` at the end.
 
-Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size.
+Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size. Where ``[B, L]`` is written, packed events,
+``[N]``, do as well.
 """
 
 from __future__ import annotations
@@ -113,8 +114,10 @@ class DayKernel(TimeTableKernel):
         self.register_buffer("trained_days", trained_days.long().clone())
 
     @classmethod
-    def build(cls, settings: KernelSettings) -> DayKernel:
-        """Make the kernel from the settings shared by all."""
+    def build(cls, settings: KernelSettings) -> AbsoluteKernel:
+        """Make the kernel from the settings shared by all: smooth where knots are more than a day apart."""
+        if settings.day_spacing > 1:
+            return SmoothDayKernel(settings.hidden_size, settings.trained_days(), settings.day_spacing)
         return cls(settings.hidden_size, settings.trained_days())
 
     def index(self, time: Tensor) -> Tensor:
@@ -124,6 +127,55 @@ class DayKernel(TimeTableKernel):
         before = (after - 1).clamp(min=0)
         nearer = (day - self.trained_days[before]) <= (self.trained_days[after] - day)
         return torch.where(nearer, before, after)
+
+
+class SmoothDayKernel(AbsoluteKernel):
+    """Learned vectors some weeks apart, interpolated linearly in time between them.
+
+    Data of few events a day leave most rows of ``DayKernel`` as they were drawn (27 % of the days of Amazon Beauty have
+    fewer than five events); here each event trains the two knots beside it. Times before the first or after the last
+    trained day take its vector.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of the table.
+    trained_days : Int64[n]
+        Whole days since 1970 (UTC), sorted; the first and the last are kept with the weights.
+    spacing : int
+        Days between two knots.
+
+    Raises
+    ------
+    ValueError
+        If ``trained_days`` is empty or ``spacing`` is below 1.
+    """
+
+    trained_days: Tensor
+
+    def __init__(self, hidden_size: int, trained_days: Tensor, spacing: int) -> None:
+        super().__init__()
+        if trained_days.numel() == 0:
+            raise ValueError("trained_days: 0 days given; the day kernel needs at least one")
+        if spacing < 1:
+            raise ValueError(f"day_spacing: {spacing}; must be a whole number of at least 1")
+        self.spacing = spacing
+        self.register_buffer("trained_days", trained_days[[0, -1]].long().clone())
+        span = int(self.trained_days[1] - self.trained_days[0])
+        self.embedding = nn.Embedding(2 + span // spacing, hidden_size)
+
+    def embed(self, time: Tensor) -> Tensor:
+        """Vectors, Float[..., d], of times in seconds since 1970."""
+        first, last = self.trained_days * SECONDS_PER_DAY
+        place = (time.clamp(first, last) - first).double() / (self.spacing * SECONDS_PER_DAY)
+        knot = place.long()
+        share = (place - knot).to(self.embedding.weight.dtype).unsqueeze(-1)
+        return torch.lerp(self.embedding(knot), self.embedding(knot + 1), share)
+
+    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Give the vectors of the query times and of the events' own times."""
+        key = self.embed(moments.key_time)
+        return (key, key) if moments.query_time is moments.key_time else (self.embed(moments.query_time), key)
 
 
 class CalendarKernel(TimeTableKernel):

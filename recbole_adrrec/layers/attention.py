@@ -1,14 +1,16 @@
 """Attention, in steps that other models and refinements can share.
 
-``score -> weights -> refinement -> dropout -> aggregate``: a kind of attention defines ``score``
-and ``aggregate``; a refinement gets the weights and the mask and gives other weights.
+``project -> score -> weights -> refinement -> dropout -> aggregate -> merge``: ``project`` and ``merge`` work on each
+event by itself, on states of any layout (``layers.layout``); what lies between works on one group of rows after
+another. ``Attention.route`` alone decides how that is computed.
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``.
+Letters: ``B`` rows of a batch, ``N`` events, ``b`` rows of a group, ``H`` heads, ``W`` places, ``d`` hidden size, ``dh``
+width of a head, ``F`` features. ``...`` stands for ``B, L`` or ``N``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,10 +21,12 @@ from torch.nn import functional as F
 from recbole_adrrec.layers.attend import attend, can_attend
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.kernels import MixContext
+from recbole_adrrec.layers.layout import Group, Layout
 from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
 
 __all__ = [
+    "AdaptiveMixAttention",
     "Attention",
     "AttentionWeights",
     "DotProductAttention",
@@ -31,6 +35,29 @@ __all__ = [
     "Refinement",
     "captured_weights",
 ]
+
+
+class Projected(NamedTuple):
+    """What attention needs of each event: ``[..., H, F]`` of all events, ``[b, H, W, F]`` in a group.
+
+    Attributes
+    ----------
+    query, key : Tensor
+        Their products are the scores, or a part of them.
+    value : Tensor
+        What is summed.
+    pairs : tuple of Tensor
+        Queries to what describes pairs of events, ``[..., h, F]`` each; in ``MixAttention`` a constant follows.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pairs: tuple[Tensor, ...] = ()
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Projected:
+        """Apply a function to each tensor."""
+        return Projected(*map(function, self[:3]), tuple(map(function, self.pairs)))
 
 
 class Attention(nn.Module):
@@ -44,36 +71,88 @@ class Attention(nn.Module):
         Applied to the weights before dropout.
     """
 
+    sums_values_alone = True
+    """Whether ``aggregate`` gives ``weights @ value`` and nothing else."""
+
+    scores_are_products = True
+    """Whether ``query @ key`` are the scores wherever there are no ``pairs``."""
+
     def __init__(self, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__()
         self.refinement = Refinement() if refinement is None else refinement
         self.dropout = Dropout(dropout)
 
-    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Scores, Float[B, H, L, L], of the states that ask and those asked, and what the layers share."""
+    def project(self, query: Tensor, hidden: Tensor, context: Any) -> Projected:
+        """Queries, keys and values of each event, from states for queries, states for keys, and the layers' context."""
         raise NotImplementedError
 
-    def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Output, shaped like the states, of weights, Float[B, H, L, L]."""
+    def score_parts(self, projected: Projected, context: Any, group: int) -> list[Tensor]:
+        """Scores of a group, Float[b, h, W, W] each, of some heads each; ``H`` together."""
+        return [projected.query @ projected.key.transpose(2, 3)]
+
+    def aggregate(self, weights: Tensor, projected: Projected, context: Any, group: int) -> Tensor:
+        """Output of the heads, Float[b, H, W, dh], from weights, Float[b, H, W, W]."""
+        return weights @ projected.value
+
+    def merge(self, summed: Tensor) -> Tensor:
+        """Output, shaped like the states, of joined heads, Float[..., H, dh]."""
         raise NotImplementedError
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
+    @property
+    def weights_are_seen(self) -> bool:
+        """Whether somebody looks at the weights between softmax and values: a refinement, or a hook."""
+        hooks = [part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout)]
+        return type(self.refinement) is not Refinement or any(hooks)
+
+    def route(self, projected: Projected) -> str:
+        """How a group's weights and sums are computed: the one place that decides.
+
+        - ``steps``: one by one, with whole weights; for refinements and hooks, values of pairs, compiled code,
+          autocast and GPUs.
+        - ``sdpa``: torch's ``scaled_dot_product_attention``, where scores are products of queries and keys: half the
+          time on a CPU without dropout, and no ``W x W`` weights. With dropout it is slower there than ``fused``.
+        - ``fused``: softmax, dropout and sum in one (``layers.attend``), on a CPU.
+        """
+        if self.weights_are_seen or not self.sums_values_alone:
+            return "steps"
+        dropped = self.training and self.dropout.p > 0
+        products = self.scores_are_products and not projected.pairs
+        if products and (projected.query.is_cuda or not dropped):
+            return "sdpa"
+        return "fused" if can_attend(projected.query) else "steps"
+
+    def forward(self, hidden: Tensor, layout: Layout, context: Any, query: Tensor | None = None) -> Tensor:
         """Attend.
 
         Parameters
         ----------
-        hidden : Float[B, L, d]
-            States for keys and values. (An attention over Gaussians takes Float[B, L, 2, d].)
-        mask : Bool[B, 1, L, L]
-            True where query ``i`` may attend to key ``j``.
-        context : object
+        hidden : Float[..., d]
+            States for keys and values. (An attention over Gaussians takes Float[..., 2, d].)
+        layout : Layout
+            How the states are laid out, and which keys a query may attend to.
+        context : SharedContext
             What the layers share of a batch; its kind depends on the attention.
-        query : Float[B, L, d], optional
+        query : Float[..., d], optional
             States for the queries; ``hidden`` by default.
         """
-        weights = masked_softmax(self.score(hidden if query is None else query, hidden, context), mask)
-        weights = self.refinement(weights, mask)
-        return self.aggregate(self.dropout(weights), hidden, context)
+        projected = self.project(hidden if query is None else query, hidden, context)
+        summed = []
+        for number, group in enumerate(layout.groups):
+            own = projected.each(lambda part, group=group: group.pad(part).transpose(1, 2))
+            summed.append(group.unpad(self._attend(own, group, context, number).transpose(1, 2)))
+        return self.merge(summed[0] if len(summed) == 1 else torch.cat(summed))
+
+    def _attend(self, projected: Projected, group: Group, context: Any, number: int) -> Tensor:
+        route = self.route(projected)
+        dropout = self.dropout.p if self.training else 0.0
+        if route == "sdpa":
+            return F.scaled_dot_product_attention(*projected[:3], attn_mask=group.mask, dropout_p=dropout, scale=1.0)
+        scores = self.score_parts(projected, context, number)
+        if route == "fused":
+            return attend(scores, group.mask, projected.value, dropout)
+        weights = masked_softmax(scores[0] if len(scores) == 1 else torch.cat(scores, 1), group.mask)
+        weights = self.dropout(self.refinement(weights, group.mask))
+        return self.aggregate(weights, projected, context, number)
 
 
 def head_size(hidden_size: int, n_heads: int) -> int:
@@ -87,16 +166,6 @@ def head_size(hidden_size: int, n_heads: int) -> int:
     if n_heads < 1 or hidden_size % n_heads:
         raise ValueError(f"hidden_size: {hidden_size}; must be divisible by n_heads, {n_heads}")
     return hidden_size // n_heads
-
-
-def split_heads(projected: Tensor, n_heads: int) -> Tensor:
-    """``[B, L, d]`` as ``[B, H, L, dh]``."""
-    return projected.unflatten(-1, (n_heads, -1)).transpose(1, 2)
-
-
-def join_heads(heads: Tensor) -> Tensor:
-    """``[B, H, L, dh]`` as ``[B, L, d]``."""
-    return heads.transpose(1, 2).flatten(2)
 
 
 class ProjectedAttention(Attention):
@@ -132,69 +201,30 @@ class ProjectedAttention(Attention):
         self.value = nn.Linear(hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size) if project_output else nn.Identity()
 
-    def _split(self, projected: Tensor) -> Tensor:
-        return split_heads(projected, self.n_heads)
+    def split(self, projected: Tensor) -> Tensor:
+        """``[..., d]`` as ``[..., H, dh]``."""
+        return projected.unflatten(-1, (self.n_heads, -1))
 
-    def _scaled_query(self, query: Tensor) -> Tensor:
-        # Scaling the queries costs L x dh where scaling the scores costs L x L.
-        return self._split(self.query(query)) * self.scale
+    def scaled_query(self, query: Tensor) -> Tensor:
+        """Queries, Float[..., H, dh], over the root of their width."""
+        # Scaling the queries costs N x d where scaling the scores costs W x W.
+        return self.split(self.query(query)) * self.scale
 
-    def score_parts(self, query: Tensor, hidden: Tensor, context: Any) -> list[Tensor]:
-        """``score`` by groups of heads, Float[B, h, L, L] each."""
-        raise NotImplementedError
+    def project(self, query: Tensor, hidden: Tensor, context: Any) -> Projected:
+        """Queries, keys and values of each event."""
+        return Projected(self.scaled_query(query), self.split(self.key(hidden)), self.split(self.value(hidden)))
 
-    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Scores of all heads."""
-        parts = self.score_parts(query, hidden, context)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Weighted sums of the values, joined over the heads and projected."""
-        return self.output(join_heads(weights @ self._split(self.value(hidden))))
-
-    sums_values_alone = True
-    """Whether ``aggregate`` is the one above."""
-
-    @property
-    def weights_are_seen(self) -> bool:
-        """Whether somebody looks at the weights between softmax and values: a refinement, or a hook."""
-        hooks = [part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout)]
-        return type(self.refinement) is not Refinement or any(hooks)
-
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
-        """Attend, in one go where nobody looks at the weights; see ``Attention.forward``."""
-        if self.weights_are_seen or not self.sums_values_alone or not can_attend(hidden):
-            return super().forward(hidden, mask, context, query)
-        scores = self.score_parts(hidden if query is None else query, hidden, context)
-        values = self._split(self.value(hidden))
-        return self.output(join_heads(attend(scores, mask, values, self.dropout.p if self.training else 0.0)))
+    def merge(self, summed: Tensor) -> Tensor:
+        """Joined heads, projected."""
+        return self.output(summed.flatten(-2))
 
 
 class DotProductAttention(ProjectedAttention):
-    """``q_i . k_j / sqrt(dh)`` (Vaswani et al., NeurIPS 2017; SASRec, ICDM 2018).
-
-    Where nobody looks at the weights (no refinement, no hook on it) torch's ``scaled_dot_product_attention`` does all
-    in one: half the time without dropout on a CPU, and no ``L x L`` weights. With dropout it is slower there than the
-    steps, and isn't taken.
-    """
-
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any, query: Tensor | None = None) -> Tensor:
-        """Attend; see ``Attention.forward``."""
-        dropout = self.dropout.p if self.training else 0.0
-        if self.weights_are_seen or (dropout > 0 and not hidden.is_cuda):
-            return super().forward(hidden, mask, context, query)
-        asked = self._split(self.query(hidden if query is None else query))
-        key, value = self._split(self.key(hidden)), self._split(self.value(hidden))
-        summed = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.output(join_heads(summed))
-
-    def score_parts(self, query: Tensor, hidden: Tensor, context: Any) -> list[Tensor]:
-        """Scores of all heads."""
-        return [self._scaled_query(query) @ self._split(self.key(hidden)).transpose(2, 3)]
+    """``q_i . k_j / sqrt(dh)`` (Vaswani et al., NeurIPS 2017; SASRec, ICDM 2018)."""
 
 
 class MixAttention(ProjectedAttention):
-    r"""Mixture of absolute and relative heads (MEANTIME, section 3.4; ADRRec's mix-attention).
+    """One head for each kernel (MEANTIME, Cho et al., RecSys 2020; ADRRec's mix attention).
 
     Absolute head: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``.
     Relative head: ``(q_i . k_j + (q_i + b) . P phi(i, j)) / sqrt(dh)``, computed as
@@ -244,30 +274,138 @@ class MixAttention(ProjectedAttention):
         self.relative_key = projections(n_relative)
         self.relative_bias = nn.Parameter(torch.zeros(n_relative, head_size))
 
-    def score_parts(self, query: Tensor, hidden: Tensor, context: MixContext) -> list[Tensor]:
+    def project(self, query: Tensor, hidden: Tensor, context: MixContext) -> Projected:
+        """Queries and keys with their absolute kernels, values, and queries to the relative kernels."""
+        plain = super().project(query, hidden, context)
+        queries, keys = list(plain.query.unbind(-2)), list(plain.key.unbind(-2))
+        for head, (on_query, on_key) in enumerate(context.absolute):
+            queries[head] = queries[head] + self.absolute_query[head](on_query) * self.scale
+            keys[head] = keys[head] + self.absolute_key[head](on_key)
+        pairs = [
+            self.relative_query(head, query).unsqueeze(-2) for head, query in enumerate(queries[self.n_absolute :])
+        ]
+        return Projected(torch.stack(queries, -2), torch.stack(keys, -2), plain.value, tuple(pairs))
+
+    def relative_query(self, head: int, query: Tensor) -> Tensor:
+        """``u_i = P^T (q_i + b)`` and the constant ``(q_i + b) . c``, Float[..., F + 1], of ``P phi + c``."""
+        projection = self.relative_key[head]
+        biased = query + self.relative_bias[head] * self.scale
+        return biased @ torch.cat([projection.weight, projection.bias.unsqueeze(1)], 1)
+
+    def score_parts(self, projected: Projected, context: MixContext, group: int) -> list[Tensor]:
         """Scores of the absolute heads, and of each relative one."""
-        sizes = [self.n_absolute, self.n_heads - self.n_absolute]
-        query, relative_query = self._scaled_query(query).split(sizes, 1)
-        key, relative_key = self._split(self.key(hidden)).split(sizes, 1)
         scores = []
         if self.n_absolute:
-            embedded = context.absolute
-            on_query = [p(e) for p, (e, _) in zip(self.absolute_query, embedded, strict=True)]
-            on_key = [p(e) for p, (_, e) in zip(self.absolute_key, embedded, strict=True)]
-            query = query + torch.stack(on_query, 1) * self.scale
-            key = key + torch.stack(on_key, 1)
+            query, key = (part[:, : self.n_absolute] for part in projected[:2])
             scores.append(query @ key.transpose(2, 3))
-        biased = relative_query + self.relative_bias.unsqueeze(1) * self.scale
-        for head, (projection, scorer) in enumerate(zip(self.relative_key, context.relative, strict=True)):
-            projected = biased[:, head] @ projection.weight  # [B, L, d]
-            constant = (biased[:, head] * projection.bias).sum(-1, keepdim=True)  # [B, L, 1]
-            on_pair = scorer(projected, constant)
-            own = relative_query[:, head], relative_key[:, head].transpose(1, 2)
+        scorers = context.relative[group]
+        for head, (scorer, pair) in enumerate(zip(scorers, projected.pairs, strict=True), self.n_absolute):
+            on_pair = scorer(pair[..., :-1], pair[..., -1:])
+            own = projected.query[:, head], projected.key[:, head].transpose(1, 2)
             # In place spares a pass over all pairs; autocast knows the other form alone.
             mixed = torch.is_autocast_enabled(on_pair.device.type)
-            both = torch.baddbmm(on_pair, *own) if mixed else on_pair.baddbmm_(*own)
+            both = torch.baddbmm(on_pair[:, 0], *own) if mixed else on_pair[:, 0].baddbmm_(*own)
             scores.append(both.unsqueeze(1))
         return scores
+
+
+class AdaptiveMixAttention(ProjectedAttention):
+    """All kernels in every head, each behind a gate that the query sets.
+
+    ``S_h,ij = q_h,i . k_h,j / sqrt(dh) + sum_m g_hm(x_i) s_hm(i, j)``, with ``x_i`` the state of the query. ``s`` of an
+    absolute kernel is ``((q_i + P^q E_i) . (k_j + P^k E_j) - q_i . k_j) / sqrt(dh)``, of a relative one
+    ``(q_i + b) . P phi(i, j) / sqrt(dh)``, of a bias kernel ``T[bucket(i, j)]``. ``P^k`` and ``P`` have no biases: they
+    would add the same to all keys of a query, which a softmax takes out again. Our reading of "adaptive" in ADRRec's
+    title (arXiv 2409.05022); the gates come from the query as in gated relative position biases (WavLM, Chen et al.,
+    2022).
+
+    At the start every added term is zero and each has a gradient: the gates of kernels are ``W x + c`` with zero ``W``
+    and ``c`` before terms that are not zero, those of bias kernels ``1 + W x`` before tables of zeros.
+
+    Absolute terms are sums of products, so they widen queries and keys: ``[q + sum_m g_m P^q E ; g_m (q + P^q E)]`` and
+    ``[k ; P^k E]``, ``dh`` features more for each kernel.
+
+    Parameters
+    ----------
+    hidden_size, n_heads, dropout, refinement
+        As for ``ProjectedAttention``.
+    n_absolute : int
+        Absolute kernels.
+    relative_widths : list of int
+        Features of each relative kernel.
+    relative_is_bias : list of bool
+        Which of them are bias kernels.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        n_absolute: int,
+        relative_widths: list[int],
+        relative_is_bias: list[bool],
+        dropout: float,
+        refinement: Refinement | None = None,
+    ) -> None:
+        super().__init__(hidden_size, n_heads, dropout, refinement)
+        width = hidden_size // n_heads
+        self.n_absolute = n_absolute
+        self.is_bias = list(relative_is_bias)
+        self.absolute_query = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in range(n_absolute))
+        self.absolute_key = nn.ModuleList(nn.Linear(hidden_size, hidden_size, bias=False) for _ in range(n_absolute))
+        kinds = list(zip(relative_widths, self.is_bias, strict=True))
+        self.relative_key = nn.ModuleList(
+            nn.Linear(features, hidden_size, bias=False) for features, is_bias in kinds if not is_bias
+        )
+        self.relative_bias = nn.Parameter(torch.zeros(len(self.relative_key), n_heads, width))
+        self.bias_tables = nn.ParameterList(
+            nn.Parameter(torch.zeros(n_heads, features)) for features, is_bias in kinds if is_bias
+        )
+        self.gates = nn.Linear(hidden_size, (n_absolute + len(kinds)) * n_heads)
+        self.start_weights()
+
+    def start_weights(self) -> None:
+        """Close the gates of kernels, and open those of the bias kernels, whose tables are zero."""
+        nn.init.zeros_(self.gates.weight)
+        start = torch.tensor([0.0] * self.n_absolute + [float(is_bias) for is_bias in self.is_bias])
+        with torch.no_grad():
+            self.gates.bias.copy_(start.repeat_interleave(self.n_heads))
+
+    def gate(self, query: Tensor) -> Tensor:
+        """Gates of the queries' states: Float[..., M, H] for ``M`` kernels, absolute ones first."""
+        return self.gates(query).unflatten(-1, (-1, self.n_heads))
+
+    def project(self, query: Tensor, hidden: Tensor, context: MixContext) -> Projected:
+        """Queries and keys widened by the absolute kernels, values, and queries to the relative kernels."""
+        plain = super().project(query, hidden, context)
+        gates = self.gate(query).unsqueeze(-1).unbind(-3)  # [..., H, 1] each
+        first, queries, keys = plain.query, [], [plain.key]
+        for number, (on_query, on_key) in enumerate(context.absolute):
+            added = self.split(self.absolute_query[number](on_query)) * self.scale
+            first = first + gates[number] * added
+            queries.append(gates[number] * (plain.query + added))
+            keys.append(self.split(self.absolute_key[number](on_key)))
+        pairs, biases, keyed = [], iter(self.bias_tables), 0
+        for gate, is_bias in zip(gates[self.n_absolute :], self.is_bias, strict=True):
+            if is_bias:
+                pairs.append(gate * next(biases))
+            else:
+                pairs.append(gate * self.relative_query(keyed, plain.query))
+                keyed += 1
+        return Projected(torch.cat([first, *queries], -1), torch.cat(keys, -1), plain.value, tuple(pairs))
+
+    def relative_query(self, number: int, query: Tensor) -> Tensor:
+        """``u_i = P^T (q_i + b)``, Float[..., H, F]."""
+        by_head = self.relative_key[number].weight.unflatten(0, (self.n_heads, -1))  # [H, dh, F]
+        biased = query + self.relative_bias[number] * self.scale
+        return torch.einsum("...hd,hdf->...hf", biased, by_head)
+
+    def score_parts(self, projected: Projected, context: MixContext, group: int) -> list[Tensor]:
+        """Scores of all heads."""
+        scores = projected.query @ projected.key.transpose(2, 3)
+        for scorer, pair in zip(context.relative[group], projected.pairs, strict=True):
+            scores = scores + scorer(pair, None)
+        return [scores]
 
 
 class AttentionWeights(NamedTuple):
@@ -284,7 +422,7 @@ def captured_weights(module: nn.Module) -> Iterator[list[AttentionWeights]]:
     Yields
     ------
     list of AttentionWeights
-        One entry for each attention that runs, in the order of running; tensors are detached.
+        One entry for each group of rows of each attention that runs, in the order of running; tensors are detached.
     """
     collected: list[AttentionWeights] = []
 

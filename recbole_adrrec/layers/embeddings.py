@@ -15,7 +15,9 @@ from recbole_adrrec.layers.moments import Moments
 
 
 class ItemEmbedding(nn.Embedding):
-    """Item table with dropout; item 0 is padding.
+    """``dropout(norm(scale * item + position))``; item 0 is padding.
+
+    With positions and a norm it is the input of RecBole's SASRec, with neither that of MEANTIME.
 
     Parameters
     ----------
@@ -27,50 +29,45 @@ class ItemEmbedding(nn.Embedding):
         Share of the elements that training drops.
     scale : float
         What embeddings are multiplied with on their way in, though not as targets.
+    n_positions : int, optional
+        Rows of a table of positions that are added; none by default.
+    layer_norm_eps : float, optional
+        Added to the variance in the layer norm; no norm by default.
     """
 
-    def __init__(self, n_rows: int, hidden_size: int, dropout: float, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        n_rows: int,
+        hidden_size: int,
+        dropout: float,
+        scale: float = 1.0,
+        n_positions: int | None = None,
+        layer_norm_eps: float | None = None,
+    ) -> None:
         super().__init__(n_rows, hidden_size, padding_idx=0)
         self.scale = scale
         self.dropout = Dropout(dropout)
+        self.position = None if n_positions is None else nn.Embedding(n_positions, hidden_size)
+        self.norm = None if layer_norm_eps is None else nn.LayerNorm(hidden_size, eps=layer_norm_eps)
 
     @property
     def table(self) -> Tensor:
         """What the head compares states with, a row for each item."""
         return self.weight
 
-    def forward(self, items: Tensor, moments: Moments) -> Tensor:  # type: ignore[override]
-        """Embed items, Int64[B, L], at their moments: Float[B, L, d]."""
+    def sum(self, items: Tensor, moments: Moments) -> Tensor:
+        """Scaled items, with their positions where these are added."""
         embedded = super().forward(items)
-        return self.dropout(embedded if self.scale == 1.0 else embedded * self.scale)
-
-
-class PositionedItemEmbedding(ItemEmbedding):
-    """``dropout(LayerNorm(item + position))``, as in RecBole's SASRec.
-
-    Parameters
-    ----------
-    n_rows, hidden_size, dropout
-        As for ``ItemEmbedding``.
-    max_seq_length : int
-        Rows of the position table.
-    layer_norm_eps : float
-        Added to the variance in the layer norm.
-    """
-
-    def __init__(
-        self, n_rows: int, hidden_size: int, dropout: float, max_seq_length: int, layer_norm_eps: float
-    ) -> None:
-        super().__init__(n_rows, hidden_size, dropout)
-        self.position = nn.Embedding(max_seq_length, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
+        embedded = embedded if self.scale == 1.0 else embedded * self.scale
+        return embedded if self.position is None else embedded + self.position(moments.position)
 
     def forward(self, items: Tensor, moments: Moments) -> Tensor:  # type: ignore[override]
-        """Embed items, Int64[B, L], at their moments: Float[B, L, d]."""
-        return self.dropout(self.norm(nn.Embedding.forward(self, items) + self.position(moments.position)))
+        """Embed items, Int64[...], at their moments: Float[..., d]."""
+        embedded = self.sum(items, moments)
+        return self.dropout(embedded if self.norm is None else self.norm(embedded))
 
 
-class GaussianItemEmbedding(PositionedItemEmbedding):
+class GaussianItemEmbedding(ItemEmbedding):
     """Items as Gaussians (STOSA, section 3.1): a row of the table holds a mean, then a raw covariance.
 
     The encoder's input is ``ELU(x)`` of the means and ``ELU(x) + 1`` of the covariances, each normed and with its
@@ -78,14 +75,14 @@ class GaussianItemEmbedding(PositionedItemEmbedding):
 
     Parameters
     ----------
-    n_rows, hidden_size, dropout, max_seq_length, layer_norm_eps
-        As for ``PositionedItemEmbedding``; the tables are ``2 d`` wide, the norm ``d``, shared by both parts.
+    n_rows, hidden_size, dropout, n_positions, layer_norm_eps
+        As for ``ItemEmbedding``; the tables are ``2 d`` wide, the norm ``d``, shared by both parts.
     """
 
-    def __init__(
-        self, n_rows: int, hidden_size: int, dropout: float, max_seq_length: int, layer_norm_eps: float
-    ) -> None:
-        super().__init__(n_rows, 2 * hidden_size, dropout, max_seq_length, layer_norm_eps)
+    norm: nn.LayerNorm
+
+    def __init__(self, n_rows: int, hidden_size: int, dropout: float, n_positions: int, layer_norm_eps: float) -> None:
+        super().__init__(n_rows, 2 * hidden_size, dropout, n_positions=n_positions)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
 
     @property
@@ -95,7 +92,6 @@ class GaussianItemEmbedding(PositionedItemEmbedding):
         return gaussian_points(mean, positive(raw))
 
     def forward(self, items: Tensor, moments: Moments) -> Tensor:  # type: ignore[override]
-        """Embed items, Int64[B, L], at their moments: Float[B, L, 2, d], means first."""
-        embedded = nn.Embedding.forward(self, items) + self.position(moments.position)
-        embedded = F.elu(self.dropout(self.norm(embedded.unflatten(-1, (2, -1)))))
+        """Embed items, Int64[...], at their moments: Float[..., 2, d], means first."""
+        embedded = F.elu(self.dropout(self.norm(self.sum(items, moments).unflatten(-1, (2, -1)))))
         return embedded + torch.tensor([[0.0], [1.0]], dtype=embedded.dtype, device=embedded.device)

@@ -1,6 +1,6 @@
 """Attention between Gaussians (STOSA, Fan et al., WWW 2022, arXiv 2201.06035).
 
-States hold a mean and a covariance, Float[B, L, 2, d].
+States hold a mean and a covariance, Float[..., 2, d].
 
 Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.attention import Attention, head_size, join_heads, split_heads
+from recbole_adrrec.layers.attention import Attention, Projected, head_size
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
 from recbole_adrrec.layers.refinement import Refinement
 
@@ -33,7 +33,7 @@ class PerPart(nn.Module):
         self.covariance = make()
 
     def forward(self, states: Tensor) -> Tensor:
-        """Map Float[B, L, 2, d] to Float[B, L, 2, d']."""
+        """Map Float[..., 2, d] to Float[..., 2, d']."""
         mean, covariance = states.unbind(-2)
         return torch.stack([self.mean(mean), self.covariance(covariance)], -2)
 
@@ -44,6 +44,9 @@ class WassersteinAttention(Attention):
     Means are summed with the weights ``A``, covariances with ``A^2``, as those of independent summands.
     Arguments as for ``ProjectedAttention``.
     """
+
+    sums_values_alone = False
+    scores_are_products = False
 
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__(dropout, refinement)
@@ -56,21 +59,30 @@ class WassersteinAttention(Attention):
         self.query, self.key, self.value, self.output = (projection() for _ in range(4))
 
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and covariances, Float[B, H, L, dh] each."""
-        mean, raw = projected.unbind(-2)
-        return split_heads(mean, self.n_heads), split_heads(positive(raw), self.n_heads)
+        """Means and covariances, Float[..., H, dh] each."""
+        mean, raw = (part.unflatten(-1, (self.n_heads, -1)) for part in projected.unbind(-2))
+        return mean, positive(raw)
 
-    def score(self, query: Tensor, hidden: Tensor, context: Any) -> Tensor:
+    def project(self, query: Tensor, hidden: Tensor, context: Any) -> Projected:
+        """Points of queries and keys, and the values' means and covariances side by side."""
+        return Projected(
+            gaussian_points(*self._heads(self.query(query))),
+            gaussian_points(*self._heads(self.key(hidden))),
+            torch.cat(self._heads(self.value(hidden)), -1),
+        )
+
+    def score_parts(self, projected: Projected, context: Any, group: int) -> list[Tensor]:
         """Scores of all heads."""
-        left = gaussian_points(*self._heads(self.query(query)))
-        right = gaussian_points(*self._heads(self.key(hidden)))
-        return nearness(left, right) * self.scale
+        return [nearness(projected.query, projected.key) * self.scale]
 
-    def aggregate(self, weights: Tensor, hidden: Tensor, context: Any) -> Tensor:
-        """Weighted sums of the values' means and covariances, Float[B, L, 2, d], projected."""
-        mean, covariance = self._heads(self.value(hidden))
-        sums = [join_heads(weights @ mean), join_heads(weights.square() @ covariance)]
-        return self.output(torch.stack(sums, -2))
+    def aggregate(self, weights: Tensor, projected: Projected, context: Any, group: int) -> Tensor:
+        """Weighted sums of the values' means and covariances, side by side."""
+        mean, covariance = projected.value.chunk(2, -1)
+        return torch.cat([weights @ mean, weights.square() @ covariance], -1)
+
+    def merge(self, summed: Tensor) -> Tensor:
+        """Joined heads as means and covariances, Float[..., 2, d], projected."""
+        return self.output(torch.stack([part.flatten(-2) for part in summed.chunk(2, -1)], -2))
 
 
 class GaussianOutput(nn.Module):
@@ -88,6 +100,6 @@ class GaussianOutput(nn.Module):
         self.mean_bypass = mean_bypass
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """States to hand on, from the layer's input and its result, Float[B, L, 2, d] each."""
+        """States to hand on, from the layer's input and its result, Float[..., 2, d] each."""
         mean = before[..., 0, :] if self.mean_bypass else after[..., 0, :]
         return torch.stack([mean, positive(after[..., 1, :])], -2)

@@ -1,18 +1,19 @@
 """Attention that knows the time between two events (TiSASRec, Li, Wang, McAuley, WSDM 2020).
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``, ``S = time_span + 1``
-rows of the interval tables.
+Letters: ``B`` rows of a batch, ``L`` places, ``b`` rows of a group, ``W`` its places, ``H`` heads, ``d`` hidden size,
+``dh = d / H``, ``S = time_span + 1`` rows of the interval tables.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.attention import ProjectedAttention, join_heads
+from recbole_adrrec.layers.attention import Projected, ProjectedAttention
 from recbole_adrrec.layers.dropout import Dropout
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import Perturbation, TransformerEncoder
@@ -24,12 +25,12 @@ class IntervalContext:
 
     Attributes
     ----------
-    position_key, position_value : Float[B, L, d]
+    position_key, position_value : Float[..., d]
         ``PK`` and ``PV`` at each place.
     interval_key, interval_value : Float[S, d]
         ``RK`` and ``RV``.
-    index : Int64[B, L, L]
-        Interval ``r_ij`` of each pair of places.
+    index : list of Int64[b, W, W]
+        For each group of rows the interval ``r_ij`` of each pair of places.
     events : Bool[B, L, 1], optional
         True at events; set where padded keys take part, as zeros.
     """
@@ -38,8 +39,18 @@ class IntervalContext:
     position_value: Tensor
     interval_key: Tensor
     interval_value: Tensor
-    index: Tensor
+    index: list[Tensor]
     events: Tensor | None = None
+
+    def single(self, number: int, places: slice) -> IntervalContext:
+        """The part of one group of rows, whose places in the states are given."""
+        return replace(
+            self,
+            position_key=self.position_key[places],
+            position_value=self.position_value[places],
+            index=[self.index[number]],
+            events=None if self.events is None else self.events[places],
+        )
 
 
 class TimeIntervals(nn.Module):
@@ -106,31 +117,41 @@ class TimeIntervals(nn.Module):
         gap = (time.unsqueeze(2) - time.unsqueeze(1)).abs()
         return torch.div(gap, unit.unsqueeze(2), rounding_mode="floor").clamp(max=self.time_span).long()
 
-    def forward(self, moments: Moments, dtype: torch.dtype) -> IntervalContext:
-        """Do once per batch what all layers share. Queries know their event's time, not when they are asked."""
-        time, unit, position, events = moments.key_time, self.units(moments), moments.position, None
+    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> IntervalContext:
+        """Compute once per batch what all layers share. Queries know their event's time, not when they are asked."""
+        events = None
         if self.left_padded:
-            # The public code counts a user's times from 1 and gives padding the time 0: one unit before the first.
-            before_all = time[:, :1] - unit
-            left = left_places(moments.valid, self.max_seq_length)
-            events = (left >= 0).unsqueeze(-1)
-            time = torch.where(left >= 0, time.gather(1, left.clamp(min=0)), before_all)
-            position = torch.arange(self.max_seq_length, device=time.device).expand_as(left)
+            position, indexes, events = self._left_padded(moments)
+        else:
+            position = layout.places(moments).position
+            indexes = [self._index(group.moments(moments)) for group in layout.groups]
         return IntervalContext(
             self.dropout(self.position_key(position)),
             self.dropout(self.position_value(position)),
             self.interval_key.weight,
             self.interval_value.weight,
-            self.intervals(time, unit),
+            indexes,
             events,
         )
+
+    def _index(self, moments: Moments) -> Tensor:
+        return self.intervals(moments.key_time, self.units(moments))
+
+    def _left_padded(self, moments: Moments) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Positions, intervals and events of rows that are padded before their events, to all places."""
+        time, unit = moments.key_time, self.units(moments)
+        left = left_places(moments.valid, self.max_seq_length)
+        # The public code counts a user's times from 1 and gives padding the time 0: one unit before the first.
+        time = torch.where(left >= 0, time.gather(1, left.clamp(min=0)), time[:, :1] - unit)
+        position = torch.arange(self.max_seq_length, device=time.device).expand_as(left)
+        return position, [self.intervals(time, unit)], (left >= 0).unsqueeze(-1)
 
 
 class IntervalAttention(ProjectedAttention):
     """``q_i . (k_j + PK_j + RK_r) / sqrt(dh)``; output ``sum_j A_ij (v_j + PV_j + RV_r)``, ``r = r_ij``.
 
-    Intervals take few values, so scores look up ``Q RK^T`` (``L x S``) and outputs add weights up by interval first:
-    no ``L x L x d`` tensor. There is no output projection.
+    Intervals take few values, so scores look up ``Q RK^T`` (``W x S``) and outputs add weights up by interval first:
+    no ``W x W x d`` tensor. There is no output projection.
 
     Parameters
     ----------
@@ -143,29 +164,34 @@ class IntervalAttention(ProjectedAttention):
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__(hidden_size, n_heads, dropout, refinement, project_output=False)
 
-    def _table(self, table: Tensor) -> Tensor:
-        return table.unflatten(-1, (self.n_heads, -1)).transpose(0, 1)  # [H, S, dh]
+    def table(self, table: Tensor) -> Tensor:
+        """Rows of a table by heads, Float[H, S, dh]."""
+        return table.unflatten(-1, (self.n_heads, -1)).transpose(0, 1)
 
-    def _index(self, context: IntervalContext) -> Tensor:
-        return context.index.unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+    def project(self, query: Tensor, hidden: Tensor, context: IntervalContext) -> Projected:
+        """Queries, and keys and values with their positions."""
+        seen = hidden if context.events is None else hidden * context.events
+        return Projected(
+            self.scaled_query(query),
+            self.split(self.key(seen) + context.position_key),
+            self.split(self.value(seen) + context.position_value),
+        )
 
-    def score(self, query: Tensor, hidden: Tensor, context: IntervalContext) -> Tensor:
+    def _index(self, context: IntervalContext, group: int) -> Tensor:
+        return context.index[group].unsqueeze(1).expand(-1, self.n_heads, -1, -1)
+
+    def score_parts(self, projected: Projected, context: IntervalContext, group: int) -> list[Tensor]:
         """Scores of all heads."""
-        query = self._scaled_query(query)
-        key = self._split(self.key(self._seen(hidden, context)) + context.position_key)
-        by_interval = query @ self._table(context.interval_key).transpose(1, 2)  # [B, H, L, S]
-        return query @ key.transpose(2, 3) + by_interval.gather(3, self._index(context))
+        by_interval = projected.query @ self.table(context.interval_key).transpose(1, 2)  # [b, H, W, S]
+        plain = projected.query @ projected.key.transpose(2, 3)
+        return [plain + by_interval.gather(3, self._index(context, group))]
 
-    def aggregate(self, weights: Tensor, hidden: Tensor, context: IntervalContext) -> Tensor:
-        """Weighted sums of values, joined over the heads."""
-        value = self._split(self.value(self._seen(hidden, context)) + context.position_value)
+    def aggregate(self, weights: Tensor, projected: Projected, context: IntervalContext, group: int) -> Tensor:
+        """Weighted sums of values and of intervals' values."""
         shape = (*weights.shape[:3], len(context.interval_value))
-        by_interval = weights.new_zeros(shape).scatter_add(3, self._index(context), weights)  # [B, H, L, S]
-        return join_heads(weights @ value + by_interval @ self._table(context.interval_value))
-
-    @staticmethod
-    def _seen(hidden: Tensor, context: IntervalContext) -> Tensor:
-        return hidden if context.events is None else hidden * context.events
+        index = self._index(context, group)
+        by_interval = weights.new_zeros(shape).scatter_add(3, index, weights)  # [b, H, W, S]
+        return weights @ projected.value + by_interval @ self.table(context.interval_value)
 
 
 def left_places(valid: Tensor, width: int) -> Tensor:
@@ -192,15 +218,14 @@ class LeftPaddedEncoder(TransformerEncoder):
         self.width = width
 
     def forward(
-        self, hidden: Tensor, mask: Tensor, context: IntervalContext, perturb: Perturbation | None = None
+        self, hidden: Tensor, layout: Layout, context: IntervalContext, perturb: Perturbation | None = None
     ) -> list[Tensor]:
         """Encode right-padded states, Float[B, L, d]; what comes back is right-padded too."""
-        valid = mask[:, 0, -1]
-        left = left_places(valid, self.width)
+        left = left_places(layout.valid, self.width)
         shifted = self._move(hidden, left.clamp(min=0))
-        causal = torch.ones(self.width, self.width, dtype=torch.bool, device=mask.device).tril()
-        states = super().forward(shifted, causal.expand(len(hidden), 1, -1, -1), context, perturb)
-        right = torch.arange(hidden.size(1), device=mask.device) - left[:, :1]
+        everywhere = Layout.padded(torch.ones_like(left, dtype=torch.bool), causal=True)
+        states = super().forward(shifted, everywhere, context, perturb)
+        right = torch.arange(hidden.size(1), device=hidden.device) - left[:, :1]
         return [self._move(state, right.clamp(max=self.width - 1)) for state in states]
 
     @staticmethod

@@ -1,4 +1,7 @@
-"""The kernels of a model, one per attention head."""
+"""The kernels of a model, and what they share of a batch.
+
+Letters: ``B`` rows of a batch, ``L`` places, ``N`` events, ``d`` hidden size.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.absolute_kernels import ABSOLUTE_KERNELS
 from recbole_adrrec.layers.dropout import Dropout
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import KernelSettings, Moments
 from recbole_adrrec.layers.relative_kernels import RELATIVE_KERNELS, RelativeScorer
 
@@ -17,14 +21,30 @@ __all__ = ["ABSOLUTE_KERNELS", "RELATIVE_KERNELS", "MixContext", "MixKernels"]
 
 @dataclass(frozen=True)
 class MixContext:
-    """What all layers share of a batch: embeddings per absolute head, scorers per relative head."""
+    """What all layers share of a batch.
+
+    Attributes
+    ----------
+    absolute : list of (Tensor, Tensor)
+        For each absolute kernel the embeddings of the query and of the key side, ``[B, L, d]`` or ``[N, d]``.
+    relative : list of list of callable
+        For each group of rows the scorer of each relative kernel.
+    """
 
     absolute: list[tuple[Tensor, Tensor]]
-    relative: list[RelativeScorer]
+    relative: list[list[RelativeScorer]]
+
+    def single(self, number: int, places: slice) -> MixContext:
+        """The part of one group of rows, whose places in the states are given."""
+        absolute = [
+            (query[places], query[places]) if query is key else (query[places], key[places])
+            for query, key in self.absolute
+        ]
+        return MixContext(absolute, [self.relative[number]])
 
 
 class MixKernels(nn.Module):
-    """The kernels of a model, one per attention head.
+    """The kernels of a model.
 
     Parameters
     ----------
@@ -34,6 +54,9 @@ class MixKernels(nn.Module):
         What the kernels are built from.
     dropout : float
         Share of the absolute embeddings' elements that training drops.
+    spread : bool
+        Whether the tables start as N(0, 1). For kernels behind a gate that starts at zero: their terms then grow as
+        fast as the gate does, where small tables behind small projections would keep them near zero.
 
     Raises
     ------
@@ -41,8 +64,11 @@ class MixKernels(nn.Module):
         If a name is unknown.
     """
 
-    def __init__(self, absolute: list[str], relative: list[str], settings: KernelSettings, dropout: float) -> None:
+    def __init__(
+        self, absolute: list[str], relative: list[str], settings: KernelSettings, dropout: float, spread: bool = False
+    ) -> None:
         super().__init__()
+        self.spread = spread
         for option, names, known in (
             ("absolute_kernels", absolute, list(ABSOLUTE_KERNELS)),
             ("relative_kernels", relative, list(RELATIVE_KERNELS)),
@@ -54,12 +80,23 @@ class MixKernels(nn.Module):
         self.relative = nn.ModuleList(RELATIVE_KERNELS[name].build(settings) for name in relative)
         self.dropout = Dropout(dropout)
 
-    def forward(self, moments: Moments, dtype: torch.dtype) -> MixContext:
-        """Do once per batch what all layers share."""
+    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> MixContext:
+        """Compute once per batch, ``[B, L]``, what all layers share."""
+        places = layout.places(moments)
         absolute = []
         for kernel in self.absolute:
-            query, key = kernel(moments)
+            query, key = kernel(places)
             same = query is key
             query = self.dropout(query)
             absolute.append((query, query if same else self.dropout(key)))
-        return MixContext(absolute, [kernel(moments, dtype) for kernel in self.relative])
+        relative: list[list[RelativeScorer]] = []
+        for group in layout.groups:
+            of_group = group.moments(moments) if self.relative else moments
+            relative.append([kernel(of_group, dtype) for kernel in self.relative])
+        return MixContext(absolute, relative)
+
+    def start_weights(self) -> None:
+        """Draw the tables anew where they are to be spread."""
+        for module in self.modules():
+            if self.spread and isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)

@@ -6,7 +6,7 @@ Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,14 +39,43 @@ class Moments:
     valid: Tensor
     user: Tensor | None = None
 
-    def split(self, count: int) -> list[Moments]:
-        """Cut the rows into ``count`` blocks, as ``Tensor.tensor_split`` does."""
-        if count == 1:
-            return [self]
-        position, key, valid = (part.tensor_split(count) for part in (self.position, self.key_time, self.valid))
-        query = key if self.query_time is self.key_time else self.query_time.tensor_split(count)
-        user = [None] * count if self.user is None else self.user.tensor_split(count)
-        return [Moments(*block) for block in zip(position, query, key, valid, user, strict=True)]
+    def rows(self, index: slice | Tensor, width: int) -> Moments:
+        """Moments of some rows, cut to the first ``width`` places."""
+        taken = self.each(lambda part: part[index, :width])
+        return replace(taken, user=None if self.user is None else self.user[index])
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> Moments:
+        """Apply a function to each of the tensors by places; ``user`` is left out."""
+        key = function(self.key_time)
+        query = key if self.query_time is self.key_time else function(self.query_time)
+        return Moments(function(self.position), query, key, function(self.valid))
+
+
+@dataclass(frozen=True)
+class Clock:
+    """In what unit gaps in time count, and how slow the slowest rate of a kernel of gaps is.
+
+    Attributes
+    ----------
+    time_unit : float
+        Seconds per unit of a gap.
+    kernel_freq : float
+        The slowest rate is about ``1 / kernel_freq`` per unit.
+
+    Raises
+    ------
+    ValueError
+        If one is out of range.
+    """
+
+    time_unit: float
+    kernel_freq: float
+
+    def __post_init__(self) -> None:
+        if not self.time_unit > 0:
+            raise ValueError(f"time_unit: {self.time_unit}; seconds per unit must be above 0")
+        if not self.kernel_freq > 1:
+            raise ValueError(f"kernel_freq: {self.kernel_freq}; must be above 1")
 
 
 @dataclass(frozen=True)
@@ -61,10 +90,10 @@ class KernelSettings:
         Rows of the position table.
     trained_days : callable
         Gives the sorted whole days since 1970 that training shows, Int64[n]; asked only if needed.
-    time_unit : float
-        Seconds per unit of a gap.
-    kernel_freq : float
-        The slowest rate of the kernels of a gap is about ``1 / kernel_freq`` per unit.
+    clock : callable
+        Gives the units and rates of the kernels of a gap; called only if needed.
+    day_spacing : int
+        Days between two knots of the day kernel; 1 for a row of its own for each day.
     max_distance : int, optional
         ``k`` of the distance kernel.
     grid_points : int, optional
@@ -74,8 +103,8 @@ class KernelSettings:
     hidden_size: int
     max_seq_length: int
     trained_days: Callable[[], Tensor]
-    time_unit: float
-    kernel_freq: float
+    clock: Callable[[], Clock]
+    day_spacing: int = 1
     max_distance: int | None = None
     grid_points: int | None = None
 

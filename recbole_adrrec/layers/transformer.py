@@ -1,12 +1,13 @@
 """Transformer layers around any attention.
 
-Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size.
+States are padded, ``[B, L, d]``, or packed, ``[N, d]`` (``layers.layout``). Letters: ``B`` rows of a batch, ``L`` places,
+``N`` events, ``d`` hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from recbole_adrrec.layers.attention import Attention
 from recbole_adrrec.layers.dropout import Dropout
+from recbole_adrrec.layers.layout import Layout
 
 Perturbation = Callable[[int, Tensor], Tensor]
 
@@ -30,6 +32,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 ORDERS = ("pre", "post", "query")
+
+
+class SharedContext(Protocol):
+    """Whatever the layers share of a batch."""
+
+    def single(self, number: int, places: slice) -> Any:
+        """The part of one group of rows, whose places in the states are given."""
 
 
 class FeedForward(nn.Sequential):
@@ -57,12 +66,11 @@ class FeedForward(nn.Sequential):
 class TransformerLayer(nn.Module):
     """Attention and feed-forward with residuals; where norms and dropout stand depends on ``order``.
 
-    - ``pre`` (MEANTIME's public code): ``x = x + drop(attention(norm(x)))``, then
-      ``drop(x + drop(feed_forward(norm(x))))``.
+    - ``pre``: ``x = x + drop(attention(norm(x)))``, then ``x + drop(feed_forward(norm(x)))``.
     - ``post`` (RecBole's SASRec; STOSA): ``x = norm(x + drop(attention(x)))``, then
       ``norm(x + drop(feed_forward(x)))``.
-    - ``query`` (TiSASRec's public code): ``q = norm(x)`` asks ``x``; ``x = norm(q + attention(q, x))``, then
-      ``x + drop(feed_forward(x))``.
+    - ``query`` (TiSASRec's public code): ``q = norm(x)`` are the queries to ``x``; ``x = norm(q + attention(q, x))``,
+      then ``x + drop(feed_forward(x))``.
 
     Parameters
     ----------
@@ -76,6 +84,8 @@ class TransformerLayer(nn.Module):
         Share of the elements that training drops.
     order : str
         One of ``ORDERS``.
+    drop_residual : bool
+        Whether dropout also falls on the layer's output, residual stream included (MEANTIME's public code).
     finish : Module, optional
         Takes the layer's input and its result; what it gives is the layer's output.
 
@@ -93,12 +103,14 @@ class TransformerLayer(nn.Module):
         feed_forward_norm: nn.Module,
         dropout: float,
         order: str = "pre",
+        drop_residual: bool = False,
         finish: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if order not in ORDERS:
             raise ValueError(f"order: {order}; must be one of {', '.join(ORDERS)}")
         self.order = order
+        self.drop_residual = drop_residual
         self.attention_norm = attention_norm
         self.attention = attention
         self.feed_forward_norm = feed_forward_norm
@@ -106,25 +118,22 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.finish = finish
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
+    def forward(self, hidden: Tensor, layout: Layout, context: Any) -> Tensor:
         """Give the layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
         before = hidden
         if self.order == "pre":
-            hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), mask, context))
+            hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), layout, context))
             hidden = hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
-            hidden = self.dropout(hidden)
         elif self.order == "post":
-            hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, mask, context)))
+            hidden = self.attention_norm(hidden + self.dropout(self.attention(hidden, layout, context)))
             hidden = self.feed_forward_norm(hidden + self.dropout(self.feed_forward(hidden)))
         else:
             query = self.attention_norm(hidden)
-            hidden = self.feed_forward_norm(query + self.attention(hidden, mask, context, query))
+            hidden = self.feed_forward_norm(query + self.attention(hidden, layout, context, query))
             hidden = hidden + self.dropout(self.feed_forward(hidden))
+        if self.drop_residual:
+            hidden = self.dropout(hidden)
         return hidden if self.finish is None else self.finish(before, hidden)
-
-
-class RowBlocks(list[Any]):
-    """What the layers share, for each block into which the rows of a batch are cut (``Tensor.tensor_split``)."""
 
 
 class TransformerEncoder(nn.Module):
@@ -133,7 +142,7 @@ class TransformerEncoder(nn.Module):
     Parameters
     ----------
     layers : iterable of Module
-        Called with states, mask and context.
+        Called with states, layout and context.
     norm : Module, optional
         Applied to the last layer's output.
 
@@ -141,7 +150,7 @@ class TransformerEncoder(nn.Module):
     ----------
     recompute : bool
         Whether training keeps the layers' inputs alone and computes what the backward pass needs once more (Chen et
-        al., arXiv 1604.06174), for one block of rows after another: memory of one layer's block instead of all layers,
+        al., arXiv 1604.06174), for one group of rows after another: memory of one layer's group instead of all layers,
         for up to twice the time. False at first.
     """
 
@@ -151,46 +160,48 @@ class TransformerEncoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: Any, perturb: Perturbation | None = None) -> list[Tensor]:
+    def forward(
+        self, hidden: Tensor, layout: Layout, context: Any, perturb: Perturbation | None = None
+    ) -> list[Tensor]:
         """Encode.
 
         Parameters
         ----------
-        hidden : Float[B, L, d]
-            Embedded events.
-        mask : Bool[B, 1, L, L]
-            True where query ``i`` may attend to key ``j``.
-        context : object
-            What the layers share of a batch; ``RowBlocks`` where they are to run on ``n_blocks`` of its rows.
+        hidden : Float[B, L, d] or Float[N, d]
+            Embedded events, as the layout says.
+        layout : Layout
+            How the events are laid out, and which keys a query may attend to.
+        context : SharedContext
+            What the layers share of a batch.
         perturb : callable, optional
             Takes a layer's number (from 1) and its input; what it gives goes into the layer.
 
         Returns
         -------
-        list of Float[B, L, d]
-            Output of each layer.
+        list of Tensor
+            Output of each layer, shaped like ``hidden``.
         """
         states = []
         for number, layer in enumerate(self.layers, 1):
             if perturb is not None:
                 hidden = perturb(number, hidden)
-            hidden = self._run(layer, hidden, mask, context)
+            hidden = self._run(layer, hidden, layout, context)
             states.append(hidden)
         if self.norm is not None:
             states[-1] = self.norm(states[-1])
         return states
 
-    def n_blocks(self, rows: int, length: int, device: torch.device) -> int:
-        """Into how many blocks the rows of a batch, with ``length`` places each, are to be cut now."""
+    def max_pairs(self, device: torch.device) -> int | None:
+        """Most pairs of places that a group of several rows may have now."""
         if not (self.recompute and torch.is_grad_enabled()):
-            return 1
-        pairs = BLOCK_PAIRS.get(device.type, BLOCK_PAIRS_ELSEWHERE)
-        return max(1, min(rows, -(-rows * length**2 // pairs)))
+            return None
+        return BLOCK_PAIRS.get(device.type, BLOCK_PAIRS_ELSEWHERE)
 
-    def _run(self, layer: nn.Module, hidden: Tensor, mask: Tensor, context: Any) -> Tensor:
-        if isinstance(context, RowBlocks):
-            blocks = zip(hidden.tensor_split(len(context)), mask.tensor_split(len(context)), context, strict=True)
-            return torch.cat([self._run(layer, *block) for block in blocks])
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(layer, hidden, mask, context, use_reentrant=False)
-        return layer(hidden, mask, context)
+    def _run(self, layer: nn.Module, hidden: Tensor, layout: Layout, context: Any) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return layer(hidden, layout, context)
+        parts = []
+        for number, group in enumerate(layout.groups):
+            own = context.single(number, group.places)
+            parts.append(checkpoint(layer, hidden[group.places], layout.single(number), own, use_reentrant=False))
+        return torch.cat(parts)

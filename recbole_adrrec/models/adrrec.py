@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.noise import Encode, LayerwiseNoise
+from recbole_adrrec.models.block import Block
 from recbole_adrrec.models.mix import MixAttentionRecommender
 
 
@@ -32,7 +33,7 @@ class ADRRec(MixAttentionRecommender):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, config["max_distance"])
+        super().__init__(config, dataset, Block.of(config), config["mixture"], config["max_distance"])
         self.lni_weight = config["lni_weight"]
         if self.lni_weight < 0:
             raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")
@@ -46,8 +47,8 @@ class ADRRec(MixAttentionRecommender):
             seed=config["seed"],
         )
 
-    def _encode(self, encode: Encode, moments: Moments) -> tuple[list[Tensor], Tensor | float]:
+    def _encode(self, encode: Encode, layout: Layout) -> tuple[list[Tensor], Tensor | float]:
         if not (self.training and self.lni_weight > 0):
-            return super()._encode(encode, moments)
-        states, penalty = self.noise(encode, moments.valid)
+            return super()._encode(encode, layout)
+        states, penalty = self.noise(encode, layout.pack(layout.valid))
         return states, self.lni_weight * penalty

@@ -10,6 +10,7 @@ from typing import Any
 
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.models.base import Facts, Parts, PartsBuilder, Refine, SequenceRecommender
+from recbole_adrrec.models.block import Block
 from recbole_adrrec.models.mix import mix_parts
 from recbole_adrrec.models.sasrec import sasrec_parts
 from recbole_adrrec.models.stosa import stosa_parts
@@ -17,7 +18,7 @@ from recbole_adrrec.models.tisasrec import tisasrec_parts
 
 
 def _mix_parts(config: Any, facts: Facts, refine: Refine) -> Parts:
-    return mix_parts(config, facts, config["max_distance"], refine)
+    return mix_parts(config, facts, Block.of(config), config["mixture"], config["max_distance"], refine)
 
 
 BACKBONES: dict[str, PartsBuilder] = {

@@ -16,11 +16,11 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
 from recbole_adrrec.collectives import share_of
-from recbole_adrrec.data.times import smallest_gaps
+from recbole_adrrec.data.times import smallest_gaps, time_scale
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments, whole_days
 from recbole_adrrec.layers.noise import Encode
 from recbole_adrrec.layers.objectives import (
@@ -32,7 +32,7 @@ from recbole_adrrec.layers.objectives import (
     valid_places,
 )
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.transformer import RowBlocks, TransformerEncoder
+from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.losses import LOSSES, item_cross_entropy, positive_versus_negative, sampled_loss
 
 
@@ -52,6 +52,8 @@ class Facts:
         Gives the sorted whole days since 1970 that training shows, Int64[n].
     smallest_gaps : callable
         Gives each user's smallest positive gap in training, Int64[n_users], in seconds.
+    clock : callable
+        Gives resolution and span of the training times, in seconds.
     """
 
     n_items: int
@@ -59,6 +61,7 @@ class Facts:
     max_seq_length: int
     trained_days: Callable[[], Tensor]
     smallest_gaps: Callable[[], Tensor]
+    clock: Callable[[], tuple[float, float]]
 
 
 Refine = Callable[[int, int], Refinement | None]
@@ -73,11 +76,20 @@ PartsBuilder = Callable[[Any, Facts, Refine], "Parts"]
 """Makes a model's parts from the options, facts of the data, and what gives each layer its refinement."""
 
 
+class NoContext:
+    """What layers share that share nothing."""
+
+    def single(self, number: int, places: slice) -> NoContext:
+        """The part of one group of rows."""
+        return self
+
+
 class NoKernels(nn.Module):
     """Stands where kernels of place and time would, in a model whose layers share nothing."""
 
-    def forward(self, moments: Moments, dtype: torch.dtype) -> None:
+    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> NoContext:
         """Give nothing."""
+        return NoContext()
 
 
 @dataclass(frozen=True)
@@ -89,15 +101,17 @@ class Parts:
     item_embedding : ItemEmbedding
         From items and moments to the encoder's input.
     kernels : Module
-        From moments and a dtype to what the layers share of a batch.
+        From moments, a layout and a dtype to what the layers share of a batch.
     encoder : TransformerEncoder
-        From the input, a mask and what is shared to the states after each layer.
+        From the input, a layout and what is shared to the states after each layer.
     head : ItemHead
         From states to scores.
     knows_time : bool
         Whether any part reads times.
     pvn_weight : float
         Weight of STOSA's positive-versus-negative term beside BPR.
+    packs_rows : bool
+        Whether a CPU may leave padding out of what is computed; not where padding takes part in attention.
     """
 
     item_embedding: ItemEmbedding
@@ -106,6 +120,7 @@ class Parts:
     head: ItemHead
     knows_time: bool = True
     pvn_weight: float = 0.0
+    packs_rows: bool = True
 
 
 class Explanation(NamedTuple):
@@ -176,6 +191,7 @@ class SequenceRecommender(SequentialRecommender):
     kernels: nn.Module
     encoder: TransformerEncoder
     head: ItemHead
+    packs_rows = True
     weighs_targets = True
     """Of several processes, each weighs its loss by its number of targets: nobody else has to."""
 
@@ -214,6 +230,7 @@ class SequenceRecommender(SequentialRecommender):
             max_seq_length=self.max_seq_length,
             trained_days=partial(self._trained_days, dataset),
             smallest_gaps=partial(self._smallest_gaps, dataset),
+            clock=partial(self._clock, dataset),
         )
 
     def join(self, parts: Parts) -> None:
@@ -223,6 +240,7 @@ class SequenceRecommender(SequentialRecommender):
         self.encoder = parts.encoder
         self.head = parts.head
         self.pvn_weight = parts.pvn_weight
+        self.packs_rows = parts.packs_rows
         if not parts.knows_time:
             self.logger.info(f"{type(self).__name__} orders events by time and ignores the times themselves.")
 
@@ -234,6 +252,9 @@ class SequenceRecommender(SequentialRecommender):
         # parameters initialization
         self.apply(self._init_weights)
         self.item_embedding.weight.data[0].zero_()
+        for module in self.modules():
+            if hasattr(module, "start_weights"):
+                module.start_weights()
         # The data set is asked once; kept, it would be copied and pickled with the model.
         del self.facts
 
@@ -249,6 +270,18 @@ class SequenceRecommender(SequentialRecommender):
         events = dataset.inter_feat
         return smallest_gaps(events[self.USER_ID], events[self.TIME], dataset.num(self.USER_ID))
 
+    def _clock(self, dataset: Any) -> tuple[float, float]:
+        if hasattr(dataset, "time_scale"):
+            resolution, span = dataset.time_scale(self.use_query_time or self.objective == "cloze")
+        else:
+            events = dataset.inter_feat
+            resolution, span = time_scale(events[self.USER_ID], events[self.TIME])
+        self.logger.info(
+            f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
+            "time_unit and kernel_freq are unset"
+        )
+        return resolution, span
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.data.normal_(mean=0.0, std=self.initializer_range)
@@ -257,7 +290,8 @@ class SequenceRecommender(SequentialRecommender):
 
     def forward(self, items: Tensor, moments: Moments) -> Tensor:
         """States after the last layer, Float[B, L, d], of items, Int64[B, L], at their moments."""
-        return self._encode(self._encoder_of(items, moments), moments)[0][-1]
+        layout, encode = self._encoder_of(items, moments)
+        return layout.unpack(self._encode(encode, layout)[0][-1])
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Training loss, Float[], of prefix rows or of sequence rows (a target per place).
@@ -265,10 +299,12 @@ class SequenceRecommender(SequentialRecommender):
         Of several processes each gives its targets' part of the mean over the targets of all.
         """
         batch = self._training_batch(interaction)
-        states, penalty = self._encode(self._encoder_of(batch.items, batch.moments), batch.moments)
-        asked = batch.targets > 0
-        hidden, targets = states[-1][asked], batch.targets[asked]  # [N, d], [N]
-        negatives = None if batch.negatives is None else batch.negatives[asked]  # [N, k]
+        layout, encode = self._encoder_of(batch.items, batch.moments)
+        states, penalty = self._encode(encode, layout)
+        targets = layout.pack(batch.targets)
+        asked = targets > 0
+        hidden, targets = states[-1][asked], targets[asked]  # [N, d], [N]
+        negatives = None if batch.negatives is None else layout.pack(batch.negatives)[asked]  # [N, k]
         return self._loss_of(hidden, targets, negatives) * share_of(len(targets), targets.device) + penalty
 
     def _loss_of(self, hidden: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
@@ -330,23 +366,29 @@ class SequenceRecommender(SequentialRecommender):
         plain, refined = (torch.cat(list(kind))[..., -count:, -count:] for kind in zip(*layers, strict=True))
         return Explanation(items[0], moments.key_time[0], plain, refined)
 
-    def _encoder_of(self, items: Tensor, moments: Moments) -> Encode:
-        """Embed a batch; what comes back runs the layers on it."""
-        hidden = self.item_embedding(items, moments)
-        mask = attention_mask(moments.valid, causal=self.objective == "causal")
-        # A compiler sees to its own memory.
-        count = 1 if self.compiled else self.encoder.n_blocks(len(items), items.size(1), items.device)
-        blocks = RowBlocks(self.kernels(block, hidden.dtype) for block in moments.split(count))
-        return partial(self.encoder, hidden, mask, blocks if count > 1 else blocks[0])
+    def _encoder_of(self, items: Tensor, moments: Moments) -> tuple[Layout, Encode]:
+        """Lay out and embed a batch; what comes back runs the layers on it."""
+        layout = self._layout(moments.valid)
+        hidden = self.item_embedding(layout.pack(items), layout.places(moments))
+        context = self.kernels(moments, layout, hidden.dtype)
+        return layout, partial(self.encoder, hidden, layout, context)
 
-    def _encode(self, encode: Encode, moments: Moments) -> tuple[list[Tensor], Tensor | float]:
+    def _layout(self, valid: Tensor) -> Layout:
+        causal = self.objective == "causal"
+        if self.packs_rows and valid.device.type == "cpu" and not self.compiled:
+            return Layout.grouped(valid, causal, self.encoder.max_pairs(valid.device))
+        # A compiler sees to its own memory.
+        return Layout.padded(valid, causal, None if self.compiled else self.encoder.max_pairs(valid.device))
+
+    def _encode(self, encode: Encode, layout: Layout) -> tuple[list[Tensor], Tensor | float]:
         """Run the layers: the state after each, and what training adds to the loss."""
         return encode(None), 0.0
 
     def _last_state(self, interaction: Any) -> Tensor:
         items, moments, length = self._asked(interaction)
-        rows = torch.arange(len(length), device=length.device)
-        return self.forward(items, moments)[rows, last_place(length).squeeze(1)]
+        layout, encode = self._encoder_of(items, moments)
+        states = self._encode(encode, layout)[0][-1]
+        return states[layout.at(last_place(length).squeeze(1))]
 
     def _asked(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:
         """Items, moments and lengths that ask each row for its next event."""

@@ -2,62 +2,91 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from torch import nn
-
-from recbole_adrrec.layers.attention import MixAttention
-from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ProjectedItemHead
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.moments import KernelSettings
-from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
+from recbole_adrrec.layers.moments import Clock, KernelSettings
 from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, unrefined
+from recbole_adrrec.models.block import Block, block_parts
+
+TIMELESS = frozenset({"position", "constant", "distance", "distance_bias"})
+"""Kernels that read no times."""
 
 
-def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine: Refine = unrefined) -> Parts:
-    """Parts of a model with one kernel for each attention head.
+def clock_of(config: Any, facts: Facts) -> Clock:
+    """Unit and rates of the kernels of gaps: those of the options or, where unset, read off the training data."""
+    unit, freq = config["time_unit"], config["kernel_freq"]
+    if unit is None or freq is None:
+        resolution, span = facts.clock()
+        unit = resolution if unit is None else unit
+        freq = max(2.0, span / unit) if freq is None else freq
+    return Clock(unit, freq)
 
-    Reads the options of ``properties/model/MEANTIME.yaml``; ``max_distance`` is the farthest distance that the distance
-    kernel tells apart. Other arguments as for every ``PartsBuilder``.
+
+def mix_parts(
+    config: Any, facts: Facts, block: Block, mixture: str, max_distance: int | None = None, refine: Refine = unrefined
+) -> Parts:
+    """Parts of a model with kernels in its attention.
+
+    Parameters
+    ----------
+    config : recbole.config.Config
+        Options, as of ``properties/model/MEANTIME.yaml``.
+    facts, refine
+        As for every ``PartsBuilder``.
+    block : Block
+        Where norms, dropout and positions stand.
+    mixture : str
+        ``heads``: one head for each kernel; ``adaptive``: all kernels in each of ``n_heads`` heads, behind gates.
+    max_distance : int, optional
+        Farthest distance that the distance kernel tells apart.
     """
     absolute, relative = config["absolute_kernels"] or [], config["relative_kernels"] or []
-    size, inner_size, dropout = config["hidden_size"], config["inner_size"], config["hidden_dropout_prob"]
-    eps, n_heads = config["layer_norm_eps"], len(absolute) + len(relative)
+    size, dropout, attn_dropout = config["hidden_size"], config["hidden_dropout_prob"], config["attn_dropout_prob"]
+    adaptive = mixture == "adaptive"
     settings = KernelSettings(
         hidden_size=size,
         max_seq_length=facts.max_seq_length,
         trained_days=facts.trained_days,
-        time_unit=config["time_unit"],
-        kernel_freq=config["kernel_freq"],
+        clock=cache(lambda: clock_of(config, facts)),
+        day_spacing=config["day_spacing"] or 1,
         max_distance=max_distance,
         grid_points=config["grid_points"],
     )
+    kernels = MixKernels(absolute, relative, settings, dropout, spread=adaptive)
 
-    def layer(number: int) -> TransformerLayer:
-        refinement = refine(number, n_heads)
-        return TransformerLayer(
-            MixAttention(size, len(absolute), len(relative), config["attn_dropout_prob"], refinement),
-            FeedForward(size, inner_size, dropout),
-            nn.LayerNorm(size, eps),
-            nn.LayerNorm(size, eps),
-            dropout,
+    def attention(layer: int) -> Attention:
+        if not adaptive:
+            refinement = refine(layer, len(absolute) + len(relative))
+            return MixAttention(size, len(absolute), len(relative), attn_dropout, refinement)
+        n_heads = config["n_heads"] or 2
+        return AdaptiveMixAttention(
+            size,
+            n_heads,
+            len(absolute),
+            [kernel.width for kernel in kernels.relative],
+            [kernel.is_bias for kernel in kernels.relative],
+            attn_dropout,
+            refine(layer, n_heads),
         )
 
-    return Parts(
-        ItemEmbedding(facts.n_rows, size, dropout),
-        MixKernels(absolute, relative, settings, dropout),
-        TransformerEncoder(layer(number) for number in range(1, config["n_layers"] + 1)),
-        ProjectedItemHead(size, facts.n_items, eps),
-    )
+    knows_time = not TIMELESS.issuperset([*absolute, *relative])
+    return block_parts(config, facts, block, attention, kernels, knows_time)
 
 
 class MixAttentionRecommender(SequenceRecommender):
-    """Sequential recommender with one kernel for each attention head.
+    """Sequential recommender with kernels in its attention.
 
-    Arguments as for ``SequenceRecommender`` and ``mix_parts``.
+    Parameters
+    ----------
+    config, dataset
+        As for ``SequenceRecommender``.
+    block, mixture, max_distance
+        As for ``mix_parts``.
     """
 
-    def __init__(self, config: Any, dataset: Any, max_distance: int | None = None) -> None:
+    def __init__(self, config: Any, dataset: Any, block: Block, mixture: str, max_distance: int | None = None) -> None:
         super().__init__(config, dataset, config["objective"], config["use_query_time"])
-        self.join(mix_parts(config, self.facts, max_distance))
+        self.join(mix_parts(config, self.facts, block, mixture, max_distance))

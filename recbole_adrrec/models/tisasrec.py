@@ -41,6 +41,7 @@ def tisasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Par
         TimeIntervals(size, width, config["time_span"], gaps, dropout, left_padded),
         LeftPaddedEncoder(layers, norm, width) if left_padded else TransformerEncoder(layers, norm),
         ItemHead(facts.n_items),
+        packs_rows=not left_padded,
     )
 
 

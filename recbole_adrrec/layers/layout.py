@@ -1,0 +1,238 @@
+"""How the events of a batch are laid out: as padded rows, or as events alone in groups of rows of similar length.
+
+What works on single events (norms, projections, feed-forward, head, loss) takes states of any layout. Attention works
+on groups of rows, ``[b, W]`` places each, which it gets from the states by ``Group.pad`` and hands back by
+``Group.unpad``.
+
+Letters: ``B`` rows of a batch, ``L`` places of a row, ``N`` events of the batch, ``b`` rows of a group, ``W`` places
+of its longest row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.moments import Moments
+
+GROUP_GROWTH = 1.5
+"""Rows of a group are at most so many times as long as its shortest, or ``SHORT`` places."""
+
+SHORT = 4
+
+LAYOUTS = ("padded", "grouped")
+"""Names of the layouts that a model can be given."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that attention takes together.
+
+    Attributes
+    ----------
+    places : slice
+        Where they stand in the states: rows of padded states, events of packed ones.
+    mask : Bool[b, 1, W, W]
+        True where query ``i`` may attend to key ``j``.
+    rows : Int64[b], optional
+        Numbers of the batch's rows; those of ``places`` where the states are padded.
+    gather : Int64[b * W], optional
+        For packed states: which of the group's events stands at each place; the first at padding.
+    scatter : Int64[n], optional
+        For packed states: the place of each of the group's ``n`` events.
+    """
+
+    places: slice
+    mask: Tensor
+    rows: Tensor | None = None
+    gather: Tensor | None = None
+    scatter: Tensor | None = None
+
+    def pad(self, states: Tensor) -> Tensor:
+        """States of all places, ``[B, L, ...]`` or ``[N, ...]``, as those of this group, ``[b, W, ...]``."""
+        own = states[self.places]
+        if self.gather is None or self.scatter is None:
+            return own
+        padded: Tensor = _Gather.apply(own, self.gather, self.scatter)
+        return padded.unflatten(0, (len(self.mask), self.mask.size(-1)))
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """States of this group, ``[b, W, ...]``, as they stand among those of all places."""
+        if self.gather is None or self.scatter is None:
+            return states
+        packed: Tensor = _Select.apply(states.flatten(0, 1), self.scatter)
+        return packed
+
+    def moments(self, moments: Moments) -> Moments:
+        """Moments of the group's rows, ``[b, W]``, out of those of the batch, ``[B, L]``."""
+        return moments.rows(self.places if self.rows is None else self.rows, self.mask.size(-1))
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a tensor by ``gather``; the gradient is taken at ``scatter`` alone, where each row stands once."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, gather: Tensor, scatter: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter)
+        return states.index_select(0, gather)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (scatter,) = ctx.saved_tensors
+        return grads[0].index_select(0, scatter), None, None
+
+
+class _Select(torch.autograd.Function):
+    """Some rows of a tensor, each once; the others' gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, scatter: Tensor) -> Tensor:
+        ctx.save_for_backward(scatter)
+        ctx.count = len(states)
+        return states.index_select(0, scatter)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (scatter,) = ctx.saved_tensors
+        (grad,) = grads
+        full = grad.new_zeros(ctx.count, *grad.shape[1:])
+        return full.index_copy_(0, scatter, grad), None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a batch.
+
+    Attributes
+    ----------
+    valid : Bool[B, L]
+        True at events.
+    groups : tuple of Group
+        In the order of the states.
+    order : Int64[N], optional
+        For packed states: places ``row * L + place`` of the batch, in the order of the states.
+    """
+
+    valid: Tensor
+    groups: tuple[Group, ...]
+    order: Tensor | None = None
+
+    @classmethod
+    def padded(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
+        """States ``[B, L, ...]``, padding among them.
+
+        Parameters
+        ----------
+        valid : Bool[B, L]
+            True at events.
+        causal : bool
+            Whether query ``i`` is kept from keys ``j > i``.
+        max_pairs : int, optional
+            Most pairs of places of a group of several rows; all rows are one group by default.
+        """
+        pairs = len(valid) * valid.size(1) ** 2
+        n_groups = 1 if max_pairs is None else max(1, min(len(valid), -(-pairs // max_pairs)))
+        return cls.of_mask(attention_mask(valid, causal), valid, n_groups)
+
+    @classmethod
+    def of_mask(cls, mask: Tensor, valid: Tensor | None = None, n_groups: int = 1) -> Layout:
+        """States ``[B, L, ...]`` with any mask, Bool[B, 1, L, L], in groups as ``Tensor.tensor_split`` cuts rows."""
+        groups, start = [], 0
+        for part in mask.tensor_split(n_groups):
+            groups.append(Group(slice(start, start + len(part)), part))
+            start += len(part)
+        return cls(mask[:, 0, -1] if valid is None else valid, tuple(groups))
+
+    @classmethod
+    def grouped(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
+        """States ``[N, ...]`` of events alone, by groups of rows of similar length.
+
+        Parameters
+        ----------
+        valid : Bool[B, L]
+            True at events: the first places of each row. An empty row counts as one event that attends to nothing.
+        causal : bool
+            Whether query ``i`` is kept from keys ``j > i``.
+        max_pairs : int, optional
+            Most pairs of places of a group of several rows.
+        """
+        length = valid.sum(1)
+        rows = length.argsort(stable=True)
+        counts = length[rows].clamp(min=1)
+        width = valid.size(1)
+        groups: list[Group] = []
+        order = []
+        start = 0
+        for first, last in _cuts(counts.tolist(), max_pairs):
+            own, count = rows[first:last], counts[first:last]
+            longest = int(count[-1])
+            slots = torch.arange(longest, device=valid.device)
+            inside = slots < count.unsqueeze(1)  # [b, W]
+            scatter = inside.flatten().nonzero().squeeze(1)
+            n_events = len(scatter)
+            gather = torch.zeros(inside.numel(), dtype=torch.int64, device=valid.device)
+            gather[scatter] = torch.arange(n_events, device=valid.device)
+            order.append((own.unsqueeze(1) * width + slots).flatten()[scatter])
+            mask = attention_mask(valid[own, :longest], causal)
+            groups.append(Group(slice(start, start + n_events), mask, own, gather, scatter))
+            start += n_events
+        return cls(valid, tuple(groups), torch.cat(order) if order else rows)
+
+    @property
+    def packed(self) -> bool:
+        """Whether states are those of events alone."""
+        return self.order is not None
+
+    def pack(self, batch: Tensor) -> Tensor:
+        """A tensor of the batch, ``[B, L, ...]``, laid out as the states are."""
+        return batch if self.order is None else batch.flatten(0, 1)[self.order]
+
+    def unpack(self, states: Tensor) -> Tensor:
+        """States as a tensor of the batch, ``[B, L, ...]``; packed states leave zeros at padding."""
+        if self.order is None:
+            return states
+        full = states.new_zeros(self.valid.numel(), *states.shape[1:])
+        return full.index_copy(0, self.order, states).unflatten(0, self.valid.shape)
+
+    def places(self, moments: Moments) -> Moments:
+        """Moments laid out as the states are."""
+        if self.order is None:
+            return moments
+        return moments.each(self.pack)
+
+    def at(self, place: Tensor) -> Any:
+        """Index of one place of each row, Int64[B], among the states."""
+        rows = torch.arange(len(place), device=place.device)
+        if self.order is None:
+            return rows, place
+        position = torch.empty(self.valid.numel(), dtype=torch.int64, device=place.device)
+        position[self.order] = torch.arange(len(self.order), device=place.device)
+        return position[rows * self.valid.size(1) + place]
+
+    def single(self, number: int) -> Layout:
+        """A group by itself; states are then those of its places."""
+        group = self.groups[number]
+        count = group.places.stop - group.places.start
+        return replace(self, groups=(replace(group, places=slice(0, count)),))
+
+
+def _cuts(counts: list[int], max_pairs: int | None) -> Iterator[tuple[int, int]]:
+    """First and last row of each group, of rows in rising order of length."""
+    first = 0
+    while first < len(counts):
+        longest = max(SHORT, int(counts[first] * GROUP_GROWTH))
+        last = first + 1
+        while last < len(counts) and counts[last] <= longest:
+            if max_pairs is not None and (last + 1 - first) * counts[last] ** 2 > max_pairs:
+                break
+            last += 1
+        yield first, last
+        first = last
