@@ -676,8 +676,8 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
         _check_heads({**config, "n_heads": config.get("n_heads") or 2})
         if paired and config.get("hidden_size", 2) % 2:
             raise OptionError(
-                f"hidden_size: {config['hidden_size']} is odd, but the sinusoid kernel pairs sines with cosines; choose "
-                "an even one, or leave sinusoid out"
+                f"hidden_size: {config['hidden_size']} is odd, but the sinusoid kernel pairs sines with "
+                "cosines; choose an even one, or leave sinusoid out"
             )
         return
     heads = len(_kernels(config))
@@ -694,8 +694,8 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
         )
     if model == "ADRRec" and config.get("n_heads") is not None:
         raise OptionError(
-            f"n_heads: {config['n_heads']} means nothing with mixture heads, which has one head for each of its {heads} "
-            "kernels; leave it out, or choose mixture adaptive"
+            f"n_heads: {config['n_heads']} means nothing with mixture heads, which has one head for each "
+            f"of its {heads} kernels; leave it out, or choose mixture adaptive"
         )
     width = config.get("hidden_size", heads)
     step = math.lcm(heads, 2) if paired else heads

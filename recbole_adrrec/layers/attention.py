@@ -4,8 +4,8 @@
 event by itself, on states of any layout (``layers.layout``); what lies between works on one group of rows after
 another. ``Attention.route`` alone decides how that is computed.
 
-Letters: ``B`` rows of a batch, ``N`` events, ``b`` rows of a group, ``H`` heads, ``W`` places, ``d`` hidden size, ``dh``
-width of a head, ``F`` features. ``...`` stands for ``B, L`` or ``N``.
+Letters: ``B`` rows of a batch, ``N`` events, ``b`` rows of a group, ``H`` heads, ``W`` places, ``d`` hidden size,
+``dh`` width of a head, ``F`` features. ``...`` stands for ``B, L`` or ``N``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Projected(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor]) -> Projected:
         """Apply a function to each tensor."""
-        return Projected(*map(function, self[:3]), tuple(map(function, self.pairs)))
+        query, key, value = map(function, self[:3])
+        return Projected(query, key, value, tuple(map(function, self.pairs)))
 
 
 class Attention(nn.Module):
@@ -138,7 +139,7 @@ class Attention(nn.Module):
         projected = self.project(hidden if query is None else query, hidden, context)
         summed = []
         for number, group in enumerate(layout.groups):
-            own = projected.each(lambda part, group=group: group.pad(part).transpose(1, 2))
+            own = projected.each(group.by_head)
             summed.append(group.unpad(self._attend(own, group, context, number).transpose(1, 2)))
         return self.merge(summed[0] if len(summed) == 1 else torch.cat(summed))
 
@@ -288,7 +289,7 @@ class MixAttention(ProjectedAttention):
 
     def relative_query(self, head: int, query: Tensor) -> Tensor:
         """``u_i = P^T (q_i + b)`` and the constant ``(q_i + b) . c``, Float[..., F + 1], of ``P phi + c``."""
-        projection = self.relative_key[head]
+        projection: Any = self.relative_key[head]
         biased = query + self.relative_bias[head] * self.scale
         return biased @ torch.cat([projection.weight, projection.bias.unsqueeze(1)], 1)
 
@@ -396,7 +397,8 @@ class AdaptiveMixAttention(ProjectedAttention):
 
     def relative_query(self, number: int, query: Tensor) -> Tensor:
         """``u_i = P^T (q_i + b)``, Float[..., H, F]."""
-        by_head = self.relative_key[number].weight.unflatten(0, (self.n_heads, -1))  # [H, dh, F]
+        projection: Any = self.relative_key[number]
+        by_head = projection.weight.unflatten(0, (self.n_heads, -1))  # [H, dh, F]
         biased = query + self.relative_bias[number] * self.scale
         return torch.einsum("...hd,hdf->...hf", biased, by_head)
 

@@ -77,7 +77,12 @@ class MixKernels(nn.Module):
                 if name not in known:
                     raise ValueError(f"{option}: {name}; must be one of {', '.join(known)}")
         self.absolute = nn.ModuleList(ABSOLUTE_KERNELS[name].build(settings) for name in absolute)
-        self.relative = nn.ModuleList(RELATIVE_KERNELS[name].build(settings) for name in relative)
+        pairs = [RELATIVE_KERNELS[name].build(settings) for name in relative]
+        self.relative = nn.ModuleList(pairs)
+        self.relative_widths = [kernel.width for kernel in pairs]
+        """Features of each relative kernel."""
+        self.relative_is_bias = [kernel.is_bias for kernel in pairs]
+        """Which of them are bias kernels."""
         self.dropout = Dropout(dropout)
 
     def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> MixContext:

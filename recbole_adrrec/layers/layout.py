@@ -62,6 +62,10 @@ class Group:
         padded: Tensor = _Gather.apply(own, self.gather, self.scatter)
         return padded.unflatten(0, (len(self.mask), self.mask.size(-1)))
 
+    def by_head(self, states: Tensor) -> Tensor:
+        """Tensors of heads, ``[..., H, F]``, of all places as those of this group, ``[b, H, W, F]``."""
+        return self.pad(states).transpose(1, 2)
+
     def unpad(self, states: Tensor) -> Tensor:
         """States of this group, ``[b, W, ...]``, as they stand among those of all places."""
         if self.gather is None or self.scatter is None:

@@ -1,7 +1,8 @@
 """Transformer layers around any attention.
 
-States are padded, ``[B, L, d]``, or packed, ``[N, d]`` (``layers.layout``). Letters: ``B`` rows of a batch, ``L`` places,
-``N`` events, ``d`` hidden size.
+States are padded, ``[B, L, d]``, or packed, ``[N, d]`` (``layers.layout``).
+
+Letters: ``B`` rows of a batch, ``L`` places, ``N`` events, ``d`` hidden size.
 """
 
 from __future__ import annotations

@@ -285,7 +285,7 @@ class SequenceRecommender(SequentialRecommender):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.data.normal_(mean=0.0, std=self.initializer_range)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
 
     def forward(self, items: Tensor, moments: Moments) -> Tensor:

@@ -66,8 +66,8 @@ def mix_parts(
             size,
             n_heads,
             len(absolute),
-            [kernel.width for kernel in kernels.relative],
-            [kernel.is_bias for kernel in kernels.relative],
+            kernels.relative_widths,
+            kernels.relative_is_bias,
             attn_dropout,
             refine(layer, n_heads),
         )
