@@ -364,7 +364,7 @@ def _hook_trainers() -> None:
 
 
 def _hook_evaluation() -> None:
-    """Rank by tiles of the scores where ``eval_item_chunk`` is set (trainer/trainer.py:527; collector.py:124)."""
+    """Rank sequential models by blocks of rows (trainer/trainer.py:527; collector.py:124)."""
     from recbole_adrrec import evaluation
 
     trainer = importlib.import_module("recbole.trainer.trainer").Trainer
@@ -373,14 +373,12 @@ def _hook_evaluation() -> None:
 
     @functools.wraps(score)
     def full_sort_batch_eval(self: Any, batched_data: Any) -> Any:
-        chunk = self.config["eval_item_chunk"]
-        return (
-            score(self, batched_data) if chunk is None else evaluation.score_in_tiles(self, score, batched_data, chunk)
-        )
+        whole = self.config["MODEL_TYPE"].name != "SEQUENTIAL" or self.eval_collector.register.need("rec.score")
+        return score(self, batched_data) if whole else evaluation.score_by_rows(self, score, batched_data)
 
     @functools.wraps(collect)
     def eval_batch_collect(self: Any, scores_tensor: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
-        if isinstance(scores_tensor, evaluation.TiledScores):
+        if isinstance(scores_tensor, evaluation.RowScores):
             evaluation.collect(self, scores_tensor, positive_u, positive_i)
         else:
             collect(self, scores_tensor, interaction, positive_u, positive_i)

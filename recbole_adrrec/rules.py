@@ -217,7 +217,6 @@ OVERALL_RULES: dict[str, Rule] = {
     "time_unit_in": Unset(Choice(("s", "ms", "us"))),
     "train_rows": Choice(("prefix", "sequence")),
     "train_stride": Unset(COUNT),
-    "eval_item_chunk": Unset(COUNT),
     "show_user": Unset(Token()),
     "checkpoint_data": Flag(),
     "checkpoint_last": Number(low=0, whole=True),

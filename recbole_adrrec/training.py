@@ -49,7 +49,7 @@ MAY_DIFFER = frozenset(
         *("data_path", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
         # Where it runs.
         *("gpu_id", "use_gpu", "device", "ip", "port", "offset", "group_offset", "nproc", "local_rank", "help"),
-        *("eval_batch_size", "eval_item_chunk"),
+        *("eval_batch_size",),
     }
 )
 """Options that don't change what an epoch does to the weights."""

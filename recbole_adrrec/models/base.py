@@ -6,7 +6,7 @@ negatives of each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -328,13 +328,6 @@ class SequenceRecommender(SequentialRecommender):
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
         return self.head(self._last_state(interaction), self.item_embedding.table)
-
-    @torch.no_grad()
-    def item_scores(self, interaction: Any, chunk: int) -> Iterator[tuple[int, Tensor]]:
-        """Scores as of ``full_sort_predict``, ``chunk`` items at a time: the first item, and Float[B, chunk]."""
-        hidden, table = self._last_state(interaction), self.item_embedding.table
-        for first in range(0, self.n_items, chunk):
-            yield first, self.head(hidden, table, slice(first, min(first + chunk, self.n_items)))
 
     @torch.no_grad()
     def explain(self, interaction: Any) -> Explanation:

@@ -1,4 +1,4 @@
-"""Full ranking by tiles of the scores gives the metrics of full ranking."""
+"""Full ranking by blocks of rows gives the metrics of RecBole's full ranking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_adrrec.evaluation import Tile, TiledScores
+from recbole_adrrec import evaluation
+from recbole_adrrec.evaluation import RowScores
 
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "MAP", "Precision", "GAUC", "ItemCoverage", "AveragePopularity"]
 
@@ -39,13 +40,13 @@ def evaluated(model: str, small: dict[str, Any], **options: Any) -> tuple[dict[s
     trainer = get_trainer(config["MODEL_TYPE"], model)(config, get_model(model)(config, train._dataset))
     trainer.eval_collector.data_collect(train)
     if options.get("masked"):
-        mask_some(test, trainer)
+        mask_some(test, trainer, options["masked"])
     with LargestResult() as largest:
         result = trainer.evaluate(test, load_best_model=False)
     return dict(result), largest.elements
 
 
-def mask_some(loader: Any, trainer: Any) -> None:
+def mask_some(loader: Any, trainer: Any, form: str) -> None:
     """As RecBole's loaders of other kinds of models do, tell of items that are not to be ranked."""
     collate = loader.collate_fn
 
@@ -55,21 +56,37 @@ def mask_some(loader: Any, trainer: Any) -> None:
         rows = torch.arange(len(interaction)).repeat_interleave(5)
         hidden = torch.from_numpy(rng.integers(1, loader._dataset.item_num, len(rows)))
         keep = hidden != items[rows]
-        return interaction, (rows[keep], hidden[keep]), at, items
+        out: Any = (rows[keep], hidden[keep])
+        if form == "table":
+            out = torch.zeros(len(interaction), loader._dataset.item_num, dtype=torch.bool).index_put(
+                out, torch.tensor(True)
+            )
+        return interaction, out, at, items
 
     loader.collate_fn = with_history
 
 
-@pytest.mark.parametrize("masked", [False, True])
+def by_recbole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let RecBole's own method score and mask, and RecBole's collector count, whole batches."""
+    monkeypatch.setattr(evaluation, "score_by_rows", lambda trainer, original, batch: original(trainer, batch))
+
+
+@pytest.mark.parametrize("masked", [None, "pairs", "table"])
 @pytest.mark.parametrize("model", ["ADRRec", "STOSA", "MEANTIME", "SASRec"])
-def test_the_metrics_are_the_same_to_the_last_digit(model: str, masked: bool, small: dict[str, Any]) -> None:
+def test_the_metrics_are_the_same_to_the_last_digit(
+    model: str, masked: str | None, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for block in (1, 5_000, 1 << 22):
+        monkeypatch.setitem(evaluation.BLOCK_SCORES, "cpu", block)
+        found.append(evaluated(model, small, masked=masked)[0])
+    by_recbole(monkeypatch)
     whole, _ = evaluated(model, small, masked=masked)
-    for chunk in (1, 7, 64, 10_000):
-        assert evaluated(model, small, masked=masked, eval_item_chunk=chunk)[0] == whole, chunk
+    assert found == [whole] * 3
 
 
 @pytest.mark.parametrize("model", ["AWRSR", "SASRec"])
-def test_no_tensor_holds_all_scores(model: str, small: dict[str, Any]) -> None:
+def test_no_tensor_holds_all_scores(model: str, small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {
         "hidden_size": 4,
         "inner_size": 4,
@@ -78,25 +95,21 @@ def test_no_tensor_holds_all_scores(model: str, small: dict[str, Any]) -> None:
         "topk": [5],
         "valid_metric": "NDCG@5",
     }
+    monkeypatch.setitem(evaluation.BLOCK_SCORES, "cpu", 4_000)
+    _, by_rows = evaluated(model, small, **tiny)
+    by_recbole(monkeypatch)
     _, whole = evaluated(model, small, **tiny)
-    _, by_chunks = evaluated(model, small, **tiny, eval_item_chunk=4)
-    assert by_chunks < whole / 3
+    assert by_rows < whole / 3
 
 
 def test_ranks_of_equal_scores_are_shared() -> None:
     scores = torch.tensor([[-torch.inf, 3.0, 1.0, 3.0, 2.0], [-torch.inf, 0.0, 0.0, 0.0, 5.0]])
-
-    def tiles(height: int, width: int) -> Any:
-        for row in range(0, 2, height):
-            for item in range(0, 5, width):
-                yield Tile(row, item, scores[row : row + height, item : item + width])
-
     for height in (1, 2):
-        for width in (1, 2, 5):
-            tiled = TiledScores(2, lambda height=height, width=width: tiles(height, width))
-            ranks = tiled.ranks(torch.tensor([0, 0, 1, 1]), torch.tensor([3, 4, 2, 4]))
-            assert ranks.tolist() == [1.5, 3.0, 3.0, 1.0]
-            best, known = tiled.best(2, torch.device("cpu"))
-            assert sorted(best[0].tolist()) == [1, 3]
-            assert best[1, 0] == 4
-            assert known.tolist() == [4, 4]
+        blocks = [(row, scores[row : row + height]) for row in range(0, 2, height)]
+        by_rows = RowScores(2, lambda blocks=blocks: iter(blocks))
+        ranks = by_rows.ranks(torch.tensor([0, 0, 1, 1]), torch.tensor([3, 4, 2, 4]))
+        assert ranks.tolist() == [1.5, 3.0, 3.0, 1.0]
+        best, known = by_rows.best(2)
+        assert sorted(best[0].tolist()) == [1, 3]
+        assert best[1, 0] == 4
+        assert known.tolist() == [4, 4]
