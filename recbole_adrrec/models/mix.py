@@ -12,7 +12,7 @@ from recbole_adrrec.layers.heads import ProjectedItemHead
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.moments import KernelSettings
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, unrefined
+from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, trend_of, unrefined
 
 
 def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine: Refine = unrefined) -> Parts:
@@ -48,16 +48,17 @@ def mix_parts(config: Any, facts: Facts, max_distance: int | None = None, refine
         ItemEmbedding(facts.n_rows, size, dropout),
         MixKernels(absolute, relative, settings, dropout),
         TransformerEncoder(layer(number) for number in range(1, config["n_layers"] + 1)),
-        ProjectedItemHead(size, facts.n_items, eps),
+        ProjectedItemHead(size, facts.n_items, eps, config["temperature"]),
     )
 
 
 class MixAttentionRecommender(SequenceRecommender):
     """Sequential recommender with one kernel for each attention head.
 
-    Arguments as for ``SequenceRecommender`` and ``mix_parts``.
+    Arguments as for ``SequenceRecommender`` and ``mix_parts``; ``with_trend``: whether its options describe a trend.
     """
 
-    def __init__(self, config: Any, dataset: Any, max_distance: int | None = None) -> None:
+    def __init__(self, config: Any, dataset: Any, max_distance: int | None = None, with_trend: bool = False) -> None:
         super().__init__(config, dataset, config["objective"], config["use_query_time"])
-        self.join(mix_parts(config, self.facts, max_distance))
+        trend = trend_of(config, self.facts) if with_trend else None
+        self.join(mix_parts(config, self.facts, max_distance), trend)

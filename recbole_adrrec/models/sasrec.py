@@ -35,4 +35,5 @@ def sasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts
         for number in range(1, config["n_layers"] + 1)
     ]
     embedding = PositionedItemEmbedding(facts.n_rows, size, dropout, facts.max_seq_length, eps)
-    return Parts(embedding, NoKernels(), TransformerEncoder(layers), ItemHead(facts.n_items), knows_time=False)
+    head = ItemHead(facts.n_items, config["temperature"])
+    return Parts(embedding, NoKernels(), TransformerEncoder(layers), head, knows_time=False)
