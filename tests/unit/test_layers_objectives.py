@@ -5,7 +5,7 @@ import torch
 from recbole.model.loss import BPRLoss
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.heads import ProjectedItemHead
+from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
 from recbole_adrrec.layers.objectives import append_event, draw_cloze_mask, known_times, next_times, valid_places
 from recbole_adrrec.losses import bayesian_personalized_ranking, item_cross_entropy
 

@@ -165,8 +165,10 @@ def test_shared_negatives_by_blocks(monkeypatch, with_bias, block, spread, smoot
     given = [part for part in (states, table, offsets) if part is not None]
     for negatives in (torch.tensor([7, 2, 7, 39]), torch.tensor([7, 7, 7, 7])):
         items = torch.cat([targets, negatives])
-        arguments = states, table[items], None if offsets is None else offsets[items], targets, negatives, smoothing
-        found, plain = losses.shared_softmax(*arguments), shared_written_out(*arguments)
+        found, plain = (
+            loss(states, table[items], None if offsets is None else offsets[items], targets, negatives, smoothing)
+            for loss in (losses.shared_softmax, shared_written_out)
+        )
         torch.testing.assert_close(found, plain)
         gradients = torch.autograd.grad(3 * found, given)
         torch.testing.assert_close(gradients, torch.autograd.grad(3 * plain, given), rtol=1e-6, atol=1e-9)
