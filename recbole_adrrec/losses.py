@@ -3,6 +3,10 @@
 Letters: ``N`` positions with a target, ``V`` items (padding included), ``k`` sampled negatives of each position,
 ``s+`` score of the item to find, ``s-`` of a sampled one. All are means over the ``N`` positions, and zero, though
 connected to the scores, where nothing is asked.
+
+Label smoothing by ``e`` (Szegedy et al., CVPR 2016; as in ``torch.nn.functional.cross_entropy``) is written as a term
+beside the cross entropy among ``C`` candidates, ``e (s+ - mean of all candidates' scores)``: the means are products
+with the mean candidate, so that it costs no pass over all scores.
 """
 
 from typing import Any
@@ -22,8 +26,13 @@ SAMPLED_LOSSES = ("BPR", "BCE", "sampled_softmax", "gBCE")
 
 LOSSES = ("CE", *SAMPLED_LOSSES)
 
+SMOOTHED_LOSSES = ("CE", "sampled_softmax")
+"""Values of ``loss_type`` that are a softmax over candidates, so that labels can be smoothed."""
 
-def item_cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+
+def item_cross_entropy(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """``-log softmax(states @ weight.T + bias)[target]`` over all items (RecBole's ``CE``), in bounded memory.
 
     The scores ``[N, V]`` are never whole: some rows at a time are scored, and their part of the gradient is taken while
@@ -40,17 +49,30 @@ def item_cross_entropy(states: Tensor, weight: Tensor, bias: Tensor | None, targ
         Added to each item's score.
     targets : Int64[N]
         The item to find.
+    smoothing : float
+        Share of the label that is spread over all ``V``, in [0, 1).
 
     Returns
     -------
     Float[]
         The mean over the ``N``.
     """
-    kind = states.device.type
-    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    low, kind = _product_dtype(weight), states.device.type
     with torch.autocast(kind, enabled=False):
-        total: Tensor = _ItemCrossEntropy.apply(states.to(weight.dtype), weight, bias, targets, low)
+        states = states.to(weight.dtype)
+        total: Tensor = _ItemCrossEntropy.apply(states, weight, bias, targets, low)
+        if smoothing:
+            typical = F.embedding(targets, weight) - weight.mean(0)
+            total = total + smoothing * (states * typical).sum()
+            if bias is not None:
+                total = total + smoothing * (bias[targets] - bias.mean()).sum()
     return total / max(1, len(targets))
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The type of matrix products: autocast's where it is on, else that of ``weight``."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 class _ItemCrossEntropy(torch.autograd.Function):
@@ -98,6 +120,114 @@ class _ItemCrossEntropy(torch.autograd.Function):
         return *(None if part is None else part * grads[0] for part in ctx.saved_tensors), None, None
 
 
+def shared_softmax(
+    states: Tensor,
+    candidates: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    negatives: Tensor,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """``sampled_softmax`` with the same ``k`` negatives for all positions: one matrix product.
+
+    A negative that is a position's own target is left out there. The scores ``[N, k]`` are never whole, as in
+    ``item_cross_entropy``; under autocast the products alone are in its type. The gradient can't be differentiated
+    again.
+
+    Parameters
+    ----------
+    states : Float[N, D]
+        What asks.
+    candidates : Float[N + k, D]
+        A row for each target, then one for each negative.
+    bias : Float[N + k], optional
+        Added to their scores.
+    targets : Int64[N]
+        The item to find.
+    negatives : Int64[k]
+        The sampled ones.
+    smoothing : float
+        Share of the label that is spread over the position's candidates, its target included, in [0, 1).
+
+    Returns
+    -------
+    Float[]
+        The mean over the ``N``.
+    """
+    low, kind = _product_dtype(candidates), states.device.type
+    with torch.autocast(kind, enabled=False):
+        states = states.to(candidates.dtype)
+        wanted, drawn = candidates.split([len(targets), len(negatives)])
+        found = (states * wanted).sum(1)
+        drawn_bias = None
+        if bias is not None:
+            wanted_bias, drawn_bias = bias.split([len(targets), len(negatives)])
+            found = found + wanted_bias
+        total: Tensor = _SharedCrossEntropy.apply(states, found, drawn, drawn_bias, targets, negatives, low)
+        if smoothing:
+            # A negative that is left out would have had the score of the target.
+            out = (negatives.sort().values, targets)
+            left_out = torch.searchsorted(*out, right=True) - torch.searchsorted(*out)
+            others = states @ drawn.sum(0) + (0.0 if drawn_bias is None else drawn_bias.sum())
+            mean = (others + (1 - left_out) * found) / (1 + len(negatives) - left_out)
+            total = total + smoothing * (found - mean).sum()
+    return total / max(1, len(targets))
+
+
+class _SharedCrossEntropy(torch.autograd.Function):
+    """The sum over the rows of ``shared_softmax``, which scores each row's target beforehand (``found``, Float[N])."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        found: Tensor,
+        drawn: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        negatives: Tensor,
+        low: torch.dtype,
+    ) -> Tensor:
+        asked = any(ctx.needs_input_grad)
+        total = states.new_zeros(())
+        by_state, by_drawn = (torch.zeros_like(states), torch.zeros_like(drawn)) if asked else (None, None)
+        by_found = torch.zeros_like(found) if asked else None
+        by_bias = torch.zeros_like(bias) if asked and bias is not None else None
+        low_states, items = states.to(low), drawn.to(low)
+        block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
+        rows = max(1, block // max(1, len(drawn)))
+        # Half as wide numbers are compared twice as fast.
+        targets, negatives = targets.int().unsqueeze(1), negatives.int()
+        for start in range(0, len(states), rows):
+            part = slice(start, start + rows)
+            scores = (low_states[part] @ items.T).to(drawn.dtype)
+            if bias is not None:
+                scores += bias
+            scores.masked_fill_(targets[part] == negatives, -torch.inf)
+            own = found[part].unsqueeze(1)
+            largest = torch.maximum(scores.amax(1, keepdim=True), own)
+            share = scores.sub_(largest).exp_()
+            own_share = (own - largest).exp()
+            normaliser = share.sum(1, keepdim=True) + own_share
+            total += (normaliser.log() + (largest - own)).sum()
+            if by_state is None or by_drawn is None or by_found is None:
+                continue
+            share /= normaliser
+            by_found[part] = (own_share / normaliser - 1).squeeze(1)
+            if by_bias is not None:
+                by_bias += share.sum(0)
+            share = share.to(low)
+            by_state[part] = share @ items
+            by_drawn += share.T @ low_states[part]
+        ctx.save_for_backward(by_state, by_found, by_drawn, by_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if part is None else part * grads[0] for part in ctx.saved_tensors), None, None, None
+
+
 def bayesian_personalized_ranking(positive: Tensor, negative: Tensor) -> Tensor:
     """``-log sigmoid(s+ - s-)``, the mean over the negatives (Rendle et al., UAI 2009).
 
@@ -128,7 +258,7 @@ def binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
     return (F.softplus(-positive).sum() + F.softplus(negative).sum()) / max(1, len(positive))
 
 
-def sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:
+def sampled_softmax(positive: Tensor, negative: Tensor, smoothing: float = 0.0) -> Tensor:
     """``-log(exp(s+) / (exp(s+) + sum_k exp(s-)))``: cross entropy among the target and its negatives.
 
     Without a correction for how likely an item is to be drawn: for uniform negatives it would be the same for all.
@@ -139,9 +269,12 @@ def sampled_softmax(positive: Tensor, negative: Tensor) -> Tensor:
         Scores of the item to find.
     negative : Float[N, k]
         Scores of sampled ones.
+    smoothing : float
+        Share of the label that is spread over the ``k + 1`` candidates, in [0, 1).
     """
-    total = torch.cat([positive, negative], 1).logsumexp(1)
-    return (total - positive.squeeze(1)).sum() / max(1, len(positive))
+    scores = torch.cat([positive, negative], 1)
+    label = positive if not smoothing else (1 - smoothing) * positive + smoothing * scores.mean(1, keepdim=True)
+    return (scores.logsumexp(1, keepdim=True) - label).sum() / max(1, len(positive))
 
 
 def generalised_binary_cross_entropy(positive: Tensor, negative: Tensor, n_items: int, t: float) -> Tensor:
@@ -182,13 +315,13 @@ def positive_versus_negative(to_positive: Tensor, between: Tensor) -> Tensor:
     return loss.sum() / max(1, loss.numel())
 
 
-def sampled_loss(name: str, positive: Tensor, negative: Tensor, n_items: int, gbce_t: float) -> Tensor:
+def sampled_loss(
+    name: str, positive: Tensor, negative: Tensor, n_items: int, gbce_t: float, smoothing: float = 0.0
+) -> Tensor:
     """One of ``SAMPLED_LOSSES`` by its name, for Float[N, 1] and Float[N, k]; see there for the rest."""
     if name == "gBCE":
         return generalised_binary_cross_entropy(positive, negative, n_items, gbce_t)
-    plain = {
-        "BPR": bayesian_personalized_ranking,
-        "BCE": binary_cross_entropy,
-        "sampled_softmax": sampled_softmax,
-    }
+    if name == "sampled_softmax":
+        return sampled_softmax(positive, negative, smoothing)
+    plain = {"BPR": bayesian_personalized_ranking, "BCE": binary_cross_entropy}
     return plain[name](positive, negative)

@@ -25,8 +25,8 @@ RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 MANY_NEGATIVES = ("sampled_softmax", "gBCE")
 """Losses that take ``n_negatives`` where ``train_neg_sample_args`` is unset; others take RecBole's one."""
 
-OF_SOME_MODELS = ("objective", "use_query_time")
-"""Options that data and report act on: from a file for several models they must not reach one without them."""
+OF_SOME_MODELS = ("objective", "use_query_time", "trend_rank")
+"""Options that data, rules and report act on: from a file for several models they must not reach one without them."""
 
 PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
 """Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
@@ -168,7 +168,7 @@ def _hook_config() -> None:
         final: dict[str, Any] = merge(self)
         if self.__dict__.pop("_follow_loss", False):
             loss = final.get("loss_type")
-            if loss == "CE":
+            if loss == "CE" or _draws_its_own(self.model, final):
                 final["train_neg_sample_args"] = None
             elif loss in MANY_NEGATIVES and self.model in models.MODULES:
                 final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
@@ -185,16 +185,22 @@ def _hook_config() -> None:
     @functools.wraps(set_defaults)
     def set_default_parameters(self: Any) -> None:
         set_defaults(self)
-        if self.model in models.MODULES and self.final_config_dict["loss_type"] != "CE":
-            # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does.
-            pairwise = importlib.import_module("recbole.utils.enum_type").InputType.PAIRWISE
-            self.final_config_dict["MODEL_INPUT_TYPE"] = pairwise
+        final = self.final_config_dict
+        if self.model in models.MODULES and final["loss_type"] != "CE":
+            # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their own.
+            kinds = importlib.import_module("recbole.utils.enum_type").InputType
+            final["MODEL_INPUT_TYPE"] = kinds.POINTWISE if _draws_its_own(self.model, final) else kinds.PAIRWISE
 
     config_class._load_cmd_line = load_command_line
     config_class._set_default_parameters = set_default_parameters
     config_class._load_variable_config_dict = load_variable_config_dict
     config_class._load_internal_config_dict = load_internal_config_dict
     config_class._get_final_config_dict = get_final_config_dict
+
+
+def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
+    """Whether a model of ours draws its negatives itself, once a batch."""
+    return model in models.MODULES and config.get("negatives") == "shared"
 
 
 def _is_sequential(model_class: Any) -> bool:

@@ -252,7 +252,9 @@ class Recommender:
         """Whether the moment of a question reaches the scores; else it only decides which events count."""
         if not (self._is_ours and self.model.use_query_time):
             return False
-        return any(isinstance(part, TimeTableKernel | GapKernel) for part in self.model.kernels.modules())
+        return self.model.head.trend is not None or any(
+            isinstance(part, TimeTableKernel | GapKernel) for part in self.model.kernels.modules()
+        )
 
     @property
     def last_time(self) -> int | None:

@@ -48,7 +48,11 @@ class StandIn:
     def trained_days(self, include_targets: bool) -> Tensor:
         """The days of training, as the weights have them."""
         found = self._buffer("trained_days")
-        return torch.arange(self._days[0], self._days[1] + 1) if found is None else found
+        if found is not None:
+            return found
+        # Those of a trend may be fewer than those carried, which count the times of targets always.
+        first, last = self._days if (ends := self._buffer("trained_range")) is None else ends.tolist()
+        return torch.arange(first, last + 1)
 
     def smallest_training_gaps(self) -> Tensor:
         """Each user's smallest gap in training, as the weights have them."""

@@ -233,7 +233,10 @@ _SHARED_RULES: dict[str, Rule] = {
     "initializer_range": POSITIVE,
     "loss_type": Choice(_losses),
     "n_negatives": COUNT,
+    "negatives": Choice(("own", "shared")),
     "gbce_t": Number(low=0, high=1),
+    "label_smoothing": Number(low=0, high=1, below=True),
+    "temperature": Unset(POSITIVE),
     "train_rows": OVERALL_RULES["train_rows"],
     "recompute": Flag(),
     "compile": Flag(),
@@ -253,6 +256,12 @@ _BLOCK_RULES: dict[str, Rule] = {
     "mixture": Choice(("adaptive", "heads")),
     "time_unit": Unset(POSITIVE),
     "kernel_freq": Unset(Number(low=1, above=True)),
+}
+
+_TREND_RULES: dict[str, Rule] = {
+    "trend_rank": Number(low=0, whole=True),
+    "trend_spacing": POSITIVE,
+    "trend_decay": Number(low=0),
 }
 
 _MEANTIME_RULES: dict[str, Rule] = {
@@ -277,7 +286,7 @@ _TISASREC_RULES: dict[str, Rule] = {
 }
 
 _STOSA_RULES: dict[str, Rule] = {
-    **{name: rule for name, rule in _SHARED_RULES.items() if name != "gbce_t"},
+    **{name: rule for name, rule in _SHARED_RULES.items() if name not in ("gbce_t", "temperature")},
     "n_heads": COUNT,
     "inner_size": COUNT,
     "pvn_weight": Number(low=0),
@@ -289,6 +298,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
     "ADRRec": {
         **_MEANTIME_RULES,
         **_BLOCK_RULES,
+        **_TREND_RULES,
         "relative_kernels": ListOf(Choice(_relative_kernels)),
         "n_heads": Unset(COUNT),
         "max_distance": COUNT,
@@ -308,6 +318,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         **_TISASREC_RULES,
         **_STOSA_RULES,
         **_BLOCK_RULES,
+        **_TREND_RULES,
         "relative_kernels": ListOf(Choice(_relative_kernels)),
         "max_distance": COUNT,
         "refinement": Choice(_refinements),
@@ -408,7 +419,7 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     _check_gpu(config)
     _check_metrics(config)
     _check_eval_args(config, model)
-    _check_negatives(config)
+    _check_negatives(config, model)
     _check_rows(config, model)
     if model in MODEL_RULES:
         backbone = _backbone(config, model)
@@ -607,7 +618,7 @@ def _samples_negatives(config: Mapping[str, Any]) -> bool:
     return args is not None and str(args).lower() != "none"
 
 
-def _check_negatives(config: Mapping[str, Any]) -> None:
+def _check_negatives(config: Mapping[str, Any], model: str) -> None:
     if "train_neg_sample_args" not in config or "loss_type" not in config:
         return
     args, loss = config["train_neg_sample_args"], config["loss_type"]
@@ -617,6 +628,18 @@ def _check_negatives(config: Mapping[str, Any]) -> None:
             "{distribution: uniform, sample_num: 1}, nor unset"
         )
     samples = _samples_negatives(config)
+    if model in MODEL_RULES and config.get("negatives") == "shared":
+        if loss != "sampled_softmax":
+            raise OptionError(
+                f"negatives: shared ones are compared by a softmax, but loss_type is {loss}; choose negatives own, or "
+                "loss_type sampled_softmax"
+            )
+        if samples:
+            raise OptionError(
+                f"train_neg_sample_args: {args!r} contradicts negatives shared, which the model draws itself "
+                "(n_negatives for each batch); leave it out, or choose negatives own"
+            )
+        return
     if loss == "CE" and samples:
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts loss_type CE, which compares with all "
@@ -731,6 +754,18 @@ def _check_loss(config: Mapping[str, Any], backbone: str) -> None:
             f"loss_type: {loss} reads a score above 0 as likely, but STOSA's are minus a distance and never above 0; "
             "choose BPR, CE or sampled_softmax"
         )
+    smoothing = config.get("label_smoothing")
+    if smoothing and loss in ("BPR", "BCE", "gBCE"):
+        raise OptionError(
+            f"label_smoothing: {smoothing} spreads a label over the candidates of a softmax, but loss_type {loss} has "
+            "none; choose 0, or loss_type CE or sampled_softmax"
+        )
+    for name, off in (("temperature", None), ("trend_rank", 0)):
+        if backbone == "stosa" and config.get(name, off) != off:
+            raise OptionError(
+                f"{name}: {config[name]!r} goes with scores that are products, but STOSA's are minus a distance; "
+                "leave it out"
+            )
 
 
 def _check_refinement(config: Mapping[str, Any]) -> None:
@@ -768,10 +803,12 @@ def _check_backbone_options(config: Mapping[str, Any]) -> None:
     for name, owner, reason in (
         ("published_padding_attention", "tisasrec", "only TiSASRec's public code lets padded keys take part"),
         ("published_mean_bypass", "stosa", "only STOSA's states have means and covariances"),
-        ("use_query_time", "mix", "only its kernels read the time at which a recommendation is asked for"),
+        ("use_query_time", "mix", "only its kernels, or a trend, read the time at which a recommendation is asked for"),
         ("grid_points", "mix", "only it has kernels that can be interpolated"),
     ):
         backbone = config.get("backbone", owner)
+        if name == "use_query_time" and config.get("trend_rank"):
+            continue
         if config.get(name) and backbone != owner:
             raise OptionError(
                 f"{name}: {config[name]!r} makes no sense with backbone {backbone}: {reason}; leave it out, or choose "
@@ -800,6 +837,8 @@ def _check_time(config: Mapping[str, Any], backbone: str) -> None:
     reading = [name for name in _kernels(config) if name in TIME_KERNELS] if backbone == "mix" else []
     if backbone == "tisasrec":
         reading = ["TiSASRec's intervals"]
+    if config.get("trend_rank"):
+        reading.append("the trend")
     if config.get("exact_time", True) or not scaled or not reading:
         return
     option = "normalize_field" if time_field in fields else "normalize_all"

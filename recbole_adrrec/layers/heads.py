@@ -1,56 +1,102 @@
 """From states to scores of items.
 
 Letters: ``N`` states, ``d`` hidden size, ``D`` width of the item table, ``V`` items (padding included), ``k`` items
-asked for at each state.
+asked for at each state, ``T`` temperature.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn, zeros
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
+from recbole_adrrec.layers.trend import Trend
+
+
+def unit_length(rows: Tensor) -> Tensor:
+    """Rows, Float[..., D], divided by their lengths; a row of zeros (padding) stays one and gets no gradient."""
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / length.masked_fill(length == 0, torch.inf)
 
 
 class ItemHead(nn.Module):
     """Scores by the dot product with the item table: the one that embeds the items (tied weights).
 
+    With a trend, ``a_v . e(tau)`` is added: states and items are wider as products, ``[h ; e(tau)] . [w_v ; a_v]``,
+    so that every loss and every ranking takes it. Without one, the times are not read and may be None.
+
     Parameters
     ----------
     n_items : int
         Items that get scores, padding included; rows of the table beyond them get none.
+    temperature : float, optional
+        Scores are ``cos(state, item) / T``; the plain product if None. A trend is added to them as it is.
+
+    Raises
+    ------
+    ValueError
+        If ``temperature`` is not above 0.
     """
 
     bias: Parameter | None
+    trend: Trend | None
 
-    def __init__(self, n_items: int) -> None:
+    def __init__(self, n_items: int, temperature: float | None = None) -> None:
         super().__init__()
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"temperature: {temperature}; must be above 0, or unset for the plain product")
         self.n_items = n_items
+        self.temperature = temperature
         self.register_parameter("bias", None)
+        self.register_module("trend", None)
 
     def _transform(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None) -> Tensor:
-        """Scores of all items, Float[N, V], or of a run of them, from states, Float[N, d]."""
+    def _states(self, hidden: Tensor, time: Tensor | None) -> Tensor:
+        """What items are multiplied with, Float[N, D], or Float[N, D + r] with a trend."""
+        states = self._transform(hidden)
+        if self.temperature is not None:
+            states = unit_length(states) / self.temperature
+        if self.trend is None:
+            return states
+        if time is None:
+            raise ValueError("time: None; scores with a trend depend on the moment of each state")
+        return torch.cat([states, self.trend(time).to(states.dtype)], -1)
+
+    def _items(self, table: Tensor, items: slice | Tensor) -> Tensor:
+        """What states are multiplied with, for a run of items or Int64[...]: Float[..., D] or Float[..., D + r]."""
+        rows = table[items] if isinstance(items, slice) else F.embedding(items, table)
+        if self.temperature is not None:
+            rows = unit_length(rows)
+        return rows if self.trend is None else torch.cat([rows, self.trend.of_items(items).to(rows.dtype)], -1)
+
+    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None, time: Tensor | None = None) -> Tensor:
+        """Scores of all items, Float[N, V], or of a run of them, from states, Float[N, d], at times, Tensor[N]."""
         items = slice(self.n_items) if items is None else items
-        return F.linear(self._transform(hidden), table[items], None if self.bias is None else self.bias[items])
+        bias = None if self.bias is None else self.bias[items]
+        return F.linear(self._states(hidden, time), self._items(table, items), bias)
 
-    def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """States, Float[N, D], items, Float[V, D], and bias, Float[V].
+    def as_product(
+        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, Float[N, D], items, Float[V, D], and bias, Float[V], of all items or of ``items``, Int64[V].
 
-        ``states @ items.T + bias`` are the scores but for a constant of each state, to which a softmax is blind.
+        ``states @ items.T + bias`` are the scores but for a constant of each state, to which a softmax is blind. With a
+        trend both are wider by its rank.
         """
-        return self._transform(hidden), table[: self.n_items], self.bias
+        chosen = slice(self.n_items) if items is None else items
+        bias = None if self.bias is None else self.bias[chosen]
+        return self._states(hidden, time), self._items(table, chosen), bias
 
-    def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor) -> list[Tensor]:
+    def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor, time: Tensor | None = None) -> list[Tensor]:
         """Scores of some items for each state, shaped like the items: Int64[N] or Int64[N, k] each."""
-        transformed = self._transform(hidden)
+        states = self._states(hidden, time)
         scores = []
         for item in items:
-            states = transformed if item.dim() == 1 else transformed.unsqueeze(1)
-            score = self.compare(states, F.embedding(item, table))
+            score = self.compare(states if item.dim() == 1 else states.unsqueeze(1), self._items(table, item))
             scores.append(score if self.bias is None else score + self.bias[item])
         return scores
 
@@ -66,36 +112,45 @@ class ProjectedItemHead(ItemHead):
     ----------
     hidden_size : int
         Width ``d``.
-    n_items : int
-        As for ``ItemHead``.
+    n_items, temperature
+        As for ``ItemHead``. With a temperature there is no bias: scores are the cosines alone.
     layer_norm_eps : float
         Added to the variance in the layer norm.
     """
 
-    def __init__(self, hidden_size: int, n_items: int, layer_norm_eps: float) -> None:
-        super().__init__(n_items)
+    def __init__(self, hidden_size: int, n_items: int, layer_norm_eps: float, temperature: float | None = None) -> None:
+        super().__init__(n_items, temperature)
         self.linear = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.bias = Parameter(zeros(n_items))
+        if temperature is None:
+            self.bias = Parameter(zeros(n_items))
 
     def _transform(self, hidden: Tensor) -> Tensor:
         return self.norm(F.gelu(self.linear(hidden), approximate="tanh"))
 
 
 class GaussianItemHead(ItemHead):
-    """``-W2`` between states that are Gaussians, Float[N, 2, d], and a table of points (STOSA, section 3.4)."""
+    """``-W2`` between states that are Gaussians, Float[N, 2, d], and a table of points (STOSA, section 3.4).
+
+    Distances take neither a temperature nor a trend.
+    """
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__(n_items)
 
     def _transform(self, hidden: Tensor) -> Tensor:
         return gaussian_points(hidden[..., 0, :], hidden[..., 1, :])
 
-    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None, time: Tensor | None = None) -> Tensor:
         """Scores of all items, Float[N, V], or of a run of them."""
         return nearness(self._transform(hidden), table[slice(self.n_items) if items is None else items])
 
-    def as_product(self, hidden: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def as_product(
+        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, time: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See ``ItemHead.as_product``: ``-|s - t|^2 = 2 s.t - |t|^2 - |s|^2``, the last the same for all items."""
-        items = table[: self.n_items]
-        return self._transform(hidden), 2 * items, -items.square().sum(-1)
+        states, points, _ = super().as_product(hidden, table, items)
+        return states, 2 * points, -points.square().sum(-1)
 
     def compare(self, left: Tensor, right: Tensor) -> Tensor:
         """Minus the squared distance of points."""

@@ -33,7 +33,7 @@ class ADRRec(MixAttentionRecommender):
     """
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, Block.of(config), config["mixture"], config["max_distance"])
+        super().__init__(config, dataset, Block.of(config), config["mixture"], config["max_distance"], with_trend=True)
         self.lni_weight = config["lni_weight"]
         if self.lni_weight < 0:
             raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
-from recbole_adrrec.models.base import Facts, Parts, PartsBuilder, Refine, SequenceRecommender
+from recbole_adrrec.models.base import Facts, Parts, PartsBuilder, Refine, SequenceRecommender, trend_of
 from recbole_adrrec.models.block import Block
 from recbole_adrrec.models.mix import mix_parts
 from recbole_adrrec.models.sasrec import sasrec_parts
@@ -54,4 +54,4 @@ class AWRSR(SequenceRecommender):
                 n_heads, self.max_seq_length, config["refinement_rank"], config["refinement_heads"], **extra
             )
 
-        self.join(BACKBONES[config["backbone"]](config, self.facts, refine))
+        self.join(BACKBONES[config["backbone"]](config, self.facts, refine), trend_of(config, self.facts))

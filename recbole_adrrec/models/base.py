@@ -22,6 +22,7 @@ from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments, whole_days
+from recbole_adrrec.layers.negatives import SharedNegatives
 from recbole_adrrec.layers.noise import Encode
 from recbole_adrrec.layers.objectives import (
     append_event,
@@ -33,7 +34,15 @@ from recbole_adrrec.layers.objectives import (
 )
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.losses import LOSSES, item_cross_entropy, positive_versus_negative, sampled_loss
+from recbole_adrrec.layers.trend import Trend
+from recbole_adrrec.losses import (
+    LOSSES,
+    SMOOTHED_LOSSES,
+    item_cross_entropy,
+    positive_versus_negative,
+    sampled_loss,
+    shared_softmax,
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,14 @@ class Facts:
     trained_days: Callable[[], Tensor]
     smallest_gaps: Callable[[], Tensor]
     clock: Callable[[], tuple[float, float]]
+
+
+def trend_of(config: Any, facts: Facts) -> Trend | None:
+    """What ``trend_rank``, ``trend_spacing`` and ``trend_decay`` describe; None with rank 0."""
+    if not config["trend_rank"]:
+        return None
+    days = facts.trained_days()
+    return Trend(facts.n_items, config["trend_rank"], days, config["trend_spacing"], config["trend_decay"])
 
 
 Refine = Callable[[int, int], Refinement | None]
@@ -107,7 +124,7 @@ class Parts:
     head : ItemHead
         From states to scores.
     knows_time : bool
-        Whether any part reads times.
+        Whether any of these parts reads times.
     pvn_weight : float
         Weight of STOSA's positive-versus-negative term beside BPR.
     packs_rows : bool
@@ -206,6 +223,7 @@ class SequenceRecommender(SequentialRecommender):
         self.initializer_range = config["initializer_range"]
         self.loss_type = config["loss_type"]
         self.gbce_t = config["gbce_t"]
+        self.label_smoothing = config["label_smoothing"]
         self.recompute = config["recompute"]
         self.compiled = config["compile"]
         sampling = config["train_neg_sample_args"] or {}
@@ -214,6 +232,16 @@ class SequenceRecommender(SequentialRecommender):
             raise ValueError(f"objective: {objective}; must be causal or cloze")
         if self.loss_type not in LOSSES:
             raise ValueError(f"loss_type: {self.loss_type}; must be one of {', '.join(LOSSES)}")
+        if self.label_smoothing and not (0 < self.label_smoothing < 1 and self.loss_type in SMOOTHED_LOSSES):
+            raise ValueError(
+                f"label_smoothing: {self.label_smoothing}; must be at least 0 and below 1, and 0 unless loss_type is "
+                f"one of {', '.join(SMOOTHED_LOSSES)}"
+            )
+        self.shared_negatives = None
+        if config["negatives"] == "shared":
+            if self.loss_type != "sampled_softmax":
+                raise ValueError(f"negatives: shared; means nothing with loss_type {self.loss_type}")
+            self.shared_negatives = SharedNegatives(config["n_negatives"], self.n_items, config["seed"])
         if objective == "cloze":
             self.mask_ratio = config["mask_ratio"]
             if not 0 < self.mask_ratio < 1:
@@ -233,15 +261,16 @@ class SequenceRecommender(SequentialRecommender):
             clock=partial(self._clock, dataset),
         )
 
-    def join(self, parts: Parts) -> None:
-        """Take over the parts of the model and draw its first weights."""
+    def join(self, parts: Parts, trend: Trend | None = None) -> None:
+        """Take over the parts of the model, with the trend of its scores, and draw its first weights."""
         self.item_embedding = parts.item_embedding
         self.kernels = parts.kernels
         self.encoder = parts.encoder
         self.head = parts.head
+        self.head.trend = trend
         self.pvn_weight = parts.pvn_weight
         self.packs_rows = parts.packs_rows
-        if not parts.knows_time:
+        if not parts.knows_time and trend is None:
             self.logger.info(f"{type(self).__name__} orders events by time and ignores the times themselves.")
 
         self.encoder.recompute = self.recompute
@@ -301,19 +330,25 @@ class SequenceRecommender(SequentialRecommender):
         batch = self._training_batch(interaction)
         layout, encode = self._encoder_of(batch.items, batch.moments)
         states, penalty = self._encode(encode, layout)
-        targets = layout.pack(batch.targets)
+        targets, tau = layout.pack(batch.targets), layout.pack(batch.moments.query_time)
         asked = targets > 0
-        hidden, targets = states[-1][asked], targets[asked]  # [N, d], [N]
+        hidden, tau, targets = states[-1][asked], tau[asked], targets[asked]  # [N, d], [N], [N]
         negatives = None if batch.negatives is None else layout.pack(batch.negatives)[asked]  # [N, k]
-        return self._loss_of(hidden, targets, negatives) * share_of(len(targets), targets.device) + penalty
+        loss = self._loss_of(hidden, tau, targets, negatives) * share_of(len(targets), targets.device) + penalty
+        return loss if self.head.trend is None else loss + self.head.trend.penalty()
 
-    def _loss_of(self, hidden: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
+    def _loss_of(self, hidden: Tensor, tau: Tensor | None, targets: Tensor, negatives: Tensor | None) -> Tensor:
+        """Loss of states, Float[N, d], at times, Tensor[N], with targets, Int64[N], and negatives, Int64[N, k]."""
         table = self.item_embedding.table
+        if self.shared_negatives is not None:
+            drawn = self.shared_negatives()
+            product = self.head.as_product(hidden, table, torch.cat([targets, drawn]), time=tau)
+            return shared_softmax(*product, targets, drawn, self.label_smoothing)
         if negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table), targets)
+            return item_cross_entropy(*self.head.as_product(hidden, table, time=tau), targets, self.label_smoothing)
         targets = targets.unsqueeze(1)
-        positive, negative = self.head.score_items(hidden, table, targets, negatives)
-        loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t)
+        positive, negative = self.head.score_items(hidden, table, targets, negatives, time=tau)
+        loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t, self.label_smoothing)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
             between = -self.head.compare(table[targets], table[negatives])
             loss = loss + self.pvn_weight * positive_versus_negative(-positive, between)
@@ -321,13 +356,14 @@ class SequenceRecommender(SequentialRecommender):
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""
-        hidden = self._last_state(interaction)
-        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID])
+        hidden, tau = self._last_state(interaction)
+        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], time=tau)
         return score
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
-        return self.head(self._last_state(interaction), self.item_embedding.table)
+        hidden, tau = self._last_state(interaction)
+        return self.head(hidden, self.item_embedding.table, time=tau)
 
     @torch.no_grad()
     def explain(self, interaction: Any) -> Explanation:
@@ -377,11 +413,13 @@ class SequenceRecommender(SequentialRecommender):
         """Run the layers: the state after each, and what training adds to the loss."""
         return encode(None), 0.0
 
-    def _last_state(self, interaction: Any) -> Tensor:
+    def _last_state(self, interaction: Any) -> tuple[Tensor, Tensor]:
+        """What each row's next event is scored with: a state, Float[B, d], and its query time, Tensor[B]."""
         items, moments, length = self._asked(interaction)
         layout, encode = self._encoder_of(items, moments)
+        place = last_place(length)
         states = self._encode(encode, layout)[0][-1]
-        return states[layout.at(last_place(length).squeeze(1))]
+        return states[layout.at(place.squeeze(1))], moments.query_time.gather(1, place).squeeze(1)
 
     def _asked(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:
         """Items, moments and lengths that ask each row for its next event."""
@@ -417,7 +455,8 @@ class SequenceRecommender(SequentialRecommender):
 
     def _training_batch(self, interaction: Any) -> TrainingBatch:
         items, time = self._history(interaction)
-        negatives = None if self.loss_type == "CE" else interaction[self.NEG_ITEM_ID]
+        given = self.loss_type != "CE" and self.shared_negatives is None
+        negatives = interaction[self.NEG_ITEM_ID] if given else None
         length, targets = interaction[self.ITEM_SEQ_LEN], interaction[self.ITEM_ID]
         rows = TrainingRows(items, time, length, self._user(interaction), targets, interaction[self.TIME], None)
         if negatives is not None:

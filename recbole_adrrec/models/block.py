@@ -81,6 +81,8 @@ def block_parts(
         embedding,
         kernels,
         TransformerEncoder(layers, nn.LayerNorm(size, eps) if block.final_norm else None),
-        ProjectedItemHead(size, facts.n_items, eps) if projected else ItemHead(facts.n_items),
+        ProjectedItemHead(size, facts.n_items, eps, config["temperature"])
+        if projected
+        else ItemHead(facts.n_items, config["temperature"]),
         knows_time=knows_time,
     )

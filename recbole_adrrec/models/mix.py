@@ -8,7 +8,7 @@ from typing import Any
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.moments import Clock, KernelSettings
-from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, unrefined
+from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, trend_of, unrefined
 from recbole_adrrec.models.block import Block, block_parts
 
 TIMELESS = frozenset({"position", "constant", "distance", "distance_bias"})
@@ -85,8 +85,19 @@ class MixAttentionRecommender(SequenceRecommender):
         As for ``SequenceRecommender``.
     block, mixture, max_distance
         As for ``mix_parts``.
+    with_trend : bool
+        Whether the options describe a trend.
     """
 
-    def __init__(self, config: Any, dataset: Any, block: Block, mixture: str, max_distance: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Any,
+        dataset: Any,
+        block: Block,
+        mixture: str,
+        max_distance: int | None = None,
+        with_trend: bool = False,
+    ) -> None:
         super().__init__(config, dataset, config["objective"], config["use_query_time"])
-        self.join(mix_parts(config, self.facts, block, mixture, max_distance))
+        trend = trend_of(config, self.facts) if with_trend else None
+        self.join(mix_parts(config, self.facts, block, mixture, max_distance), trend)

@@ -40,7 +40,7 @@ def tisasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Par
         ItemEmbedding(facts.n_rows, size, dropout, scale=size**0.5),
         TimeIntervals(size, width, config["time_span"], gaps, dropout, left_padded),
         LeftPaddedEncoder(layers, norm, width) if left_padded else TransformerEncoder(layers, norm),
-        ItemHead(facts.n_items),
+        ItemHead(facts.n_items, config["temperature"]),
         packs_rows=not left_padded,
     )
 

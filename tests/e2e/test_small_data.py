@@ -48,6 +48,15 @@ RUNS = {
         "n_negatives": 3,
         "train_rows": "prefix",
     },
+    "shared negatives, trend": {
+        "model": "ADRRec",
+        "loss_type": "sampled_softmax",
+        "negatives": "shared",
+        "n_negatives": 64,
+        "label_smoothing": 0.1,
+        "trend_rank": 4,
+        "eval_item_chunk": 100,
+    },
     **{
         f"AWRSR, {refinement}, {backbone}": {
             "model": "AWRSR",

@@ -9,12 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.model.sequential_recommender.sasrec import SASRec
+from torch.nn import functional as F
 
+from recbole_adrrec.layers.negatives import SharedNegatives
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.losses import LOSSES
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR, BACKBONES
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.sasrec import sasrec_parts
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
@@ -186,6 +189,121 @@ def test_prefix_rows_that_recbole_repeats_for_each_negative_are_trained_once(los
     torch.testing.assert_close(loss_of(model, repeated), loss_of(model, window), rtol=0, atol=1e-12)
 
 
+SCORED = {
+    "temperature": {"temperature": 0.3},
+    "trend": {"trend_rank": 3},
+    "trend, query time": {"trend_rank": 3, "use_query_time": True, "temperature": 0.5},
+    "smoothed": {"label_smoothing": 0.2},
+    "shared": {"loss_type": "sampled_softmax", "negatives": "shared", "n_negatives": 30},
+    "all": {
+        **{"loss_type": "sampled_softmax", "negatives": "shared", "n_negatives": 30, "label_smoothing": 0.1},
+        **{"temperature": 0.3, "trend_rank": 3},
+    },
+}
+WITH_TREND = {
+    "ADRRec": (ADRRec, {}),
+    "ADRRec, cloze": (ADRRec, {"objective": "cloze"}),
+    **{f"AWRSR, {name}": (AWRSR, {"backbone": name, "refinement": "none"}) for name in ("sasrec", "tisasrec", "mix")},
+}
+WITHOUT = {
+    "TiSASRec": (TiSASRec, {}),
+    "MEANTIME": (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
+    "STOSA": (STOSA, {"initializer_range": 0.1}),
+    "AWRSR, stosa": (AWRSR, {"backbone": "stosa", "initializer_range": 0.1}),
+}
+SCORINGS = [
+    *itertools.product(WITH_TREND, SCORED),
+    *((name, scoring) for name in ("TiSASRec", "MEANTIME") for scoring in ("temperature", "smoothed", "shared")),
+    *((name, scoring) for name in ("STOSA", "AWRSR, stosa") for scoring in ("smoothed", "shared")),
+]
+
+
+def scored(name, scoring, **changes):
+    """A model with some of the options of scores and losses; a trend gets weights that can be seen."""
+    model_class, own = {**WITH_TREND, **WITHOUT}[name]
+    model = helpers.build(model_class, **{**own, **SCORED[scoring], **changes})
+    if model.head.trend is not None:
+        torch.nn.init.normal_(model.head.trend.items)
+    return model
+
+
+@pytest.mark.parametrize(("name", "scoring"), SCORINGS)
+def test_every_way_to_score_agrees(name, scoring):
+    model, batch = scored(name, scoring), helpers.rows([WIDTH, 3, 1, 5])
+    together = model.full_sort_predict(batch)
+    torch.testing.assert_close(model.predict(batch), together.gather(1, batch["item_id"][:, None])[:, 0])
+    parts = [scores for _, scores in model.item_scores(batch, 7)]
+    torch.testing.assert_close(torch.cat(parts, 1), together)
+    if "temperature" in SCORED[scoring] and model.head.trend is None:
+        assert together.abs().max() <= 1 / SCORED[scoring]["temperature"] + 1e-9
+
+
+@pytest.mark.parametrize("use_query_time", [False, True])
+@pytest.mark.parametrize("name", WITH_TREND)
+def test_a_trend_adds_a_product_with_the_moment(name, use_query_time):
+    model, batch = scored(name, "trend", use_query_time=use_query_time), helpers.rows([WIDTH, 3, 1, 5])
+    trend, last = model.head.trend, batch["item_length"] - 1
+    moment = batch["timestamp"] if use_query_time else batch["timestamp_list"][torch.arange(4), last]
+    with_trend, model.head.trend = model.full_sort_predict(batch), None
+    added = with_trend - model.full_sort_predict(batch)
+    torch.testing.assert_close(added, trend(moment) @ trend.items.T)
+
+
+@pytest.mark.parametrize(("name", "scoring"), SCORINGS)
+@pytest.mark.parametrize("kind", ["row", "window"])
+def test_the_loss_is_that_of_the_scores(name, scoring, kind):
+    """Written out of all items' scores at each target."""
+    model = scored(name, scoring)
+    rows = helpers.rows([5, 3, 4], targets="row" if kind == "row" else model.objective)
+    loss = loss_of(model, rows)
+    torch.manual_seed(0)  # a cloze model draws its masks again
+    shown = model._training_batch(rows)
+    asked = shown.targets > 0
+    hidden, times, targets = model(shown.items, shown.moments)[asked], shown.moments.query_time[asked], shown.targets
+    scores, targets = model.head(hidden, model.item_embedding.table, time=times), targets[asked]
+    if model.shared_negatives is not None:
+        drawn = copy.deepcopy(model.shared_negatives)
+        drawn.step -= 1
+        drawn = drawn()
+        scores = [row[torch.cat([own[None], drawn[drawn != own]])] for row, own in zip(scores, targets, strict=True)]
+        targets = torch.zeros_like(targets)
+    smoothing = SCORED[scoring].get("label_smoothing", 0.0)
+    expected = torch.stack(
+        [F.cross_entropy(row, target, label_smoothing=smoothing) for row, target in zip(scores, targets, strict=True)]
+    ).mean()
+    if model.head.trend is not None:
+        expected = expected + model.head.trend.penalty()
+    torch.testing.assert_close(loss, expected)
+    given = dict(model.named_parameters())
+    gradients, wanted = (
+        torch.autograd.grad(each, list(given.values()), allow_unused=True, materialize_grads=True)
+        for each in (loss, expected)
+    )
+    for parameter, gradient, other in zip(given, gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-6, atol=1e-7, msg=lambda text, n=parameter: f"{n}: {text}")
+
+
+def test_shared_negatives_are_drawn_anew_for_each_batch_and_go_on_where_they_were():
+    made = SharedNegatives(30, helpers.N_ITEMS, seed=1)
+    state = torch.get_rng_state()
+    first, second = made(), made()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.shape == (30,)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, SharedNegatives(30, helpers.N_ITEMS, seed=2)())
+    counts = torch.cat([made() for _ in range(100)]).bincount(minlength=helpers.N_ITEMS)
+    assert counts[0] == 0
+    assert counts[1:].float().std() < 0.15 * counts[1:].float().mean()
+    other = SharedNegatives(30, helpers.N_ITEMS, seed=1)
+    other.load_state_dict(made.state_dict())
+    assert torch.equal(other(), made())
+
+
+def test_a_model_without_these_options_has_the_weights_it_had():
+    names = helpers.build(ADRRec).state_dict()
+    assert not [name for name in names if "trend" in name or "shared" in name]
+
+
 OWN = {
     "stosa": (STOSA, {}),
     "tisasrec": (TiSASRec, {}),
@@ -294,6 +412,9 @@ def test_refinement_reaches_the_chosen_layers_alone():
 @pytest.mark.parametrize(("backbone", "ignores"), [("sasrec", 1), ("stosa", 1), ("tisasrec", 0), ("mix", 0)])
 def test_the_log_says_which_backbones_ignore_time(caplog, backbone, ignores):
     with caplog.at_level(logging.INFO):
+        if backbone != "stosa":
+            helpers.build(AWRSR, backbone=backbone, trend_rank=2)
+            assert "ignores the times" not in caplog.text
         model = helpers.build(AWRSR, backbone=backbone)
     assert caplog.text.count("ignores the times") == ignores
     batch = helpers.rows([7, 5])

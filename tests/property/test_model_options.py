@@ -31,7 +31,13 @@ CHANGES = {
     "use_query_time": (True, {}),
     "mask_ratio": (0.8, {"objective": "cloze"}),
     "loss_type": ("BPR", {}),
+    "negatives": ("shared", {"loss_type": "sampled_softmax"}),
     "gbce_t": (0.2, {"loss_type": "gBCE"}),
+    "label_smoothing": (0.1, {}),
+    "temperature": (0.2, {}),
+    "trend_rank": (2, {}),
+    "trend_spacing": (7.5, {"trend_rank": 2}),
+    "trend_decay": (0.3, {"trend_rank": 2}),
     "lni_weight": (0.5, {}),
     "lni_sigma": (0.3, {"lni_weight": 0.5}),
     "lni_noise": ("uniform", {"lni_weight": 0.5}),
@@ -127,9 +133,16 @@ def test_the_defaults_build_a_model_that_trains(model_class):
         ("max_distance", 0),
         ("absolute_kernels", ["positon"]),
         ("relative_kernels", ["sinus"]),
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("negatives", "shared"),  # with CE
+        ("temperature", 0.0),
+        ("trend_rank", -1),
+        ("trend_spacing", 0),
+        ("trend_decay", -1.0),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(option, value):
-    others = {"objective": "cloze"} if option == "mask_ratio" else {}
+    others = {"objective": "cloze"} if option == "mask_ratio" else {"trend_rank": 2} if "trend_" in option else {}
     with pytest.raises(ValueError, match=option):
         helpers.build(ADRRec, **{**others, option: value})

@@ -67,8 +67,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "SASRec"])
-def test_two_processes_train_as_one_does(model: str, small: dict[str, Any], tmp_path: Path) -> None:
+SHARED = {"loss_type": "sampled_softmax", "negatives": "shared", "n_negatives": 64, "trend_rank": 2}
+
+
+@pytest.mark.parametrize(("model", "changes"), [("ADRRec", {}), ("ADRRec", SHARED), ("SASRec", {})])
+def test_two_processes_train_as_one_does(
+    model: str, changes: dict[str, Any], small: dict[str, Any], tmp_path: Path
+) -> None:
     """Without dropout, the losses and the final weights are those of one process, to the rounding of sums."""
     options = {
         **small,
@@ -86,7 +91,7 @@ def test_two_processes_train_as_one_does(model: str, small: dict[str, Any], tmp_
         "state": "ERROR",
     }
     if model == "ADRRec":
-        options |= {"lni_weight": 0.0, "train_rows": "sequence", "MAX_ITEM_LIST_LENGTH": 6}
+        options |= {"lni_weight": 0.0, "train_rows": "sequence", "MAX_ITEM_LIST_LENGTH": 6, **changes}
     script = tmp_path / "script.py"
     script.write_text(TRAIN_SCRIPT)
     told = []

@@ -32,6 +32,7 @@ MODELS = {
     "AWRSR tisasrec": {"backbone": "tisasrec", "refinement": "value"},
     "AWRSR mix": {"backbone": "mix", "refinement": "additive"},
     "AWRSR none": {"backbone": "sasrec", "refinement": "none"},
+    "AWRSR trend": {"backbone": "sasrec", "trend_rank": 3, "use_query_time": True},
 }
 CLOZE = "MEANTIME"
 LENGTH = 12

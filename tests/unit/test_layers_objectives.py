@@ -5,7 +5,7 @@ import torch
 from recbole.model.loss import BPRLoss
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.heads import ProjectedItemHead
+from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
 from recbole_adrrec.layers.objectives import append_event, draw_cloze_mask, known_times, next_times, valid_places
 from recbole_adrrec.losses import bayesian_personalized_ranking, item_cross_entropy
 
@@ -90,3 +90,30 @@ def test_the_head_scores_items_alone_as_among_all():
     torch.testing.assert_close(scores, state @ table[:10].T + head.bias)
     (alone,) = head.score_items(hidden, table, items)
     torch.testing.assert_close(alone, scores.gather(1, items[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("head", [ItemHead(10, 0.1), ProjectedItemHead(8, 10, 1e-5, 0.1)])
+def test_with_a_temperature_scores_are_cosines_without_a_bias(head):
+    torch.manual_seed(0)
+    head, table = head.double(), torch.randn(11, 8).double().requires_grad_()
+    table.data[0] = 0
+    hidden, items = torch.randn(4, 8).double(), torch.tensor([0, 3, 3, 9])
+    assert head.bias is None
+    scores = head(hidden, table)
+    state = head._transform(hidden)
+    torch.testing.assert_close(scores, F.cosine_similarity(state[:, None], table[None, :10], dim=-1) / 0.1)
+    torch.testing.assert_close(head(hidden, table, slice(2, 5)), scores[:, 2:5])
+    torch.testing.assert_close(head.score_items(hidden, table, items)[0], scores.gather(1, items[:, None])[:, 0])
+    states, rows, bias = head.as_product(hidden, table)
+    torch.testing.assert_close(states @ rows.T, scores)
+    assert bias is None
+    (gradient,) = torch.autograd.grad(scores.square().sum(), table)
+    assert gradient.isfinite().all()
+    assert not gradient[0].any()  # padding has no direction
+    assert gradient[1:10].any(1).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_temperature_is_above_zero(temperature):
+    with pytest.raises(ValueError, match="temperature: "):
+        ItemHead(10, temperature)

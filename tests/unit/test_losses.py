@@ -43,6 +43,17 @@ def test_sampled_losses(name):
     assert found.item() == pytest.approx(expected / N, abs=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_sampled_softmax_is_cross_entropy_among_candidates(smoothing):
+    positive, negative = (part.requires_grad_() for part in scores())
+    first = torch.zeros(N, dtype=torch.long)
+    plain = F.cross_entropy(torch.cat([positive, negative], 1), first, label_smoothing=smoothing)
+    found = losses.sampled_loss("sampled_softmax", positive, negative, ITEMS, T, smoothing)
+    torch.testing.assert_close(found, plain)
+    pair = positive, negative
+    torch.testing.assert_close(torch.autograd.grad(found, pair), torch.autograd.grad(plain, pair))
+
+
 @pytest.mark.parametrize("name", losses.SAMPLED_LOSSES)
 def test_far_scores_keep_finite_gradients(name):
     positive = torch.tensor([[-900.0]], requires_grad=True)
@@ -79,15 +90,16 @@ def test_positive_versus_negative():
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("block", [1, 40 * 3, 1 << 20])
 @pytest.mark.parametrize("spread", [1.0, 200.0])
-def test_cross_entropy_by_blocks(monkeypatch, with_bias, block, spread):
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_by_blocks(monkeypatch, with_bias, block, spread, smoothing):
     monkeypatch.setitem(losses.BLOCK_SCORES, "cpu", block)
     torch.manual_seed(0)
     inputs = [torch.randn(N, 6) * spread, torch.randn(ITEMS, 6), torch.randn(ITEMS) if with_bias else None]
     inputs = [None if part is None else part.double().requires_grad_() for part in inputs]
     targets = torch.randint(ITEMS, (N,))
     states, weight, bias = inputs
-    plain = F.cross_entropy(F.linear(states, weight, bias), targets)
-    found = losses.item_cross_entropy(states, weight, bias, targets)
+    plain = F.cross_entropy(F.linear(states, weight, bias), targets, label_smoothing=smoothing)
+    found = losses.item_cross_entropy(states, weight, bias, targets, smoothing)
     torch.testing.assert_close(found, plain)
     given = [part for part in inputs if part is not None]
     expected = torch.autograd.grad(3 * plain, given)
@@ -125,3 +137,72 @@ def test_cross_entropy_without_gradients_and_in_half_precision():
     low.backward()
     (expected,) = torch.autograd.grad(F.cross_entropy(states @ weight.T, targets), weight)
     torch.testing.assert_close(weight.grad, expected, rtol=0.02, atol=0.002)
+
+
+def shared_written_out(states, candidates, bias, targets, negatives, smoothing):
+    """Each position's cross entropy among its target and the negatives that aren't it."""
+    scores = states @ candidates.T if bias is None else states @ candidates.T + bias
+    rows = []
+    for row, target in enumerate(targets.tolist()):
+        others = [len(targets) + place for place, item in enumerate(negatives.tolist()) if item != target]
+        among = scores[row, [row, *others]].unsqueeze(0)
+        rows.append(F.cross_entropy(among, torch.tensor([0]), label_smoothing=smoothing))
+    return torch.stack(rows).mean()
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("block", [1, 4 * 3, 1 << 20])
+@pytest.mark.parametrize("spread", [1.0, 200.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_shared_negatives_by_blocks(monkeypatch, with_bias, block, spread, smoothing):
+    """In values and gradients, with negatives that occur twice, that are targets, and a position with no other."""
+    monkeypatch.setitem(losses.BLOCK_SCORES, "cpu", block)
+    torch.manual_seed(0)
+    table = torch.randn(ITEMS, 6).double().requires_grad_()
+    states = (torch.randn(N, 6) * spread).double().requires_grad_()
+    offsets = torch.randn(ITEMS).double().requires_grad_() if with_bias else None
+    targets = torch.tensor([3, 7, 7, 1, 39])
+    given = [part for part in (states, table, offsets) if part is not None]
+    for negatives in (torch.tensor([7, 2, 7, 39]), torch.tensor([7, 7, 7, 7])):
+        items = torch.cat([targets, negatives])
+        found, plain = (
+            loss(states, table[items], None if offsets is None else offsets[items], targets, negatives, smoothing)
+            for loss in (losses.shared_softmax, shared_written_out)
+        )
+        torch.testing.assert_close(found, plain)
+        gradients = torch.autograd.grad(3 * found, given)
+        torch.testing.assert_close(gradients, torch.autograd.grad(3 * plain, given), rtol=1e-6, atol=1e-9)
+
+
+def test_shared_negatives_never_hold_all_scores():
+    states, candidates = torch.randn(8192, 8, requires_grad=True), torch.randn(8192 + 512, 8, requires_grad=True)
+    targets, negatives = torch.arange(8192), torch.arange(512)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for part in result if isinstance(result, tuple | list) else [result]:
+                largest = max(largest, part.numel() if isinstance(part, torch.Tensor) else 0)
+            return result
+
+    with Watch():
+        losses.shared_softmax(states, candidates, None, targets, negatives, 0.1).backward()
+    assert largest <= losses.BLOCK_SCORES["cpu"]
+
+
+def test_shared_negatives_without_targets_and_in_half_precision():
+    table, negatives = torch.randn(30, 16, requires_grad=True), torch.randint(1, 30, (12,))
+    none = torch.zeros(0, 16, requires_grad=True), torch.zeros(0, dtype=torch.long)
+    loss = losses.shared_softmax(none[0], table[negatives], None, none[1], negatives, 0.1)
+    loss.backward()
+    assert loss == 0
+    assert none[0].grad is not None
+    states, targets = torch.randn(64, 16), torch.randint(1, 30, (64,))
+    candidates = table[torch.cat([targets, negatives])]
+    plain = losses.shared_softmax(states, candidates, None, targets, negatives)
+    with torch.autocast("cpu"):
+        low = losses.shared_softmax(states.bfloat16(), candidates, None, targets, negatives)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, plain, rtol=0.02, atol=0)

@@ -23,7 +23,9 @@ MODELS = {
     "ADRRec": {},
     "ADRRec told": {"use_query_time": True, "relative_kernels": ["sinusoid", "log1p"]},
     "ADRRec inexact": {"exact_time": False},
+    "ADRRec trend": {"trend_rank": 3, "epochs": 1, "absolute_kernels": ["position", "constant"]},
     "AWRSR": {"backbone": "mix", "refinement": "additive"},
+    "AWRSR trend": {"trend_rank": 3, "trend_spacing": 3, "use_query_time": True, "epochs": 1, "temperature": 0.5},
     "MEANTIME": {},
     "STOSA": {},
     "TiSASRec": {},
@@ -189,6 +191,21 @@ def test_the_moment_reaches_models_that_are_told(told):
     assert told.knows_query_time
     assert not np.allclose(soon.scores, late.scores, atol=1e-6)
     assert soon.notes == ()
+
+
+def test_the_moment_reaches_a_trend_that_is_told(checkpoints):
+    run = checkpoints("AWRSR trend")
+    with torch.no_grad():
+        run.model.head.trend.items.normal_()
+    recommender = recbole_adrrec.load(saved(run.path, lambda stored: stored.update(state_dict=run.model.state_dict())))
+    assert recommender.knows_query_time
+    since, user = min((int(recommender.history(user)[1][-1]), user) for user in recommender.users)
+    last = int(run.model.head.trend.trained_range[1])
+    soon, late = (recommender.recommend(user, at=at, top=5) for at in (since, last * DAY))
+    assert soon.notes == ()
+    assert not np.allclose(soon.scores, late.scores, atol=1e-3)
+    # Beyond training its last moment serves.
+    assert np.array_equal(late.scores, recommender.recommend(user, at=(last + 400) * DAY, top=5).scores)
 
 
 def test_models_that_are_not_told_say_so(adrrec, checkpoints):

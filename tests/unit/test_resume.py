@@ -142,6 +142,10 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
 VARIANTS = {
     "ADRRec, noise injected": ("ADRRec", {"lni_weight": 0.5}),
     "ADRRec, cloze": ("ADRRec", {"objective": "cloze"}),
+    "ADRRec, shared negatives, trend": (
+        "ADRRec",
+        {"loss_type": "sampled_softmax", "negatives": "shared", "n_negatives": 5, "trend_rank": 2, "trend_spacing": 2},
+    ),
     "MEANTIME": ("MEANTIME", {}),
     "TiSASRec, negatives": ("TiSASRec", {"loss_type": "BCE"}),
     "ADRRec, popular negatives": (

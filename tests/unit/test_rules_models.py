@@ -58,6 +58,28 @@ def test_choices_are_those_that_exist():
         ("TiSASRec", {"n_negatives": 0}, "n_negatives: 0 is not"),
         ("TiSASRec", {"exact_time": False, "normalize_all": True}, "normalize_all: .*TiSASRec's intervals"),
         ("TiSASRec", {"train_neg_sample_args": NEGATIVES}, "contradicts loss_type CE"),
+        ("TiSASRec", {"negatives": "common"}, "negatives: 'common' is none of own, shared"),
+        ("TiSASRec", {"negatives": "shared"}, "negatives: shared ones .* but loss_type is CE; choose negatives own"),
+        ("ADRRec", {"negatives": "shared", "loss_type": "gBCE"}, "negatives: shared ones .*loss_type is gBCE"),
+        (
+            "ADRRec",
+            {"negatives": "shared", "loss_type": "sampled_softmax", "train_neg_sample_args": NEGATIVES},
+            "train_neg_sample_args: .*contradicts negatives shared",
+        ),
+        ("MEANTIME", {"label_smoothing": 1}, "label_smoothing: 1 is not a number of at least 0 and below 1"),
+        *(
+            ("AWRSR", {"label_smoothing": 0.1, "loss_type": loss}, f"label_smoothing: 0.1 .*loss_type {loss} has none")
+            for loss in ("BPR", "BCE", "gBCE")
+        ),
+        ("STOSA", {"label_smoothing": 0.1}, "label_smoothing: 0.1 .*loss_type BPR has none"),
+        ("TiSASRec", {"temperature": 0}, "temperature: 0 is not a number above 0"),
+        ("AWRSR", {"temperature": 0.1, "backbone": "stosa"}, "temperature: 0.1 goes with scores that are products"),
+        ("STOSA", {"temperature": 0.1}, "temperature: 0.1 goes with scores that are products"),
+        ("AWRSR", {"trend_rank": 4, "backbone": "stosa"}, "trend_rank: 4 goes with scores that are products"),
+        ("ADRRec", {"trend_rank": -1}, "trend_rank: -1 is not a whole number of at least 0"),
+        ("ADRRec", {"trend_spacing": 0}, "trend_spacing: 0 is not a number above 0"),
+        ("ADRRec", {"trend_decay": -1}, "trend_decay: -1 is not a number of at least 0"),
+        ("AWRSR", {"trend_rank": 4, "exact_time": False, "normalize_all": True}, "normalize_all: .*the trend read"),
     ],
 )
 def test_refused(model, given, message):
@@ -72,6 +94,22 @@ def test_negatives_follow_the_loss(loss, count):
     made = config("TiSASRec", loss_type=loss, n_negatives=7)
     assert made["train_neg_sample_args"]["sample_num"] == count
     assert made["MODEL_INPUT_TYPE"].name == ("POINTWISE" if loss == "CE" else "PAIRWISE")
+
+
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"])
+def test_recbole_draws_no_negatives_that_are_shared(model):
+    made = config(model, loss_type="sampled_softmax", negatives="shared", n_negatives=256)
+    assert made["train_neg_sample_args"]["distribution"] == "none"
+    assert made["MODEL_INPUT_TYPE"].name == "POINTWISE"
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "tisasrec"])
+def test_a_trend_reads_the_query_time_on_any_backbone(backbone):
+    assert config("AWRSR", backbone=backbone, use_query_time=True, trend_rank=4)["use_query_time"] is True
+
+
+def test_a_shared_files_trend_does_not_reach_a_model_without_one():
+    assert config("TiSASRec", trend_rank=4)["trend_rank"] is None
 
 
 def test_negatives_that_are_asked_for_stay():
