@@ -6,17 +6,21 @@ the noise, of relative distance and most defaults open: ``docs/interpretation.md
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.layers.noise import Encode, LayerwiseNoise
+from recbole_adrrec.layers.noise import NOISE_FORMS, Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
+from recbole_adrrec.losses import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
+from recbole_adrrec.models.base import TrainingBatch
 from recbole_adrrec.models.mix import MixAttentionRecommender
 
 
 class ADRRec(MixAttentionRecommender):
-    """Mix-attention over kernels of position, time and distance, with a noise penalty.
+    """Mix-attention over kernels of position, time and distance, trained with noise in its layers.
 
     Parameters
     ----------
@@ -31,9 +35,15 @@ class ADRRec(MixAttentionRecommender):
         If an option is out of range.
     """
 
+    _ratio_is_due = True
+    """Whether the next training batch is the first of its epoch."""
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset, config["max_distance"])
+        self.lni_form = config["lni_form"]
         self.lni_weight = config["lni_weight"]
+        if self.lni_form not in NOISE_FORMS:
+            raise ValueError(f"lni_form: {self.lni_form}; must be one of {', '.join(NOISE_FORMS)}")
         if self.lni_weight < 0:
             raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")
         self.noise = LayerwiseNoise(
@@ -46,8 +56,52 @@ class ADRRec(MixAttentionRecommender):
             seed=config["seed"],
         )
 
-    def _encode(self, encode: Encode, moments: Moments) -> tuple[list[Tensor], Tensor | float]:
+    def train(self, mode: bool = True) -> ADRRec:
+        """Switch training on or off; each time it is switched on, an epoch begins."""
+        self._ratio_is_due = mode
+        return super().train(mode)
+
+    def _training_loss(self, encode: Encode, batch: TrainingBatch) -> Tensor:
         if not (self.training and self.lni_weight > 0):
-            return super()._encode(encode, moments)
-        states, penalty = self.noise(encode, moments.valid)
-        return states, self.lni_weight * penalty
+            return super()._training_loss(encode, batch)
+        valid = batch.moments.valid
+        if self.lni_form == "noisy":
+            states, _ = self.noise.inject(encode, valid)
+            return self._loss_of(*self._at_targets(states[-1], batch)) * self._share(batch)
+        passes = self.noise(encode, valid)
+        share = self._share(batch)
+        loss = self._loss_of(*self._at_targets(passes.clean[-1], batch)) * share
+        if self.lni_form == "states":
+            penalty = self.noise.penalty(passes, valid)
+        else:
+            penalty = self._divergence(passes.clean[-1], passes.noisy[-1], batch) * share
+        penalty = self.lni_weight * penalty
+        self._log_ratio(penalty, loss)
+        return loss + penalty
+
+    def _divergence(self, clean: Tensor, noisy: Tensor, batch: TrainingBatch) -> Tensor:
+        """How far the predictions of the two passes are apart, Float[]."""
+        logits, width = self._candidate_logits(*self._at_targets(clean, batch))
+        others, _ = self._candidate_logits(*self._at_targets(noisy, batch))
+        rows = max(1, BLOCK_SCORES.get(clean.device.type, BLOCK_SCORES_ELSEWHERE) // width)
+        count = int((batch.targets > 0).sum())
+        return divergence(logits, others, count, rows, self.noise.stop_gradient)
+
+    def _candidate_logits(self, hidden: Tensor, targets: Tensor, negatives: Tensor | None) -> tuple[Logits, int]:
+        """Logits of the items that the loss compares, for states, Float[N, d]; and how many items there are."""
+        table = self.item_embedding.table
+        if negatives is None:
+            states, items, bias = self.head.as_product(hidden, table)
+            return lambda part: F.linear(states[part], items, bias), len(items)
+        scores = torch.cat(self.head.score_items(hidden, table, targets.unsqueeze(1), negatives), 1)
+        return lambda part: scores[part], scores.size(1)
+
+    def _log_ratio(self, penalty: Tensor, loss: Tensor) -> None:
+        """Say once an epoch, at level debug, how the gradients of the penalty and the loss compare."""
+        due, self._ratio_is_due = self._ratio_is_due, False
+        # A compiled encoder can be differentiated but once.
+        if due and not self.compiled and self.logger.isEnabledFor(logging.DEBUG):
+            ratio = gradient_ratio(penalty, loss, self.encoder.parameters())
+            self.logger.debug(
+                f"lni_form {self.lni_form}: gradient on the encoder, noise's over loss's norm: {100 * ratio:.3g} %"
+            )

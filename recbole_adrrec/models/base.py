@@ -265,11 +265,22 @@ class SequenceRecommender(SequentialRecommender):
         Of several processes each gives its targets' part of the mean over the targets of all.
         """
         batch = self._training_batch(interaction)
-        states, penalty = self._encode(self._encoder_of(batch.items, batch.moments), batch.moments)
+        return self._training_loss(self._encoder_of(batch.items, batch.moments), batch)
+
+    def _training_loss(self, encode: Encode, batch: TrainingBatch) -> Tensor:
+        """Loss of a batch whose layers ``encode`` runs; a subclass may add to it."""
+        return self._loss_of(*self._at_targets(encode(None)[-1], batch)) * self._share(batch)
+
+    @staticmethod
+    def _at_targets(state: Tensor, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States, Float[N, d], targets, Int64[N], and negatives, Int64[N, k], of the positions with a target."""
         asked = batch.targets > 0
-        hidden, targets = states[-1][asked], batch.targets[asked]  # [N, d], [N]
-        negatives = None if batch.negatives is None else batch.negatives[asked]  # [N, k]
-        return self._loss_of(hidden, targets, negatives) * share_of(len(targets), targets.device) + penalty
+        return state[asked], batch.targets[asked], None if batch.negatives is None else batch.negatives[asked]
+
+    @staticmethod
+    def _share(batch: TrainingBatch) -> Tensor | float:
+        """What weighs a mean over this process's targets, see ``share_of``; every process has to ask for it."""
+        return share_of(int((batch.targets > 0).sum()), batch.targets.device)
 
     def _loss_of(self, hidden: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
         table = self.item_embedding.table
