@@ -335,7 +335,7 @@ def test_training_lowers_the_loss(kind, objective, loss_type):
         dtype=torch.float32,
         objective=objective,
         loss_type=loss_type,
-        lni_weight=0.1,
+        lni_weight=0.01,
         initializer_range=0.02,
     )
     batch = batch_for(model, [7, 5, 6, 2], 0, kind)
