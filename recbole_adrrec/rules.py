@@ -303,6 +303,7 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         "n_heads": Unset(COUNT),
         "max_distance": COUNT,
         "objective": Choice(("causal", "cloze")),
+        "lni_form": Choice(("states", "predictions", "noisy")),
         "lni_weight": Number(low=0),
         "lni_sigma": POSITIVE,
         "lni_noise": Choice(("gaussian", "uniform", "in_manifold")),
@@ -326,6 +327,8 @@ MODEL_RULES: dict[str, dict[str, Rule]] = {
         "refinement_rank": Unset(COUNT),
         "refinement_layers": Unset(ListOf(COUNT, distinct=True, filled=True)),
         "refinement_heads": Unset(ListOf(COUNT, distinct=True, filled=True)),
+        "refinement_maps": Choice(("distance", "place")),
+        "refinement_start": Unset(Number(low=0, high=1, above=True, below=True)),
         "refinement_value_map": Flag(),
     },
 }
@@ -772,11 +775,16 @@ def _check_refinement(config: Mapping[str, Any]) -> None:
     kind = config.get("refinement")
     if kind is None:
         return
-    for name in ("refinement_rank", "refinement_layers", "refinement_heads"):
-        if kind == "none" and config.get(name) is not None:
+    for name in ("refinement_maps", "refinement_rank", "refinement_layers", "refinement_heads"):
+        if kind == "none" and config.get(name) not in (None, "distance"):
             raise OptionError(
                 f"{name}: {config[name]!r} means nothing with refinement none; leave it out, or choose a refinement"
             )
+    if config.get("refinement_start") is not None and kind != "additive":
+        raise OptionError(
+            f"refinement_start: {config['refinement_start']!r} is a part of refinement additive, but refinement is "
+            f"{kind}; leave it out, or choose refinement additive"
+        )
     if config.get("refinement_value_map") and kind != "value":
         raise OptionError(
             f"refinement_value_map: true is a part of refinement value, but refinement is {kind}; leave it out, or "
@@ -817,6 +825,16 @@ def _check_backbone_options(config: Mapping[str, Any]) -> None:
 
 
 def _check_noise(config: Mapping[str, Any]) -> None:
+    form = config.get("lni_form", "states")
+    for name, forms in (
+        ("lni_layer_weights", ("states",)),
+        ("lni_stop_gradient", ("states", "predictions")),
+    ):
+        if config.get(name) and form not in forms:
+            raise OptionError(
+                f"{name}: {config[name]!r} means nothing with lni_form {form}; leave it out, or choose lni_form "
+                f"{' or '.join(forms)}"
+            )
     depth = config.get("n_layers")
     layers = config.get("lni_layers")
     weights = config.get("lni_layer_weights")

@@ -42,7 +42,7 @@ REMOVALS = ("constant", "drop")
 LENGTHS = (10, 25, 50, 100, 200)
 BACKBONES = ("sasrec", "stosa", "tisasrec", "mix")
 REFINEMENTS = ("simple", "value", "additive", "stochastic")
-NOISE_WEIGHTS = (0.01, 1.0)
+NOISE_WEIGHTS = (0.001, 0.1)
 NOISE_SIZES = (0.03, 0.3)
 NOISE_KINDS = ("gaussian", "uniform", "in_manifold")
 

@@ -1,32 +1,62 @@
-"""Layer-wise noise injection: states should move little when layers' inputs are disturbed.
+"""Layer-wise noise injection: states, or what they predict, should change little when layers' inputs are disturbed.
 
-ADRRec (arXiv 2409.05022) names the technique without equations; ours follow the noise stability
-regularisation of Hua et al. (NAACL 2021). ``docs/interpretation.md`` says what was chosen and why.
+ADRRec (arXiv 2409.05022) names the technique without equations; ours follow the noise stability regularisation of Hua
+et al. (NAACL 2021), SMART (Jiang et al., ACL 2020) and R-Drop (Liang et al., NeurIPS 2021). ``docs/interpretation.md``
+says what was chosen and why.
 
-Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size.
+Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``N`` events of a batch or positions with a target,
+``C`` items that the loss compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from recbole_adrrec.collectives import mean_over_processes, rank
 from recbole_adrrec.layers.transformer import Perturbation
 
 NOISES = ("gaussian", "uniform", "in_manifold")
 
+NOISE_FORMS = ("states", "predictions", "noisy")
+"""What training makes of the noise: compare states, compare predictions, or take the loss on noisy states."""
+
 Encode = Callable[[Perturbation | None], list[Tensor]]
+
+Logits = Callable[[slice], Tensor]
+"""Gives the logits of some of the positions, Float[n, C]."""
+
+
+class Passes(NamedTuple):
+    """A clean and a noisy pass.
+
+    Attributes
+    ----------
+    clean, noisy : list of Float[B, L, d] or of Float[N, d]
+        Output of each layer.
+    energy : dict of int to Float[]
+        By layers' numbers from 1: the sum of squares of the noise that went into the layer, over the events of this
+        process, without a gradient.
+    """
+
+    clean: list[Tensor]
+    noisy: list[Tensor]
+    energy: dict[int, Tensor]
 
 
 class LayerwiseNoise(nn.Module):
-    r"""Compare a clean pass with a noisy one.
+    r"""Disturb the inputs of layers, and measure what becomes of it.
 
-    ``R = sum_l lambda_l mean ||h~_l - h_l||^2 / mean ||h_l||^2``, means over valid places; no
-    gradient through the denominator. The noise has ``sigma`` times the RMS of the place's input
-    to the layer, and no gradient.
+    The noise has ``sigma`` times the RMS of the place's input to the layer, and no gradient. It is added before the
+    layer's norm, if there is one: a norm scales with its input, so that what the attention reads is disturbed by the
+    same share, and so is the residual stream.
+
+    States are padded, Float[B, L, d], with ``valid``, Bool[B, L], true at events; or they are those of the events
+    alone, Float[N, d], and ``valid`` is None. Events in the same order get the same noise either way.
 
     Parameters
     ----------
@@ -87,74 +117,125 @@ class LayerwiseNoise(nn.Module):
         # A count rather than a generator: it is copied and saved with the weights.
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, encode: Encode, valid: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Run both passes.
+    def inject(self, encode: Encode, valid: Tensor | None) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Run one pass with noise in it.
 
         Parameters
         ----------
         encode : callable
-            Runs the encoder with the perturbation that it is given, or none; gives the output
-            of each layer, Float[B, L, d].
-        valid : Bool[B, L]
-            True at events.
+            Runs the encoder with the perturbation that it is given, or none; gives the output of each layer.
+        valid : Bool[B, L], optional
+            True at events, of states that are padded.
 
         Returns
         -------
-        list of Float[B, L, d]
-            States of the clean pass.
-        Float[]
-            ``R``.
+        list of Float[B, L, d] or of Float[N, d]
+            Output of each layer.
+        dict of int to Float[]
+            See ``Passes.energy``.
         """
-        devices = [valid.device] if valid.is_cuda else []
-        cpu_state = torch.get_rng_state()
-        device_states = [torch.cuda.get_rng_state(device) for device in devices]
-        clean = encode(None)
-        # The same dropout masks in both passes, so that the noise is the only difference.
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(cpu_state)
-            for device, state in zip(devices, device_states, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            noisy = encode(self._perturbation(valid))
-        return clean, self._penalty(clean, noisy, valid)
-
-    def _perturbation(self, valid: Tensor) -> Perturbation:
-        generator = torch.Generator(valid.device)
-        generator.manual_seed((self.seed * 1_000_003 + int(self.step) + (rank() << 40)) % 2**63)
+        device = self.step.device
+        generator = torch.Generator(device)
+        # A CPU's generator reads the low 32 bits alone.
+        generator.manual_seed((self.seed * 1_000_003 + int(self.step) + rank() * 15_485_863) % 2**32)
         self.step += 1
+        energy: dict[int, Tensor] = {}
 
         def perturb(layer: int, hidden: Tensor) -> Tensor:
             if layer not in self.layer_weights:
                 return hidden
             clean = hidden.detach()
-            size = clean.pow(2).mean(-1, keepdim=True).sqrt()
-            return hidden + self.sigma * size * self._draw(clean, valid, generator)
+            events = clean if valid is None else clean[valid]  # [N, d]
+            size = events.pow(2).mean(-1, keepdim=True).sqrt()
+            added = self.sigma * size * self._draw(events, generator)
+            energy[layer] = added.pow(2).sum()
+            if valid is not None:
+                added = torch.zeros_like(clean).masked_scatter_(valid.unsqueeze(-1), added)
+            return hidden + added
 
-        return perturb
+        return encode(perturb), energy
 
-    def _draw(self, hidden: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-        """Noise of RMS one, Float[B, L, d]."""
-        noise = torch.empty_like(hidden)
+    def forward(self, encode: Encode, valid: Tensor | None) -> Passes:
+        """Run both passes with the same dropout, so that the noise is the only difference; see ``inject``."""
+        devices = [self.step.device] if self.step.is_cuda else []
+        cpu_state = torch.get_rng_state()
+        device_states = [torch.cuda.get_rng_state(device) for device in devices]
+        clean = encode(None)
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(cpu_state)
+            for device, state in zip(devices, device_states, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return Passes(clean, *self.inject(encode, valid))
+
+    def penalty(self, passes: Passes, valid: Tensor | None) -> Tensor:
+        """``R = sum_l lambda_l mean ||h~_l - h_l||^2 / mean ||e_l||^2``, Float[], means over events.
+
+        ``e_l`` is the noise that went into layer ``l``: ``R`` says by how much layers amplify noise, whatever the size
+        of their states. Every layer that is compared has received noise of its own; what earlier layers received
+        arrives there too, and is measured against the layer's own. The mean of ``||e_l||^2`` is over all processes.
+        """
+        terms = []
+        for layer, weight in self.layer_weights.items():
+            clean, noisy = passes.clean[layer - 1], passes.noisy[layer - 1]
+            moved = (noisy - (clean.detach() if self.stop_gradient else clean)).pow(2).sum(-1)
+            if valid is not None:
+                moved = moved.masked_fill(~valid, 0.0)
+            # Both means are over the same places: their counts cancel.
+            size = mean_over_processes(passes.energy[layer])
+            terms.append(weight * moved.sum() / size.clamp_min(torch.finfo(size.dtype).tiny))
+        return torch.stack(terms).sum()
+
+    def _draw(self, events: Tensor, generator: torch.Generator) -> Tensor:
+        """Noise of RMS one, Float[N, d]."""
+        noise = torch.empty_like(events)
         if self.noise == "gaussian":
             return noise.normal_(generator=generator)
         if self.noise == "uniform":
             return noise.uniform_(-(3**0.5), 3**0.5, generator=generator)
-        events = hidden[valid]  # [N, d]
         count = len(events)
-        place = torch.arange(count, device=hidden.device)
-        step = torch.randint(1, max(2, count), (count,), device=hidden.device, generator=generator)
+        place = torch.arange(count, device=events.device)
+        step = torch.randint(1, max(2, count), (count,), device=events.device, generator=generator)
         towards = events[(place + step) % max(1, count)] - events
         rms = towards.pow(2).mean(-1, keepdim=True).sqrt()
-        towards = towards / rms.clamp_min(torch.finfo(rms.dtype).tiny)
-        return noise.zero_().masked_scatter_(valid.unsqueeze(-1), towards)
+        return towards / rms.clamp_min(torch.finfo(rms.dtype).tiny)
 
-    def _penalty(self, clean: list[Tensor], noisy: list[Tensor], valid: Tensor) -> Tensor:
-        terms = []
-        for layer, weight in self.layer_weights.items():
-            state, disturbed = clean[layer - 1], noisy[layer - 1]
-            fixed = state.detach()
-            moved = (disturbed - (fixed if self.stop_gradient else state)).pow(2).sum(-1)
-            # Both means are over the same places: their counts cancel.
-            size = mean_over_processes(fixed.pow(2).sum(-1).masked_fill(~valid, 0.0).sum())
-            moved = moved.masked_fill(~valid, 0.0).sum()
-            terms.append(weight * moved / size.clamp_min(torch.finfo(size.dtype).tiny))
-        return torch.stack(terms).sum()
+
+def divergence(clean: Logits, noisy: Logits, count: int, rows: int, stop_gradient: bool = False) -> Tensor:
+    """``(KL(p || q) + KL(q || p)) / 2``, Float[], of two passes' softmaxes; the mean over positions.
+
+    With logits ``s`` and ``t`` it is ``(p - q) . (s - t) / 2``: the normalisers cancel, as ``p`` and ``q`` sum to one.
+    R-Drop's form (SMART takes the sum of both directions). Logits are made ``rows`` positions at a time, and again in
+    the backward pass, so that those of all positions are never kept.
+
+    Parameters
+    ----------
+    clean, noisy : callable
+        Give the logits of a run of the positions, Float[n, C], of each pass.
+    count : int
+        Positions ``N``.
+    rows : int
+        Positions at a time.
+    stop_gradient : bool
+        Whether the clean predictions carry no gradient.
+    """
+
+    def of_block(part: slice) -> Tensor:
+        first, second = clean(part), noisy(part)
+        # Half precision would lose the difference of two sums.
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        first, second = (first.detach() if stop_gradient else first).to(dtype), second.to(dtype)
+        return ((first.softmax(-1) - second.softmax(-1)) * (first - second)).sum() / 2
+
+    blocks = [slice(start, start + rows) for start in range(0, max(1, count), rows)]
+    total = [checkpoint(of_block, part, use_reentrant=False, preserve_rng_state=False) for part in blocks]
+    return torch.stack(total).sum() / max(1, count)
+
+
+def gradient_ratio(penalty: Tensor, loss: Tensor, parameters: Iterable[nn.Parameter]) -> float:
+    """Norm of the gradient of ``penalty`` over that of ``loss``, both Float[]; their graphs are kept."""
+    over = list(parameters)
+    norms = []
+    for value in (penalty, loss):
+        gradients = torch.autograd.grad(value, over, retain_graph=True, allow_unused=True)
+        norms.append(sum(float(each.pow(2).sum()) for each in gradients if each is not None) ** 0.5)
+    return norms[0] / max(norms[1], torch.finfo(torch.float32).tiny)

@@ -6,9 +6,10 @@ where the forms below are ours.
 
 All are pure functions of the weights and the mask, work on any attention of this package, and keep what the mask
 promises: row ``i`` depends on keys that ``i`` may see, and on their rows, which see no more. That needs a mask where
-whatever a visible key may see is visible too, as causal and two-sided masks are.
+whatever a visible key may see is visible too, as causal and two-sided masks are. Maps by distance know no distance but
+to the past, so they need a causal mask.
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``L_max`` most places, ``r`` rank.
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``L_max`` most places, ``r`` rank, ``h`` refined heads.
 """
 
 from __future__ import annotations
@@ -18,9 +19,52 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
 from recbole_adrrec.layers.masks import masked_softmax
+
+REFINEMENT_MAPS = ("distance", "place")
+"""What rows of the learned maps stand for."""
+
+DISTANCE_RANK = 8
+"""Rank of maps by distance unless another is given."""
+
+REFINEMENT_START = 0.05
+"""Share of refined weights with which ``AdditiveRefinement`` starts unless another is given."""
+
+
+def skewed(weights: Tensor) -> Tensor:
+    """Weights by the distance of their key instead of its place.
+
+    Rows of the flat weights are read one element later each, as in the skewing of the Music Transformer (Huang et al.,
+    ICLR 2019): a copy, no index.
+
+    Parameters
+    ----------
+    weights : Float[B, h, L, L]
+        Query by key; zero where the key is later than the query, as a causal mask makes them.
+
+    Returns
+    -------
+    Float[B, h, L, L]
+        Column ``c`` of row ``i`` holds the weight of key ``i - (L - 1 - c)``, zero where there is none: the last column
+        is the query's own place, the first the farthest.
+    """
+    length = weights.size(-1)
+    padded = F.pad(weights.flatten(-2), (length - 1, 1))
+    return padded.unflatten(-1, (length, length + 1))[..., :length]
+
+
+def distance_features(max_length: int, rank: int) -> Tensor:
+    """Smooth functions of a distance, Float[L_max, r], of an RMS of about one: first maps by distance.
+
+    ``sqrt(2) cos(pi (c + 1/2) x)``, ``x = log(1 + distance) / log(1 + L_max)``, for columns ``c`` from 0: near
+    distances are told apart finely, far ones coarsely. No column is constant, else its weights would add the same to
+    every key's score and get no gradient.
+    """
+    place = torch.arange(max_length).log1p() / math.log1p(max_length)
+    return math.sqrt(2) * torch.cos(math.pi * (torch.arange(rank) + 0.5) * place.unsqueeze(1))
 
 
 class Refinement(nn.Module):
@@ -47,7 +91,14 @@ class Refinement(nn.Module):
 class LearnedRefinement(Refinement):
     """What the learned refinements share: two maps of each head's rows, and the heads that are refined.
 
-    Rows of the maps belong to key *places*; a batch whose rows are shorter than ``L_max`` uses the first ``L``.
+    With ``maps="distance"`` row ``i`` becomes ``sum_j A_ij W[i - j]``: rows of the maps are the distances 0 to
+    ``L_max - 1``, so that every row of a batch trains the near ones. Causal masks alone. Both maps start at
+    ``distance_features``, so that at first rows attend to rows that look equally far back.
+
+    With ``maps="place"`` it is ``sum_j A_ij W[j]``: rows of the maps are key places and start as normal numbers.
+
+    Either way a batch whose rows are shorter than ``L_max`` uses the first ``L`` rows of the maps, and padding behind
+    the events changes nothing at them.
 
     Parameters
     ----------
@@ -56,9 +107,11 @@ class LearnedRefinement(Refinement):
     max_length : int
         Most places ``L_max``.
     rank : int, optional
-        Columns ``r`` of the maps; ``L_max`` by default.
+        Columns ``r`` of the maps; by default ``DISTANCE_RANK`` by distance and ``L_max`` by place.
     heads : sequence of int, optional
         Numbers from 1 of the heads that are refined; the others' weights stay as they are. All by default.
+    maps : str
+        One of ``REFINEMENT_MAPS``.
 
     Raises
     ------
@@ -67,22 +120,45 @@ class LearnedRefinement(Refinement):
     """
 
     def __init__(
-        self, n_heads: int, max_length: int, rank: int | None = None, heads: Sequence[int] | None = None
+        self,
+        n_heads: int,
+        max_length: int,
+        rank: int | None = None,
+        heads: Sequence[int] | None = None,
+        maps: str = "distance",
     ) -> None:
         super().__init__()
         chosen = list(range(1, n_heads + 1)) if heads is None else list(heads)
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(1, n_heads + 1)):
             raise ValueError(f"refinement_heads: {heads}; must be different head numbers from 1 to {n_heads}")
-        rank = max_length if rank is None else rank
+        if maps not in REFINEMENT_MAPS:
+            raise ValueError(f"refinement_maps: {maps}; must be one of {', '.join(REFINEMENT_MAPS)}")
+        self.by_distance = maps == "distance"
+        if rank is None:
+            rank = DISTANCE_RANK if self.by_distance else max_length
         if rank < 1:
             raise ValueError(f"refinement_rank: {rank}; must be a whole number of at least 1")
         self.heads = None if len(chosen) == n_heads else [head - 1 for head in sorted(chosen)]
         self.scale = rank**-0.5
-        self.first_map = nn.Parameter(torch.randn(len(chosen), max_length, rank))
-        self.second_map = nn.Parameter(torch.randn(len(chosen), max_length, rank))
+        shape = (len(chosen), max_length, rank)
+        first, second = (
+            distance_features(max_length, rank).repeat(len(chosen), 1, 1) if self.by_distance else torch.randn(shape)
+            for _ in range(2)
+        )
+        self.first_map, self.second_map = nn.Parameter(first), nn.Parameter(second)
 
     def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Refine the chosen heads."""
+        """Refine the chosen heads; see ``Refinement.forward``.
+
+        Raises
+        ------
+        ValueError
+            If maps go by distance and the first query may see a later key. (Looked at on a CPU alone: elsewhere it
+            would wait for the device.)
+        """
+        looked_at = self.by_distance and mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and mask[..., 0, 1:].any():
+            raise ValueError("refinement_maps: distance; needs a causal mask; choose place for a two-sided one")
         if self.heads is None:
             return self.refine(weights, mask)
         refined = list(weights.unbind(1))
@@ -97,7 +173,11 @@ class LearnedRefinement(Refinement):
     def _mapped(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the weights under both maps, Float[B, h, L, r] each."""
         length = weights.size(-1)
-        return weights @ self.first_map[:, :length], weights @ self.second_map[:, :length]
+        first, second = self.first_map[:, :length], self.second_map[:, :length]
+        if not self.by_distance:
+            return weights @ first, weights @ second
+        mapped = skewed(weights) @ torch.cat([first, second], -1).flip(1)
+        return mapped[..., : first.size(-1)], mapped[..., first.size(-1) :]
 
 
 class SimpleRefinement(LearnedRefinement):
@@ -113,11 +193,12 @@ class ValueRefinement(SimpleRefinement):
     """``A' A`` (two hops) or ``A' A W_v``, with ``A'`` the simple refinement.
 
     ``W_v = softmax(mask(V))``: its row ``j`` spreads the weight on key ``j`` over the keys that ``j`` may see, so that
-    rows go on summing to one and no weight moves to the future. It starts near the identity.
+    rows go on summing to one and no weight moves to the future. It starts near the identity. With maps by distance,
+    ``V_jl = v[j - l]``.
 
     Parameters
     ----------
-    n_heads, max_length, rank, heads
+    n_heads, max_length, rank, heads, maps
         As for ``LearnedRefinement``.
     value_map : bool
         Whether there is a ``W_v``.
@@ -129,13 +210,15 @@ class ValueRefinement(SimpleRefinement):
         max_length: int,
         rank: int | None = None,
         heads: Sequence[int] | None = None,
+        maps: str = "distance",
         value_map: bool = False,
     ) -> None:
-        super().__init__(n_heads, max_length, rank, heads)
+        super().__init__(n_heads, max_length, rank, heads, maps)
         if value_map:
             # Off the diagonal at most 1 / (1 + L_max) of each row's weight.
             start = 2 * math.log(max_length) * torch.eye(max_length)
-            self.value_map = nn.Parameter(start.repeat(len(self.first_map), 1, 1))
+            start = start[0] if self.by_distance else start
+            self.value_map = nn.Parameter(start.expand(len(self.first_map), *start.shape).clone())
         else:
             self.register_parameter("value_map", None)
 
@@ -144,19 +227,42 @@ class ValueRefinement(SimpleRefinement):
         walked = super().refine(weights, mask) @ weights
         if self.value_map is None:
             return walked
-        length = weights.size(-1)
-        spread = self.value_map[:, :length, :length].expand(len(mask), -1, -1, -1)
-        return walked @ masked_softmax(spread, mask)
+        return walked @ masked_softmax(self._spread(weights.size(-1)).expand(len(mask), -1, -1, -1), mask)
+
+    def _spread(self, length: int) -> Tensor:
+        """``V`` of the first places, Float[h, L, L]."""
+        if not self.by_distance:
+            return self.value_map[:, :length, :length]
+        place = torch.arange(length, device=self.value_map.device)
+        # Keys later than the query are masked, whatever stands there.
+        return self.value_map[:, (place.unsqueeze(1) - place).clamp(min=0)]
 
 
 class AdditiveRefinement(SimpleRefinement):
-    """``(1 - g) A + g A'``, with ``A'`` the simple refinement and ``g = sigmoid(gate)`` learned for each head."""
+    """``(1 - g) A + g A'``, with ``A'`` the simple refinement and ``g = sigmoid(gate)`` learned for each head.
+
+    Parameters
+    ----------
+    n_heads, max_length, rank, heads, maps
+        As for ``LearnedRefinement``.
+    start : float, optional
+        ``g`` at first, in (0, 1); ``REFINEMENT_START`` by default.
+    """
 
     def __init__(
-        self, n_heads: int, max_length: int, rank: int | None = None, heads: Sequence[int] | None = None
+        self,
+        n_heads: int,
+        max_length: int,
+        rank: int | None = None,
+        heads: Sequence[int] | None = None,
+        maps: str = "distance",
+        start: float | None = None,
     ) -> None:
-        super().__init__(n_heads, max_length, rank, heads)
-        self.gate = nn.Parameter(torch.zeros(len(self.first_map), 1, 1))
+        super().__init__(n_heads, max_length, rank, heads, maps)
+        start = REFINEMENT_START if start is None else start
+        if not 0 < start < 1:
+            raise ValueError(f"refinement_start: {start}; must be between 0 and 1")
+        self.gate = nn.Parameter(torch.full((len(self.first_map), 1, 1), math.log(start / (1 - start))))
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:
         """Mix plain and refined weights."""

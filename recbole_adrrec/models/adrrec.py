@@ -6,18 +6,26 @@ the noise, of relative distance and most defaults open: ``docs/interpretation.md
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.noise import Encode, LayerwiseNoise
+from recbole_adrrec.layers.noise import NOISE_FORMS, Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
+from recbole_adrrec.losses import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
+from recbole_adrrec.models.base import Targets
 from recbole_adrrec.models.block import Block
 from recbole_adrrec.models.mix import MixAttentionRecommender
 
+NEVER = -1e9
+"""Logit of a candidate that is not compared."""
+
 
 class ADRRec(MixAttentionRecommender):
-    """Mix-attention over kernels of position, time and distance, with a noise penalty.
+    """Mix-attention over kernels of position, time and distance, trained with noise in its layers.
 
     Parameters
     ----------
@@ -32,9 +40,15 @@ class ADRRec(MixAttentionRecommender):
         If an option is out of range.
     """
 
+    _ratio_is_due = True
+    """Whether the next training batch is the first of its epoch."""
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset, Block.of(config), config["mixture"], config["max_distance"], with_trend=True)
+        self.lni_form = config["lni_form"]
         self.lni_weight = config["lni_weight"]
+        if self.lni_form not in NOISE_FORMS:
+            raise ValueError(f"lni_form: {self.lni_form}; must be one of {', '.join(NOISE_FORMS)}")
         if self.lni_weight < 0:
             raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")
         self.noise = LayerwiseNoise(
@@ -47,8 +61,68 @@ class ADRRec(MixAttentionRecommender):
             seed=config["seed"],
         )
 
-    def _encode(self, encode: Encode, layout: Layout) -> tuple[list[Tensor], Tensor | float]:
+    def train(self, mode: bool = True) -> ADRRec:
+        """Switch training on or off; each time it is switched on, an epoch begins."""
+        self._ratio_is_due = mode
+        return super().train(mode)
+
+    def _training_loss(self, encode: Encode, layout: Layout, targets: Targets) -> Tensor:
         if not (self.training and self.lni_weight > 0):
-            return super()._encode(encode, layout)
-        states, penalty = self.noise(encode, layout.pack(layout.valid))
-        return states, self.lni_weight * penalty
+            return super()._training_loss(encode, layout, targets)
+        valid = None if layout.packed else layout.valid
+        if self.lni_form == "noisy":
+            states, _ = self.noise.inject(encode, valid)
+            return self._loss_of(states[-1], targets)
+        passes = self.noise(encode, valid)
+        loss = self._loss_of(passes.clean[-1], targets)
+        if self.lni_form == "states":
+            penalty = self.noise.penalty(passes, valid)
+        else:
+            penalty = self._divergence(passes.clean[-1], passes.noisy[-1], targets) * targets.share
+        penalty = self.lni_weight * penalty
+        self._log_ratio(penalty, loss)
+        return loss + penalty
+
+    def _divergence(self, clean: Tensor, noisy: Tensor, targets: Targets) -> Tensor:
+        """How far the predictions of the two passes are apart, Float[]."""
+        logits, width = self._candidate_logits(clean, targets)
+        others, _ = self._candidate_logits(noisy, targets)
+        rows = max(1, BLOCK_SCORES.get(clean.device.type, BLOCK_SCORES_ELSEWHERE) // width)
+        return divergence(logits, others, len(targets.items), rows, self.noise.stop_gradient)
+
+    def _candidate_logits(self, states: Tensor, targets: Targets) -> tuple[Logits, int]:
+        """Logits of the items that the loss compares, for all states; and how many items there are."""
+        hidden, table, items = states[targets.places], self.item_embedding.table, targets.items
+        shared = targets.shared
+        if shared is not None:
+            rows = torch.arange(len(items), device=items.device)
+            product, candidates, bias = self.head.as_product(
+                hidden, table, torch.cat([items, shared]), time=targets.time
+            )
+
+            def of_shared(part: slice) -> Tensor:
+                negative = F.linear(
+                    product[part], candidates[len(items) :], None if bias is None else bias[len(items) :]
+                )
+                negative = negative.masked_fill(items[part].unsqueeze(1).eq(shared), NEVER)
+                own = rows[part]
+                positive = (product[part] * candidates[own]).sum(-1) + (0.0 if bias is None else bias[own])
+                return torch.cat([positive.unsqueeze(1), negative], 1)
+
+            return of_shared, len(shared) + 1
+        if targets.negatives is None:
+            product, candidates, bias = self.head.as_product(hidden, table, time=targets.time)
+            return lambda part: F.linear(product[part], candidates, bias), len(candidates)
+        both = self.head.score_items(hidden, table, items.unsqueeze(1), targets.negatives, time=targets.time)
+        scores = torch.cat(both, 1)
+        return lambda part: scores[part], scores.size(1)
+
+    def _log_ratio(self, penalty: Tensor, loss: Tensor) -> None:
+        """Say once an epoch, at level debug, how the gradients of the penalty and the loss compare."""
+        due, self._ratio_is_due = self._ratio_is_due, False
+        # A compiled encoder can be differentiated but once.
+        if due and not self.compiled and self.logger.isEnabledFor(logging.DEBUG):
+            ratio = gradient_ratio(penalty, loss, self.encoder.parameters())
+            self.logger.debug(
+                f"lni_form {self.lni_form}: gradient on the encoder, noise's over loss's norm: {100 * ratio:.3g} %"
+            )

@@ -49,9 +49,17 @@ class AWRSR(SequenceRecommender):
         def refine(layer: int, n_heads: int) -> Refinement | None:
             if self.refinement == "none" or (layers is not None and layer not in layers):
                 return None
-            extra = {"value_map": config["refinement_value_map"]} if self.refinement == "value" else {}
+            extra = {
+                "value": {"value_map": config["refinement_value_map"]},
+                "additive": {"start": config["refinement_start"]},
+            }.get(self.refinement, {})
             return REFINEMENTS[self.refinement](
-                n_heads, self.max_seq_length, config["refinement_rank"], config["refinement_heads"], **extra
+                n_heads,
+                self.max_seq_length,
+                config["refinement_rank"],
+                config["refinement_heads"],
+                config["refinement_maps"],
+                **extra,
             )
 
         self.join(BACKBONES[config["backbone"]](config, self.facts, refine), trend_of(config, self.facts))

@@ -182,6 +182,33 @@ class TrainingBatch(NamedTuple):
     negatives: Tensor | None
 
 
+class Targets(NamedTuple):
+    """The places of a batch that have a target, and what the loss compares there.
+
+    Attributes
+    ----------
+    places : Bool[...]
+        True at the ``N`` places, laid out as the states.
+    items : Int64[N]
+        Targets.
+    time : Tensor[N]
+        Query times.
+    negatives : Int64[N, k], optional
+        Sampled items of each target.
+    shared : Int64[k], optional
+        Sampled items that all targets share.
+    share : Float[] or 1.0
+        Weighs a mean over this process's targets, see ``share_of``.
+    """
+
+    places: Tensor
+    items: Tensor
+    time: Tensor
+    negatives: Tensor | None
+    shared: Tensor | None
+    share: Tensor | float
+
+
 class SequenceRecommender(SequentialRecommender):
     """Sequential recommender over timed events. A subclass calls ``join`` with its parts.
 
@@ -320,7 +347,7 @@ class SequenceRecommender(SequentialRecommender):
     def forward(self, items: Tensor, moments: Moments) -> Tensor:
         """States after the last layer, Float[B, L, d], of items, Int64[B, L], at their moments."""
         layout, encode = self._encoder_of(items, moments)
-        return layout.unpack(self._encode(encode, layout)[0][-1])
+        return layout.unpack(encode(None)[-1])
 
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Training loss, Float[], of prefix rows or of sequence rows (a target per place).
@@ -329,28 +356,43 @@ class SequenceRecommender(SequentialRecommender):
         """
         batch = self._training_batch(interaction)
         layout, encode = self._encoder_of(batch.items, batch.moments)
-        states, penalty = self._encode(encode, layout)
-        targets, tau = layout.pack(batch.targets), layout.pack(batch.moments.query_time)
-        asked = targets > 0
-        hidden, tau, targets = states[-1][asked], tau[asked], targets[asked]  # [N, d], [N], [N]
-        negatives = None if batch.negatives is None else layout.pack(batch.negatives)[asked]  # [N, k]
-        loss = self._loss_of(hidden, tau, targets, negatives) * share_of(len(targets), targets.device) + penalty
+        loss = self._training_loss(encode, layout, self._targets_of(batch, layout))
         return loss if self.head.trend is None else loss + self.head.trend.penalty()
 
-    def _loss_of(self, hidden: Tensor, tau: Tensor | None, targets: Tensor, negatives: Tensor | None) -> Tensor:
-        """Loss of states, Float[N, d], at times, Tensor[N], with targets, Int64[N], and negatives, Int64[N, k]."""
+    def _targets_of(self, batch: TrainingBatch, layout: Layout) -> Targets:
+        items, time = layout.pack(batch.targets), layout.pack(batch.moments.query_time)
+        places = items > 0
+        items = items[places]
+        return Targets(
+            places,
+            items,
+            time[places],
+            None if batch.negatives is None else layout.pack(batch.negatives)[places],
+            None if self.shared_negatives is None else self.shared_negatives(),
+            share_of(len(items), items.device),
+        )
+
+    def _training_loss(self, encode: Encode, layout: Layout, targets: Targets) -> Tensor:
+        """Loss of a batch whose layers ``encode`` runs; a subclass may add to it."""
+        return self._loss_of(encode(None)[-1], targets)
+
+    def _loss_of(self, states: Tensor, targets: Targets) -> Tensor:
+        """This process's part of the mean loss over the targets of all, Float[], of the last layer's states."""
+        return self._mean_loss(states[targets.places], targets) * targets.share
+
+    def _mean_loss(self, hidden: Tensor, targets: Targets) -> Tensor:
+        _, items, time, negatives, shared, _ = targets
         table = self.item_embedding.table
-        if self.shared_negatives is not None:
-            drawn = self.shared_negatives()
-            product = self.head.as_product(hidden, table, torch.cat([targets, drawn]), time=tau)
-            return shared_softmax(*product, targets, drawn, self.label_smoothing)
+        if shared is not None:
+            product = self.head.as_product(hidden, table, torch.cat([items, shared]), time=time)
+            return shared_softmax(*product, items, shared, self.label_smoothing)
         if negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table, time=tau), targets, self.label_smoothing)
-        targets = targets.unsqueeze(1)
-        positive, negative = self.head.score_items(hidden, table, targets, negatives, time=tau)
+            return item_cross_entropy(*self.head.as_product(hidden, table, time=time), items, self.label_smoothing)
+        items = items.unsqueeze(1)
+        positive, negative = self.head.score_items(hidden, table, items, negatives, time=time)
         loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t, self.label_smoothing)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
-            between = -self.head.compare(table[targets], table[negatives])
+            between = -self.head.compare(table[items], table[negatives])
             loss = loss + self.pvn_weight * positive_versus_negative(-positive, between)
         return loss
 
@@ -409,16 +451,12 @@ class SequenceRecommender(SequentialRecommender):
         # A compiler sees to its own memory.
         return Layout.padded(valid, causal, None if self.compiled else self.encoder.max_pairs(valid.device))
 
-    def _encode(self, encode: Encode, layout: Layout) -> tuple[list[Tensor], Tensor | float]:
-        """Run the layers: the state after each, and what training adds to the loss."""
-        return encode(None), 0.0
-
     def _last_state(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """What each row's next event is scored with: a state, Float[B, d], and its query time, Tensor[B]."""
         items, moments, length = self._asked(interaction)
         layout, encode = self._encoder_of(items, moments)
         place = last_place(length)
-        states = self._encode(encode, layout)[0][-1]
+        states = encode(None)[-1]
         return states[layout.at(place.squeeze(1))], moments.query_time.gather(1, place).squeeze(1)
 
     def _asked(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:

@@ -320,7 +320,7 @@ def test_without_weight_there_is_no_second_pass(weight, calls, monkeypatch):
 def test_noise_adds_to_the_loss_and_keeps_dropout():
     batch = helpers.rows([5, 2])
     plain = loss_of(every_kernel(hidden_dropout_prob=0.3), batch)
-    tiny = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=1e-9), batch)
+    tiny = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=1e-12), batch)
     noisy = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=0.5), batch)
     torch.testing.assert_close(tiny, plain, rtol=0, atol=1e-8)
     assert noisy > plain
@@ -335,7 +335,7 @@ def test_training_lowers_the_loss(kind, objective, loss_type):
         dtype=torch.float32,
         objective=objective,
         loss_type=loss_type,
-        lni_weight=0.1,
+        lni_weight=0.01,
         initializer_range=0.02,
     )
     batch = batch_for(model, [7, 5, 6, 2], 0, kind)

@@ -23,6 +23,10 @@ VARIANTS = {
     "adaptive": (ADRRec, KERNELS),
     "adaptive, query time": (ADRRec, {**KERNELS, "use_query_time": True, "day_spacing": 7}),
     "adaptive, noise": (ADRRec, {**KERNELS, "lni_weight": 0.5}),
+    "noise, predictions": (ADRRec, {"lni_weight": 0.5, "lni_form": "predictions"}),
+    "noise, one pass": (ADRRec, {"lni_weight": 0.5, "lni_form": "noisy"}),
+    "trend": (ADRRec, {"trend_rank": 3, "use_query_time": True}),
+    "by place": (AWRSR, {"refinement": "additive", "refinement_maps": "place"}),
     "grid": (ADRRec, {**KERNELS, "grid_points": 4}),
     "heads": (ADRRec, {"mixture": "heads", "n_heads": None, "norm_order": "pre", "drop_residual": True}),
     "cloze": (ADRRec, {**KERNELS, "objective": "cloze"}),
@@ -44,7 +48,7 @@ def loss_and_gradients(model, packs, batch):
     if hasattr(model, "noise"):
         # Noise is drawn in the order of the layout: another layout draws other noise.
         model.noise.step.zero_()
-        model.noise._draw = lambda hidden, valid, generator: hidden.detach().sign()
+        model.noise._draw = lambda events, generator: events.sign()
     loss = model.calculate_loss(batch)
     loss.backward()
     return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.grad is not None}

@@ -81,7 +81,7 @@ def test_the_issue_of_each_group_is_covered():
     found = by_label(listed(*ablations.GROUPS))
     assert found["ADRRec -LNI"] == {"lni_weight": 0}
     assert {given.get("lni_noise") for given in found.values()} == {None, "uniform", "in_manifold"}
-    assert {given.get("lni_weight") for given in found.values()} == {None, 0, 0.01, 1.0}
+    assert {given.get("lni_weight") for given in found.values()} == {None, 0, 0.001, 0.1}
     assert {given.get("lni_sigma") for given in found.values()} == {None, 0.03, 0.3}
     assert found["ADRRec LNI layer 1 alone"]["lni_layers"] == [1]
     assert found["ADRRec LNI with stop-gradient"] == {"lni_stop_gradient": True}
@@ -96,7 +96,7 @@ def test_the_issue_of_each_group_is_covered():
 @pytest.mark.parametrize(
     ("change", "label", "wanted"),
     [
-        ({"lni_weight": 0.01}, "ADRRec LNI weight 1", {"lni_weight": 1.0}),
+        ({"lni_weight": 0.001}, "ADRRec LNI weight 0.1", {"lni_weight": 0.1}),
         ({"lni_noise": "uniform"}, "ADRRec LNI gaussian", {"lni_noise": "gaussian"}),
         ({"lni_stop_gradient": True}, "ADRRec LNI without stop-gradient", {"lni_stop_gradient": False}),
     ],
@@ -244,7 +244,7 @@ def test_an_ablation_runs_and_is_measured(small_study):
         ("jitter", 0.5),
     ]
     assert len(told["heads"]) == 2 * 4 + 2
-    assert told["lni"] == "gaussian, size 0.1, weight 0.1"
+    assert told["lni"] == "gaussian, size 0.1, weight 0.01"
     sasrec = json.loads((results / "measurements" / "small-SASRec-leave_one_out-full-all-s2020.json").read_text())
     assert len(sasrec["robustness"]) == 3
     assert "heads" not in sasrec

@@ -1,4 +1,4 @@
-"""Layer-wise noise: its size, its randomness, and what it leaves alone."""
+"""Layer-wise noise: its size, its randomness, what is made of it, and what it leaves alone."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from recbole_adrrec.layers.noise import NOISES, LayerwiseNoise
+from recbole_adrrec.layers.noise import NOISES, LayerwiseNoise, divergence, gradient_ratio
 
 VALID = torch.tensor([[True] * 4, [True, True, False, False]])
 HIDDEN = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))
@@ -15,8 +15,9 @@ HIDDEN = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))
 class Stack:
     """Two linear layers with dropout, run as an encoder is."""
 
-    def __init__(self, dropout=0.0):
+    def __init__(self, dropout=0.0, hidden=HIDDEN):
         torch.manual_seed(0)
+        self.hidden = hidden
         self.layers = [nn.Linear(64, 64) for _ in range(2)]
         self.dropout = nn.Dropout(dropout)
         self.calls = 0
@@ -24,7 +25,7 @@ class Stack:
 
     def __call__(self, perturb):
         self.calls += 1
-        hidden, states = HIDDEN, []
+        hidden, states = self.hidden, []
         for number, layer in enumerate(self.layers, 1):
             if perturb is not None:
                 before = hidden
@@ -49,7 +50,11 @@ def noise(**changes):
 
 
 def penalty(stack=None, **changes):
-    return noise(**changes)(stack or Stack(), VALID)[1]
+    return penalty_of(noise(**changes), stack)
+
+
+def penalty_of(made, stack=None, valid=VALID):
+    return made.penalty(made(stack or Stack(), valid), valid)
 
 
 @pytest.mark.parametrize("kind", NOISES)
@@ -77,20 +82,43 @@ def test_in_manifold_noise_points_to_another_valid_place():
 @pytest.mark.parametrize("valid", [torch.zeros(2, 4).bool(), torch.eye(2, 4).bool() & torch.tensor([[True], [False]])])
 @pytest.mark.parametrize("kind", NOISES)
 def test_without_another_place_nothing_breaks(kind, valid):
-    value = noise(noise=kind)(Stack(), valid)[1]
-    assert value.isfinite()
+    assert penalty_of(noise(noise=kind), Stack(), valid).isfinite()
+    assert penalty_of(noise(noise=kind), Stack(hidden=HIDDEN[valid]), None).isfinite()
 
 
 def test_the_noise_is_the_only_difference_between_the_passes():
     """With other dropout masks the passes would differ by far more than this."""
     stack = Stack(dropout=0.5)
-    assert 0 < penalty(stack, sigma=1e-3) < 1e-4
+    passes = noise(sigma=1e-3)(stack, VALID)
+    for clean, noisy in zip(passes.clean, passes.noisy, strict=True):
+        assert 0 < (noisy - clean).pow(2).sum() < 1e-4 * clean.pow(2).sum()
     assert stack.calls == 2
+
+
+@pytest.mark.parametrize("kind", NOISES)
+def test_events_get_the_same_noise_with_and_without_padding(kind):
+    padded, packed = noise(noise=kind)(Stack(), VALID), noise(noise=kind)(Stack(hidden=HIDDEN[VALID]), None)
+    for one, other in zip([*padded.clean, *padded.noisy], [*packed.clean, *packed.noisy], strict=True):
+        torch.testing.assert_close(one[VALID], other)
+    assert padded.energy.keys() == packed.energy.keys() == {1, 2}
+    made = noise(noise=kind)
+    torch.testing.assert_close(made.penalty(padded, VALID), made.penalty(packed, None))
+
+
+def test_one_pass_with_noise_is_one_pass():
+    stack = Stack()
+    states, energy = noise().inject(stack, VALID)
+    assert stack.calls == 1
+    for state, other in zip(states, noise()(Stack(), VALID).noisy, strict=True):
+        assert torch.equal(state, other)
+    for (before, after), size in zip(stack.inputs, energy.values(), strict=True):
+        torch.testing.assert_close(size, (after - before)[VALID].pow(2).sum())
+        assert not (after - before)[~VALID].any()
 
 
 def test_torchs_random_state_is_left_as_one_pass_leaves_it():
     torch.manual_seed(3)
-    states, _ = noise()(Stack(0.5), VALID)
+    states = noise()(Stack(0.5), VALID).clean
     after_noise = torch.rand(3)
     torch.manual_seed(3)
     plain = Stack(0.5)(None)
@@ -101,16 +129,16 @@ def test_torchs_random_state_is_left_as_one_pass_leaves_it():
 
 def test_noise_follows_the_seed_and_the_step_and_survives_copies():
     first = noise()
-    steps = [first(Stack(), VALID)[1].detach() for _ in range(3)]
+    steps = [penalty_of(first).detach() for _ in range(3)]
     assert len({float(step) for step in steps}) == 3
     again = noise()
-    assert torch.equal(again(Stack(), VALID)[1], steps[0])
+    assert torch.equal(penalty_of(again), steps[0])
     assert not torch.equal(penalty(seed=8), steps[0])
     duplicate = copy.deepcopy(again)
     restored = noise()
     restored.load_state_dict(again.state_dict())
     for other in (again, duplicate, restored):
-        assert torch.equal(other(Stack(), VALID)[1], steps[1])
+        assert torch.equal(penalty_of(other), steps[1])
 
 
 def test_layers_and_their_weights():
@@ -123,25 +151,42 @@ def test_layers_and_their_weights():
 
 
 def test_the_value_by_its_definition():
-    """R = sum of mean ||h~ - h||^2 / mean ||h||^2 over valid places."""
+    """R = sum of mean ||h~ - h||^2 / mean ||e||^2 over valid places, e the noise that went in."""
     stack = Stack()
-    clean, value = noise()(stack, VALID)
-    noisy = stack.layers[0](stack.inputs[0][1]), stack.layers[1](stack.inputs[1][1])
-    expected = sum(
-        (other - state)[VALID].pow(2).sum(-1).mean() / state[VALID].pow(2).sum(-1).mean()
-        for state, other in zip(clean, noisy, strict=True)
-    )
-    torch.testing.assert_close(value, expected)
+    made = noise()
+    passes = made(stack, VALID)
+    expected = 0
+    for layer, state, (before, after) in zip(stack.layers, passes.clean, stack.inputs, strict=True):
+        moved, added = (layer(after) - state)[VALID], (after - before)[VALID]
+        expected += moved.pow(2).sum(-1).mean() / added.pow(2).sum(-1).mean()
+    torch.testing.assert_close(made.penalty(passes, VALID), expected)
 
 
-def test_scaling_the_states_changes_nothing():
-    """Else shrinking the states would minimise the penalty."""
+def test_it_says_by_how_much_layers_amplify_noise():
+    class Triple(Stack):
+        def __call__(self, perturb):
+            hidden = HIDDEN if perturb is None else perturb(1, HIDDEN)
+            return [hidden * 3, hidden * 3]
 
+    for sigma in (0.01, 0.5):
+        torch.testing.assert_close(penalty(Triple(), layers=[1], sigma=sigma), torch.tensor(9.0))
+
+
+def test_the_unit_of_the_states_changes_nothing():
     class Scaled(Stack):
         def __call__(self, perturb):
-            return [state * 100 for state in super().__call__(perturb)]
+            self.hidden = HIDDEN * 100
+            for layer in self.layers:
+                layer.bias.data.zero_()
+            return super().__call__(perturb)
 
-    torch.testing.assert_close(penalty(Scaled()), penalty(Stack()))
+    class Plain(Scaled):
+        def __call__(self, perturb):
+            for layer in self.layers:
+                layer.bias.data.zero_()
+            return Stack.__call__(self, perturb)
+
+    torch.testing.assert_close(penalty(Scaled()), penalty(Plain()))
 
 
 def test_clean_states_carry_gradient_unless_stopped():
@@ -180,3 +225,52 @@ def test_clean_states_carry_gradient_unless_stopped():
 def test_refused_options_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         noise(**changes)
+
+
+def logits(seed, count=9, items=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, items, dtype=torch.float64, generator=generator, requires_grad=True)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 9, 100])
+@pytest.mark.parametrize("stop", [False, True])
+def test_the_divergence_by_its_definition(rows, stop):
+    clean, noisy = logits(1), logits(2)
+    value = divergence(lambda part: clean[part], lambda part: noisy[part], len(clean), rows, stop)
+    one, other = (clean.detach() if stop else clean).log_softmax(1), noisy.log_softmax(1)
+    expected = ((one.exp() * (one - other)).sum(1) + (other.exp() * (other - one)).sum(1)).mean() / 2
+    torch.testing.assert_close(value, expected)
+    inputs = [noisy] if stop else [clean, noisy]
+    gradients = torch.autograd.grad(expected, inputs)
+    for gradient, wanted in zip(torch.autograd.grad(value, inputs, retain_graph=True), gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted)
+    value.backward()
+    assert (clean.grad is None) == stop
+
+
+def test_the_divergence_sees_a_few_rows_at_a_time():
+    clean, noisy, seen = logits(1), logits(2), []
+
+    def watched(part):
+        seen.append(len(clean[part]))
+        return clean[part]
+
+    divergence(watched, lambda part: noisy[part], len(clean), 4).backward()
+    assert seen[:3] == [4, 4, 1]
+    assert max(seen) == 4
+
+
+def test_the_divergence_of_nothing_is_zero_and_connected():
+    nothing = logits(1, count=0)
+    value = divergence(lambda part: nothing[part], lambda part: nothing[part], 0, 4)
+    value.backward()
+    assert value == 0
+    assert nothing.grad is not None
+
+
+def test_gradients_are_compared_by_their_norms():
+    first, second, unread = (torch.nn.Parameter(torch.tensor([3.0, 4.0])) for _ in range(3))
+    penalty = (first * torch.tensor([0.6, 0.8])).sum()
+    loss = 4 * first[0] + 3 * second[0]
+    assert gradient_ratio(penalty, loss, [first, second, unread]) == pytest.approx(1 / 5)
+    penalty.backward()

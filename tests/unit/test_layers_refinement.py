@@ -4,28 +4,40 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 from recbole_adrrec.layers.refinement import (
+    DISTANCE_RANK,
+    REFINEMENT_MAPS,
     REFINEMENTS,
     AdditiveRefinement,
     Refinement,
     SimpleRefinement,
     StochasticRefinement,
     ValueRefinement,
+    skewed,
 )
 
 WIDTH, HEADS, RANK = 7, 2, 3
 FEW = settings(max_examples=12, deadline=None)
 KINDS = [*REFINEMENTS, "value with map"]
 
+kinds = st.sampled_from(KINDS)
+maps_ = st.sampled_from(REFINEMENT_MAPS)
+
+
+def made_at_first(kind, rank=RANK, **changes):
+    """A refinement as training begins with it."""
+    extra = {"value_map": True} if kind == "value with map" else {}
+    return REFINEMENTS[kind.split()[0]](HEADS, WIDTH, rank, **extra, **changes).double()
+
 
 def refinement(kind, seed=0, **changes):
     torch.manual_seed(seed)
-    extra = {"value_map": True} if kind == "value with map" else {}
-    made = REFINEMENTS[kind.split()[0]](HEADS, WIDTH, RANK, **extra, **changes).double()
+    made = made_at_first(kind, **changes)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.normal_()
@@ -44,12 +56,23 @@ def plain_weights(counts, seed=0, causal=True, length=None):
 def written_out(made, kind, weights, mask):
     """Row by row and key by key."""
     rows, heads, length, _ = weights.shape
-    first, second = made.first_map[:, :length], made.second_map[:, :length]
+
+    def row_of(i, j):
+        return i - j if made.by_distance else j
+
+    def mapped(a, table):
+        return torch.stack(
+            [
+                sum(a[i, j] * table[row_of(i, j)] for j in range(i + 1 if made.by_distance else length))
+                for i in range(length)
+            ]
+        )
+
     refined = []
     for b in range(rows):
         for h in range(heads):
             a = weights[b, h]
-            query, key = a @ first[h], a @ second[h]
+            query, key = mapped(a, made.first_map[h]), mapped(a, made.second_map[h])
             attended = []
             for i in range(length):
                 keys = [j for j in range(length) if mask[b, 0, i, j]]
@@ -68,7 +91,15 @@ def written_out(made, kind, weights, mask):
             if kind.startswith("value"):
                 result = result @ a
             if kind == "value with map":
-                spread = made.value_map[h, :length, :length].masked_fill(~mask[b, 0], -1e30).softmax(-1)
+                places = range(length)
+                table = made.value_map[h]
+                spread = torch.stack(
+                    [
+                        torch.stack([table[abs(j - k)] if made.by_distance else table[j, k] for k in places])
+                        for j in places
+                    ]
+                )
+                spread = spread.masked_fill(~mask[b, 0], -1e30).softmax(-1)
                 result = result @ (spread * mask[b, 0].any(-1, keepdim=True))
             if kind == "additive":
                 share = made.gate[h].sigmoid()
@@ -78,16 +109,18 @@ def written_out(made, kind, weights, mask):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("causal", [True, False])
-def test_equals_the_plain_form(kind, causal):
-    made = refinement(kind)
+@pytest.mark.parametrize(("maps", "causal"), [("distance", True), ("place", True), ("place", False)])
+def test_equals_the_plain_form(kind, maps, causal):
+    made = refinement(kind, maps=maps)
     weights, mask = plain_weights([5, 3, 0], causal=causal)
-    weights.requires_grad_()
+    # Gradients count as they reach the scores: beyond the mask there are none, whatever a form gives the weights there.
+    scores = weights.clamp_min(1e-9).log().requires_grad_()
+    weights = masked_softmax(scores, mask)
     fast, plain = made(weights, mask), written_out(made, kind, weights, mask)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
     factors = torch.randn_like(fast)
-    inputs = [weights, *made.parameters()]
-    gradients = torch.autograd.grad((fast * factors).sum(), inputs)
+    inputs = [scores, *made.parameters()]
+    gradients = torch.autograd.grad((fast * factors).sum(), inputs, retain_graph=True)
     expected = torch.autograd.grad((plain * factors).sum(), inputs)
     for gradient, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
@@ -95,11 +128,15 @@ def test_equals_the_plain_form(kind, causal):
 
 @FEW
 @given(
-    st.sampled_from(KINDS), st.lists(st.integers(0, WIDTH), min_size=1, max_size=4), st.integers(0, 999), st.booleans()
+    kinds,
+    maps_,
+    st.lists(st.integers(0, WIDTH), min_size=1, max_size=4),
+    st.integers(0, 999),
+    st.booleans(),
 )
-def test_rows_sum_to_one_under_the_mask_and_empty_rows_are_zero(kind, counts, seed, causal):
-    weights, mask = plain_weights(counts, seed, causal)
-    refined = refinement(kind, seed)(weights, mask)
+def test_rows_sum_to_one_under_the_mask_and_empty_rows_are_zero(kind, maps, counts, seed, causal):
+    weights, mask = plain_weights(counts, seed, causal or maps == "distance")
+    refined = refinement(kind, seed, maps=maps)(weights, mask)
     assert (refined >= 0).all()
     assert torch.equal(refined.masked_fill(mask, 0.0), torch.zeros_like(refined))
     asked = mask.any(-1).expand(-1, HEADS, -1)
@@ -107,36 +144,42 @@ def test_rows_sum_to_one_under_the_mask_and_empty_rows_are_zero(kind, counts, se
 
 
 @FEW
-@given(st.sampled_from(KINDS), st.integers(2, WIDTH), st.integers(0, 999), st.data())
-def test_a_row_depends_on_no_later_row(kind, length, seed, data):
+@given(kinds, maps_, st.integers(2, WIDTH), st.integers(0, 999), st.data())
+def test_a_row_depends_on_no_later_row(kind, maps, length, seed, data):
     place = data.draw(st.integers(1, length - 1))
     weights, mask = plain_weights([length], seed)
     others, _ = plain_weights([length], seed + 1)
     changed = torch.where(torch.arange(length)[:, None] < place, weights, others)
-    made = refinement(kind, seed)
+    made = refinement(kind, seed, maps=maps)
     before, after = made(weights, mask), made(changed, mask)
     assert torch.equal(before[:, :, :place], after[:, :, :place])
     assert not torch.equal(before[:, :, place:], after[:, :, place:])
 
 
 @FEW
-@given(st.sampled_from(KINDS), st.integers(1, WIDTH), st.integers(0, 999))
-def test_padding_and_trimming_change_nothing(kind, count, seed):
-    """Rows of the maps belong to places: a batch cut to its longest row gets the same weights."""
-    made = refinement(kind, seed)
-    weights, mask = plain_weights([count], seed)
-    wide_mask = attention_mask((torch.arange(WIDTH) < count)[None], True)
-    wide = torch.zeros(1, HEADS, WIDTH, WIDTH, dtype=torch.float64)
-    wide[:, :, :count, :count] = weights
-    noise, _ = plain_weights([count], seed + 1, length=WIDTH)
-    wide[:, :, count:] = noise[:, :, count:]
-    torch.testing.assert_close(made(wide, wide_mask)[:, :, :count, :count], made(weights, mask), rtol=0, atol=1e-12)
+@given(kinds, maps_, st.lists(st.integers(0, WIDTH), min_size=1, max_size=3), st.integers(0, 999))
+def test_padding_and_trimming_change_nothing(kind, maps, counts, seed):
+    """A batch cut to its longest row, or to any group of alike rows, gets the same weights and gradients."""
+    made = refinement(kind, seed, maps=maps)
+    weights, mask = plain_weights(counts, seed)
+    length = weights.size(-1)
+    wide_mask = attention_mask(torch.arange(WIDTH) < torch.tensor(counts).unsqueeze(1), True)
+    noise, _ = plain_weights(counts, seed + 1, length=WIDTH)
+    wide = torch.zeros_like(noise)
+    wide[..., :length, :length] = weights
+    wide[..., length:, :] = noise[..., length:, :]
+    refined = made(wide, wide_mask)[..., :length, :length], made(weights, mask)
+    torch.testing.assert_close(*refined, rtol=0, atol=1e-12)
+    factors = torch.randn_like(weights)
+    gradients = [torch.autograd.grad((each * factors).sum(), list(made.parameters())) for each in refined]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.sampled_from(KINDS), st.integers(0, 999))
-def test_gradients_agree_with_finite_differences(kind, seed):
-    made = refinement(kind, seed)
+@given(kinds, maps_, st.integers(0, 999))
+def test_gradients_agree_with_finite_differences(kind, maps, seed):
+    made = refinement(kind, seed, maps=maps)
     weights, mask = plain_weights([3, 2, 0], seed)
     names, parameters = zip(*made.named_parameters(), strict=True)
 
@@ -150,8 +193,9 @@ def test_gradients_agree_with_finite_differences(kind, seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_chosen_heads_are_refined(kind):
-    made = refinement(kind, heads=[2])
+@pytest.mark.parametrize("maps", REFINEMENT_MAPS)
+def test_only_chosen_heads_are_refined(kind, maps):
+    made = refinement(kind, heads=[2], maps=maps)
     assert len(made.first_map) == 1
     weights, mask = plain_weights([5, 2])
     refined = made(weights, mask)
@@ -178,16 +222,84 @@ def test_nothing_is_refined_by_the_plain_one():
     assert Refinement()(weights, mask) is weights
 
 
-def test_the_value_map_starts_near_the_identity():
-    made = ValueRefinement(1, WIDTH, value_map=True)
+@pytest.mark.parametrize("maps", REFINEMENT_MAPS)
+def test_the_value_map_starts_near_the_identity(maps):
+    made = ValueRefinement(1, WIDTH, maps=maps, value_map=True)
     mask = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool).tril()
-    spread = masked_softmax(made.value_map.expand(1, -1, -1, -1), mask)
+    spread = masked_softmax(made._spread(WIDTH).expand(1, -1, -1, -1), mask)
     assert (spread[0, 0].diagonal() >= 1 - 1 / (1 + WIDTH)).all()
 
 
-def test_the_rank_is_the_length_by_default():
-    assert SimpleRefinement(HEADS, WIDTH).first_map.shape == (HEADS, WIDTH, WIDTH)
-    assert AdditiveRefinement(HEADS, WIDTH).gate.sigmoid().flatten().tolist() == [0.5] * HEADS
+def test_the_rank_by_default():
+    assert SimpleRefinement(HEADS, WIDTH).first_map.shape == (HEADS, WIDTH, DISTANCE_RANK)
+    assert SimpleRefinement(HEADS, WIDTH, maps="place").first_map.shape == (HEADS, WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize(("start", "share"), [(None, 0.05), (0.5, 0.5), (0.9, 0.9)])
+def test_additive_starts_with_a_share(start, share):
+    gate = AdditiveRefinement(HEADS, WIDTH, start=start).gate
+    torch.testing.assert_close(gate.sigmoid(), torch.full((HEADS, 1, 1), share))
+
+
+def test_maps_by_place_start_as_normal_numbers():
+    torch.manual_seed(3)
+    made = SimpleRefinement(HEADS, WIDTH, RANK, maps="place")
+    torch.manual_seed(3)
+    for each in (made.first_map, made.second_map):
+        assert torch.equal(each, torch.randn(HEADS, WIDTH, RANK))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [1, RANK, None])
+def test_each_parameter_has_a_gradient_from_the_start(kind, rank):
+    made = made_at_first(kind, rank=rank)
+    weights, mask = plain_weights([WIDTH, 5, 2])
+    (made(weights, mask) * torch.randn_like(weights)).sum().backward()
+    for name, parameter in made.named_parameters():
+        assert (parameter.grad != 0).all(), name
+
+
+def test_maps_by_distance_start_smooth_and_of_size_one():
+    made = SimpleRefinement(HEADS, 200)
+    assert torch.equal(made.first_map, made.second_map)
+    torch.testing.assert_close(made.first_map.square().mean(-1).sqrt().mean(), torch.tensor(1.0), rtol=0.15, atol=0)
+    steps = made.first_map.diff(dim=1).norm(dim=-1)
+    assert (steps[:, 20:] < 0.1 * steps[:, :1]).sum() > 0.5 * steps[:, 20:].numel()
+
+
+def test_skewed_weights_stand_by_distance():
+    weights, _ = plain_weights([WIDTH, 3])
+    turned = skewed(weights)
+    for i in range(WIDTH):
+        for distance in range(WIDTH):
+            wanted = weights[..., i, i - distance] if distance <= i else torch.zeros(2, HEADS, dtype=torch.float64)
+            assert torch.equal(turned[..., i, WIDTH - 1 - distance], wanted)
+
+
+def test_nothing_is_made_of_pairs_by_rank():
+    length, rank = 40, 8
+    weights, mask = plain_weights([length], length=length)
+    made = SimpleRefinement(HEADS, length, rank).double()
+
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for part in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(part, torch.Tensor):
+                    self.numbers = max(self.numbers, part.numel())
+            return result
+
+    with Largest() as largest:
+        made(weights, mask).square().sum().backward()
+    assert largest.numbers <= HEADS * length * (length + 1)
+
+
+def test_maps_by_distance_need_a_causal_mask():
+    weights, mask = plain_weights([5, 3], causal=False)
+    with pytest.raises(ValueError, match="refinement_maps: distance; needs a causal mask"):
+        refinement("simple")(weights, mask)
 
 
 @pytest.mark.parametrize(
@@ -197,8 +309,15 @@ def test_the_rank_is_the_length_by_default():
         ({"heads": []}, "refinement_heads"),
         ({"heads": [3]}, "refinement_heads: .*1 to 2"),
         ({"heads": [1, 1]}, "refinement_heads"),
+        ({"maps": "distances"}, "refinement_maps: distances"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StochasticRefinement(HEADS, WIDTH, **changes)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, -0.5])
+def test_shares_out_of_range_are_refused(start):
+    with pytest.raises(ValueError, match="refinement_start"):
+        AdditiveRefinement(HEADS, WIDTH, start=start)

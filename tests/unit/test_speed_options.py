@@ -19,7 +19,7 @@ EVERY_KERNEL = {
     "relative_kernels": ["sinusoid", "exponential", "log1p", "distance"],
 }
 MODELS = [
-    (ADRRec, {**EVERY_KERNEL, "lni_weight": 0.5}),
+    (ADRRec, {**EVERY_KERNEL, "lni_weight": 0.05}),
     (ADRRec, {**EVERY_KERNEL, "objective": "cloze"}),
     (AWRSR, {"refinement": "stochastic"}),
     (AWRSR, {"backbone": "mix", "refinement": "value"}),
