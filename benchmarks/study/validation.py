@@ -38,8 +38,8 @@ def text(results: Results) -> str:
             groups.setdefault(told, {}).setdefault(run.label, []).append(run)
     parts = [
         f"# {results.settings.title or results.stated.get('name', 'Validation')}: validation",
-        "The best epoch's score of each run: the mean over seeds and their standard deviation. Against: the change from "
-        "the entry named, on the seeds that both have, in percent. Nothing here has seen the test data.",
+        "The best epoch's score of each run: the mean over seeds and their standard deviation. Against: the change "
+        "from the entry named, on the seeds that both have, in percent. Nothing here has seen the test data.",
     ]
     order = [str(entry["label"]) for entry in results.stated.get("models", ())]
     for (dataset, ranked), by_label in groups.items():
