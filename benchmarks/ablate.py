@@ -11,9 +11,9 @@ Examples
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +30,7 @@ from recbole_adrrec.errors import OptionError, UserError
 
 FLAGS: dict[str, str] = {
     **compare.FLAGS,
-    "groups": f"what is varied, separated by commas, out of {', '.join(GROUPS)}; all if unset",
+    "groups": f"what is varied, separated by commas, out of {', '.join(GROUPS)}; all but parts if unset",
     "removal": "what becomes of a removed kernel's head: constant (it sees items alone, the default) or drop",
     "lengths": f"of group length, separated by commas; {', '.join(map(str, ablations.LENGTHS))} if unset",
     "backbones": f"of group refinement, out of {', '.join(ablations.BACKBONES)}; all if unset",
@@ -120,7 +120,7 @@ def planned(
     base = {"MAX_ITEM_LIST_LENGTH": 50, **options.load_properties("model", "ADRRec"), **common}
     ablation = ablations.ablation(
         Choices(
-            groups=_list(own, "groups", GROUPS),
+            groups=_list(own, "groups", ablations.USUAL),
             base=base,
             removal=own.get("removal", REMOVALS[0]),
             lengths=_list(own, "lengths", ablations.LENGTHS),
@@ -146,32 +146,18 @@ def planned(
 
 def run(ablation: Ablation, plan: Plan, flags: Mapping[str, Any], shares: Sequence[float]) -> int:
     """Train what is missing, measure what is missing, write the report."""
-    from study import grid, ties
+    from study import grid
 
+    deadline = compare.deadline_of(flags)
     grid.check_folder(plan)
     if flags.get("dry_run"):
         print(described(ablation, plan))
         return 0
-    if "ray" in flags:
-        grid.import_ray()
-    grid.check(plan)
-    outcome = grid.run_all(
-        plan,
-        jobs=compare.whole(flags.get("jobs", 1), "jobs"),
-        ray=flags.get("ray"),
-        retry_failed=bool(flags.get("retry_failed")),
-        gpus=compare.gpu_share(flags.get("gpus", 0)),
-    )
-    ties.summarise(plan.results)
+    outcome = compare.run_missing(plan, flags, deadline)
     write_settings(ablation, plan)
-    measure_missing(ablation, plan, shares)
-    print(f"{outcome.done} runs done ({outcome.skipped} were there before), {len(outcome.failed)} failed")
-    for name in outcome.failed:
-        print(f"  failed: {name} (runs/{name}.json has the error, logs/{name}.log the log)")
-    if outcome.done:
-        for form, path in importlib.import_module("study.report").write(plan.results).items():
-            print(f"{form}: {path}")
-    return compare.EXIT_FAILED if outcome.failed else 0
+    measured = measure_missing(ablation, plan, shares, deadline)
+    code = compare.reported(plan, outcome)
+    return code or (0 if measured else compare.EXIT_UNFINISHED)
 
 
 def write_settings(ablation: Ablation, plan: Plan) -> None:
@@ -190,8 +176,8 @@ def write_settings(ablation: Ablation, plan: Plan) -> None:
         file.write((json.dumps(settings, indent=1) + "\n").encode())
 
 
-def measure_missing(ablation: Ablation, plan: Plan, shares: Sequence[float]) -> None:
-    """Measure the trained models that should be measured and were not."""
+def measure_missing(ablation: Ablation, plan: Plan, shares: Sequence[float], deadline: float | None = None) -> bool:
+    """Measure the trained models that should be measured and were not; whether there was time for all."""
     from study import grid
     from study.measurements import measure, measured_kinds
 
@@ -205,7 +191,10 @@ def measure_missing(ablation: Ablation, plan: Plan, shares: Sequence[float]) -> 
         and not wanted[spec.label] <= measured_kinds(plan.results, spec.id)
     ]
     for spec in tqdm(specs, desc="measured", unit="model", disable=not specs):
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
         measure(spec, plan.results, plan.command, sorted(wanted[spec.label]), shares)
+    return True
 
 
 def described(ablation: Ablation, plan: Plan) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from study import plan as plans
 from study.plan import KEYS, Plan
@@ -24,7 +25,10 @@ from study.plan import KEYS, Plan
 from recbole_adrrec import options, rules
 from recbole_adrrec.errors import OptionError, UserError
 
-EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+if TYPE_CHECKING:
+    from study.grid import Outcome
+
+EXIT_FAILED, EXIT_USER_ERROR, EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 FLAGS: dict[str, str] = {
     "config": "study file (YAML); what follows goes above it",
@@ -32,6 +36,7 @@ FLAGS: dict[str, str] = {
     "ray": "run on a Ray cluster: its address, auto for the one that is up, none for one on this machine",
     "gpus": "GPUs that each run takes of a Ray cluster, a part of one too",
     "retry_failed": "run again what is recorded as failed",
+    "minutes": "stop after so many minutes: runs at work are stopped, and repeated when the command is given again",
     "dry_run": "print the plan and stop",
     "help": "this text",
 }
@@ -52,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 all runs are done; 1 some failed and are recorded so; 2 something the user gave is wrong; 130 interrupted.
+        0 all runs are done; 1 some failed and are recorded so; 2 something the user gave is wrong; 3 ``--minutes`` were
+        over before all runs were; 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -72,29 +78,59 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(plan: Plan, flags: Mapping[str, Any]) -> int:
     """Run a study, or tell what it would run; then write its report."""
-    from study import grid, ties
+    from study import grid
 
+    deadline = deadline_of(flags)
     grid.check_folder(plan)
     if flags.get("dry_run"):
         print(described(plan))
         return 0
+    return reported(plan, run_missing(plan, flags, deadline))
+
+
+def deadline_of(flags: Mapping[str, Any]) -> float | None:
+    """The moment (``time.monotonic``) at which ``--minutes`` from now are over; None without."""
+    if "minutes" not in flags:
+        return None
+    fault = rules.Number(low=0, above=True).fault(flags["minutes"])
+    if fault:
+        raise OptionError(f"minutes: {fault}")
+    return time.monotonic() + 60 * float(flags["minutes"])
+
+
+def run_missing(plan: Plan, flags: Mapping[str, Any], deadline: float | None) -> Outcome:
+    """Check all models of a study, then run what it lacks."""
+    from study import grid
+
     if "ray" in flags:
         grid.import_ray()
     grid.check(plan)
-    outcome = grid.run_all(
+    return grid.run_all(
         plan,
         jobs=whole(flags.get("jobs", 1), "jobs"),
         ray=flags.get("ray"),
         retry_failed=bool(flags.get("retry_failed")),
         gpus=gpu_share(flags.get("gpus", 0)),
+        deadline=deadline,
     )
+
+
+def reported(plan: Plan, outcome: Outcome) -> int:
+    """Write the report of a study, or its table of validation where nothing is tested; give the exit code."""
+    from study import ties, validation
+
     ties.summarise(plan.results)
     print(f"{outcome.done} runs done ({outcome.skipped} were there before), {len(outcome.failed)} failed")
     for name in outcome.failed:
         print(f"  failed: {name} (runs/{name}.json has the error, logs/{name}.log the log)")
     if outcome.done:
+        print(f"validation: {validation.write(plan.results)}")
+    if outcome.done and plan.test:
         for form, path in importlib.import_module("study.report").write(plan.results).items():
             print(f"{form}: {path}")
+    if outcome.left:
+        print(f"{outcome.left} runs are left: the time was over; the same command goes on")
+        return EXIT_UNFINISHED
     return EXIT_FAILED if outcome.failed else 0
 
 
@@ -176,7 +212,7 @@ def parse(
                     text = waiting.pop(0)
                 elif name == "ray":
                     text = ""
-                elif name == "keep_models":
+                elif name in ("keep_models", "test"):
                     text = "true"
                 else:
                     raise OptionError(f"{name}: no value is given")

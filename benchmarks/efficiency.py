@@ -9,6 +9,8 @@ all of them; tables show medians. Without a mode, training is measured; several 
     python benchmarks/efficiency.py --attention --prepare
     python benchmarks/efficiency.py --sweep length users items
     python benchmarks/efficiency.py --to_best --models "RecBole BERT4Rec" MEANTIME
+    python benchmarks/efficiency.py --against HEAD~1 --dataset amazon-beauty --data_path data
+    python benchmarks/efficiency.py --busy
 
 With --json each measurement is kept as soon as it is made: given again, the command goes on where it stopped, and
 repeats nothing. docs/performance.md tells the keys of that file.
@@ -20,21 +22,20 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import synthetic
-from measure import tables
+from measure import against, busy, tables
 from measure.children import ChildError, call
-from measure.ledger import Ledger
+from measure.ledger import Job, Ledger
 from measure.settings import common
 from measure.store import insert, write_text
 from measure.variants import ATTENTION, BASELINE, CE, LENGTH_SWEEP, QUICK, TRAINING, Variant, chosen
 from study.runs import hardware, versions
 from tqdm import tqdm
 
-MODES = ("training", "attention", "prepare", "sweep", "to_best")
+MODES = ("training", "attention", "prepare", "sweep", "to_best", "against", "busy")
 
 SWEEPS: dict[str, list[int]] = {
     "length": [50, 100, 200, 500, 1000],
@@ -56,17 +57,6 @@ SWEEP_VARIANTS = (BASELINE, "SASRec, windows", "ADRRec, windows")
 
 LENGTH_QUANTITIES: tuple[str, ...] = ("step_s", "peak_mib", "saved_mib", "saved_others_mib")
 DATA_QUANTITIES: tuple[str, ...] = ("prepare_s", "epoch_s", "rise_mib")
-
-
-@dataclass
-class Job:
-    """One measurement to make: arguments of :meth:`Ledger.measure`."""
-
-    kind: str
-    variant: str
-    given: dict[str, Any]
-    run: int
-    work: Callable[[], dict[str, Any]]
 
 
 class Session:
@@ -157,13 +147,14 @@ class Session:
                 "file": str(data_file(dataset, data_path)),
                 **{"length": arguments.length, "batch": arguments.batch, "device": arguments.device},
                 **{"hidden_size": 64, "n_layers": 2, "n_heads": 2, "dropout": 0.2, "epochs": arguments.epochs},
+                "steps": arguments.steps,
             }
             work = self._call("measure.peer:measure", peer, arguments.peer_python)
         else:
             work = self._call("measure.training:measure", given)
         # Where the data lie changes nothing.
         kept = {name: value for name, value in given["options"].items() if name != "data_path"}
-        return Job(kind, variant.name, {**given, "options": kept}, run, work)
+        return Job(kind, variant.name, {**given, "options": kept}, run, work, child=given)
 
     def do(self, jobs: list[Job], title: str) -> list[dict[str, Any]]:
         """Make the measurements that are missing, with a bar; all of them come back."""
@@ -191,7 +182,7 @@ class Session:
             from measure import plots
 
             plots.training(table, arguments.plots)
-        return f"### Training on {arguments.dataset}\n\n{self._settings()}\n\n{tables.training_text(table)}"
+        return f"### Training on {arguments.dataset}\n\n{self.settings()}\n\n{tables.training_text(table)}"
 
     def attention_given(self, variant: Variant, rows: int, length: int) -> dict[str, Any]:
         """What is given to a step of attention."""
@@ -338,7 +329,16 @@ class Session:
         head = ["variant", "s to the best score", "epoch of it", "validation NDCG@10", "s to early stopping"]
         return f"### Time to the best validation score on {arguments.dataset}\n\n{tables.markdown(head, rows)}"
 
-    def _settings(self) -> str:
+    def against(self) -> str:
+        """Training and ranking here and at another commit."""
+        return against.report(self)
+
+    def busy(self) -> str:
+        """Training beside busy processes."""
+        return busy.report(self)
+
+    def settings(self) -> str:
+        """What figures of training share, in words."""
         arguments, on = self.arguments, self.ledger.content["hardware"]
         machine = f"{on['cpu']}, {on['cores']} cores, {on['ram_gib']} GiB"
         if arguments.device == "cuda":
@@ -370,6 +370,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     modes.add_argument("--prepare", action="store_true", help="making of training rows, RecBole's and ours")
     modes.add_argument("--sweep", nargs="+", choices=list(SWEEPS), default=[], help="growth exponents")
     modes.add_argument("--to_best", action="store_true", help="time to the best validation score (long)")
+    modes.add_argument("--against", metavar="COMMIT", help="epochs and ranking with the same options at another commit")
+    modes.add_argument(
+        "--busy", nargs="*", type=int, metavar="N", help="epochs beside N busy processes (default 0 1 2)"
+    )
     modes.add_argument("--quick", action="store_true", help="few models, few steps, small sizes: does it work here?")
     setting = parser.add_argument_group("settings")
     setting.add_argument("--models", nargs="+", help=f"of {'; '.join(variant.name for variant in TRAINING)}; or groups")
@@ -378,7 +382,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     setting.add_argument("--length", type=int, default=50, help="MAX_ITEM_LIST_LENGTH (default 50)")
     setting.add_argument("--batch", type=int, help="targets of a training step (default 2048; quick: 256)")
     setting.add_argument("--runs", type=int, help="processes for each figure (default 3; quick: 1)")
-    setting.add_argument("--epochs", type=int, default=1, help="epochs of each run (default 1)")
+    setting.add_argument("--epochs", type=int, help="epochs of each run (default 1; with --against 2)")
+    setting.add_argument("--dropout", type=float, help="of both sides of --against (default 0.2); at 0 losses agree")
+    setting.add_argument("--wait", nargs="+", choices=busy.POLICIES, default=list(busy.POLICIES), help="of --busy")
     setting.add_argument(
         "--steps", type=int, help="measure so many steps instead of epochs (default 0: epochs; quick: 2)"
     )
@@ -394,6 +400,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--plots", type=Path, help="folder of pictures")
     arguments = parser.parse_args(argv)
     arguments.batch = arguments.batch or (256 if arguments.quick else 2048)
+    arguments.epochs = (2 if arguments.against else 1) if arguments.epochs is None else arguments.epochs
+    arguments.busy = [0, 1, 2] if arguments.busy == [] else arguments.busy
     arguments.runs = arguments.runs or (1 if arguments.quick else 3)
     arguments.steps = (2 if arguments.quick else 0) if arguments.steps is None else arguments.steps
     return arguments
@@ -412,6 +420,10 @@ def check(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: {getattr(arguments, name)} must be at least 1")
     if arguments.steps < 0:
         raise ValueError(f"--steps: {arguments.steps} must be at least 0")
+    if min(arguments.busy or [0]) < 0:
+        raise ValueError(f"--busy: {min(arguments.busy)} must be at least 0")
+    if arguments.dropout is not None and not 0 <= arguments.dropout < 1:
+        raise ValueError(f"--dropout: {arguments.dropout} must be at least 0 and below 1")
     chosen(arguments.models, arguments.device)
     file = data_file(arguments.dataset, arguments.data_path)
     if not file.exists():

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def call(
     threads: int,
     python: str = sys.executable,
     timeout: float | None = None,
+    tree: Path | None = None,
+    environment: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
     """Call a function in a new process, in an empty working directory.
 
@@ -48,6 +51,10 @@ def call(
         The interpreter.
     timeout : float, optional
         Seconds after which the child is stopped.
+    tree : Path, optional
+        Folder whose ``recbole_adrrec`` the child imports; by default the installed one.
+    environment : mapping, optional
+        Further variables of the child's environment; None takes one away.
 
     Returns
     -------
@@ -59,9 +66,11 @@ def call(
     ChildError
         The child failed, was killed, or took too long.
     """
-    environment = dict(os.environ, PYTHONPATH=str(BENCHMARKS), PYTHONWARNINGS="ignore", TQDM_DISABLE="1")
+    paths = os.pathsep.join(map(str, [BENCHMARKS] if tree is None else [tree, BENCHMARKS]))
+    variables = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment[name] = str(threads)
+        variables[name] = str(threads)
+    given_variables = {name: value for name, value in {**variables, **(environment or {})}.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="measure-") as folder:
         result = Path(folder, "result.json")
         work = Path(folder, "work")
@@ -72,7 +81,7 @@ def call(
                 command,
                 input=json.dumps(given),
                 cwd=work,
-                env=environment,
+                env=given_variables,
                 capture_output=True,
                 text=True,
                 timeout=timeout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ from typing import Any
 from measure.store import read_json, write_json
 
 FORMAT = 1
+
+
+@dataclass
+class Job:
+    """One measurement to make: arguments of :meth:`Ledger.measure`, and what its child is given."""
+
+    kind: str
+    variant: str
+    given: dict[str, Any]
+    run: int
+    work: Callable[[], dict[str, Any]]
+    child: dict[str, Any] = field(default_factory=dict)
 
 
 class Ledger:

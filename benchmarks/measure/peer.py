@@ -28,7 +28,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     ----------
     given : dict
         ``file`` (atomic file of the events, times in seconds), ``length`` L, ``batch`` (targets of a step),
-        ``hidden_size``, ``n_layers``, ``n_heads``, ``dropout``, ``epochs``, ``device``.
+        ``hidden_size``, ``n_layers``, ``n_heads``, ``dropout``, ``epochs``, ``device``, ``steps`` (0: whole epochs;
+        else so many steps of each, of which the time of an epoch is told).
 
     Returns
     -------
@@ -68,6 +69,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     per_user = np.minimum(per_user[per_user >= 2] - 1, given["length"])
     targets, rows = int(per_user.sum()), len(per_user)
     batch = max(1, round(given["batch"] * rows / targets))
+    steps = -(-rows // batch)
+    share = max(1.0, steps / given["steps"]) if given["steps"] else 1.0
 
     epochs: list[float] = []
     began: list[float] = []
@@ -77,7 +80,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             began.append(time.perf_counter())
 
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-            epochs.append(time.perf_counter() - began[-1])
+            epochs.append((time.perf_counter() - began[-1]) * share)
 
     def trainer() -> Any:
         return lightning.Trainer(
@@ -87,6 +90,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            limit_train_batches=given["steps"] or 1.0,
             accelerator="gpu" if given["device"] == "cuda" else "cpu",
             callbacks=[Clock()],
         )
@@ -115,13 +119,14 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     net = model.torch_model
     return {
         "epoch_s": epochs[1:],
-        "scaled": False,
-        "steps_s": sum(epochs[1:]),
+        "scaled": share > 1,
+        "steps_s": sum(epochs[1:]) / share,
         "targets": targets,
         "rows": rows,
-        "steps": -(-rows // batch),
+        "steps": steps,
         "prepare_s": prepare,
         "eval_s": eval_s,
+        "metrics": {},
         "parameters": sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad),
         "peak_mib": _peak(),
         "base_mib": base,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,28 @@ class Stages:
         return max(stage["peak_mib"] for stage in self.found.values())
 
 
+def known(given: dict[str, Any]) -> dict[str, Any]:
+    """Names of our options that a model (``model``) of this process's package reads, as ``options``."""
+    _check_tree(given["tree"])
+    from recbole_adrrec.options import load_properties
+
+    return {"options": sorted({*load_properties("overall"), *load_properties("model", given["model"])})}
+
+
+def _check_tree(tree: str | None) -> None:
+    """Refuse to measure a package, or default options, from outside of the folder given."""
+    if tree is None:
+        return
+    import recbole_adrrec
+
+    package = Path(str(recbole_adrrec.__file__)).parent
+    spec = importlib.util.find_spec("recbole_adrrec.properties")
+    properties = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
+    for place in (package, *properties):
+        if not place.resolve().is_relative_to(Path(tree).resolve()):
+            raise RuntimeError(f"measured would be {place}, which is not in {tree}")
+
+
 def _start(source: str) -> None:
     """``recbole``: mend RecBole for today's libraries and leave its data set and loaders; ``ours``: register.
 
@@ -68,17 +91,19 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     given : dict
         ``source`` (``recbole``: RecBole with nothing but what makes it run on today's libraries; ``ours``: this package
         registered), ``model``, ``dataset``, ``options``, ``epochs``, ``steps`` (0: whole epochs; else so many training
-        steps in all, of which the time of an epoch is told), ``evaluate`` (bool).
+        steps in all, of which the time of an epoch is told), ``evaluate`` (bool), ``ranked`` (``valid`` or ``test``:
+        whose users are ranked; test by default), ``tree`` (the folder that the package must come from, if not any).
 
     Returns
     -------
     dict
         ``epoch_s`` (one for each epoch), ``scaled`` (whether it was told from some steps), ``steps_s`` (seconds of the
         steps that were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders),
-        ``eval_s`` (full ranking of the test users; null if not asked), ``parameters``, ``peak_mib``,
-        ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any), ``gpu_peak_mib`` (null on
-        CPU), ``stages`` and ``loss`` (mean of the last epoch's batches).
+        ``eval_s`` (full ranking of all users; null if not asked), ``metrics`` of that ranking, ``parameters``,
+        ``peak_mib``, ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any),
+        ``gpu_peak_mib`` (null on CPU), ``stages`` and ``loss`` (mean of the last epoch's batches).
     """
+    _check_tree(given.get("tree"))
     _start(given["source"])
     import torch
     from recbole.config import Config
@@ -100,7 +125,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     with stages.stage("dataset"):
         dataset = create_dataset(config)
     with stages.stage("loaders"):
-        train_data, _, test_data = data_preparation(config, dataset)
+        train_data, valid_data, test_data = data_preparation(config, dataset)
     rows, targets = _sizes(train_data)
     with stages.stage("model"):
         model = get_model(config["model"])(config, train_data.dataset).to(config["device"])
@@ -138,11 +163,12 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
                 epochs.append(time.perf_counter() - start)
                 steps_s += epochs[-1]
                 loss = _mean(total, batches)
-    eval_s = None
+    eval_s, metrics = None, {}
     if given["evaluate"]:
+        ranked = valid_data if given.get("ranked") == "valid" else test_data
         with stages.stage("evaluation"):
             start = time.perf_counter()
-            trainer.evaluate(test_data, load_best_model=False, show_progress=False)
+            metrics = trainer.evaluate(ranked, load_best_model=False, show_progress=False)
             wait()
             eval_s = time.perf_counter() - start
     return {
@@ -154,6 +180,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         "steps": batches,
         "prepare_s": stages.found["dataset"]["s"] + stages.found["loaders"]["s"],
         "eval_s": eval_s,
+        "metrics": {name: float(value) for name, value in metrics.items()},
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "peak_mib": stages.peak(),
         "base_mib": base,

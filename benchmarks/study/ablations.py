@@ -15,6 +15,7 @@ from typing import Any
 
 from recbole_adrrec import rules
 from recbole_adrrec.errors import OptionError
+from study import parts
 from study.plan import Entry
 
 GROUPS: dict[str, str] = {
@@ -26,7 +27,11 @@ GROUPS: dict[str, str] = {
     "length": "most events shown, of ADRRec and the baselines",
     "robustness": "histories changed at test time, with and without noise in training, against the baselines",
     "heads": "each head silenced at test time, its entropy; kernels and attention learned",
+    "parts": "ADRRec built up from SASRec, one part at a time, on validation (configs/parts.yaml)",
 }
+
+USUAL = tuple(name for name in GROUPS if name != "parts")
+"""Groups of an ablation that names none: parts is a study of its own."""
 
 TITLES = {
     "kernels": "Kernels",
@@ -34,6 +39,7 @@ TITLES = {
     "noise": "Noise injection",
     "objective": "Objective",
     "refinement": "Refinements",
+    "parts": "Parts",
     "length": "Length of the history",
 }
 """Groups that are drawn as changes from a reference; the others are drawn as what was measured."""
@@ -307,6 +313,11 @@ class _Builder:
             self._add("robustness", f"{FULL} -LNI", {"lni_weight": 0}, FULL, measured=measured)
         for model in self.choices.baselines:
             self._add("robustness", model, {}, None, model, measured)
+
+    def _parts(self) -> None:
+        for part in parts.PARTS:
+            self._add("parts", part.label, part.options, part.reference, part.model)
+        self.notes.append(parts.NOTE)
 
     def _heads(self) -> None:
         self._add("heads", FULL, {}, None, measured=("heads",))

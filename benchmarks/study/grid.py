@@ -39,10 +39,16 @@ class Outcome:
     done: int
     failed: tuple[str, ...]
     skipped: int
+    left: int = 0
 
 
 def run_all(
-    plan: Plan, jobs: int = 1, ray: str | bool | None = None, retry_failed: bool = False, gpus: float = 0
+    plan: Plan,
+    jobs: int = 1,
+    ray: str | bool | None = None,
+    retry_failed: bool = False,
+    gpus: float = 0,
+    deadline: float | None = None,
 ) -> Outcome:
     """Run what a study still lacks.
 
@@ -60,10 +66,14 @@ def run_all(
         Whether runs that are recorded as failed are run again.
     gpus : float
         How many GPUs, or what part of one, each run takes of a Ray cluster.
+    deadline : float, optional
+        Moment (``time.monotonic``) from which no run starts, and runs at work are stopped, to be repeated by the next
+        call. Not with Ray.
 
     Returns
     -------
     Outcome
+        ``left`` counts the runs that the deadline prevented.
 
     Raises
     ------
@@ -72,6 +82,8 @@ def run_all(
     """
     if jobs < 1:
         raise OptionError(f"jobs: {jobs} at a time are none; choose at least 1")
+    if ray and deadline is not None:
+        raise OptionError("minutes: runs on a Ray cluster are not stopped in time; leave minutes out, or use --jobs")
     ray_module = import_ray() if ray else None
     with claimed(plan):
         specs = plan.specs()
@@ -87,9 +99,11 @@ def run_all(
             if ray_module is not None:
                 _run_on_ray(ray_module, plan, missing, jobs, ray, gpus, bar)
             else:
-                _run_here(plan, missing, jobs, bar)
-        failed = tuple(spec.id for spec in specs if status(plan.results, spec) == "failed")
-        return Outcome(len(specs) - len(failed), failed, len(specs) - len(missing))
+                _run_here(plan, missing, jobs, bar, deadline)
+        ended = {spec.id: status(plan.results, spec) for spec in specs}
+        failed = tuple(name for name, how in ended.items() if how == "failed")
+        left = sum(how is None for how in ended.values())
+        return Outcome(len(specs) - len(failed) - left, failed, len(specs) - len(missing), left)
 
 
 def status(results: Path, spec: RunSpec) -> str | None:
@@ -240,12 +254,12 @@ def least_used(gpus: Sequence[str], working: Sequence[Mapping[str, str]]) -> dic
     return {"CUDA_VISIBLE_DEVICES": min(gpus, key=used.count)}
 
 
-def _run_here(plan: Plan, missing: Sequence[RunSpec], jobs: int, bar: Any) -> None:
+def _run_here(plan: Plan, missing: Sequence[RunSpec], jobs: int, bar: Any, deadline: float | None = None) -> None:
     waiting = list(missing)
     working: list[runs.Child] = []
     environment, gpus = threads_each(jobs), gpus_here()
     try:
-        while waiting or working:
+        while (waiting or working) and (deadline is None or time.monotonic() < deadline):
             while waiting and len(working) < jobs:
                 gpu = least_used(gpus, [child.environment for child in working])
                 working.append(runs.Child(waiting.pop(0).to_json(), str(plan.results), {**environment, **gpu}))

@@ -148,6 +148,7 @@ def specs_of(results: Results, data_path: str) -> list[RunSpec]:
             topk=stated["topk"],
             valid_metric=str(run.facts["valid_metric"]),
             data_path=data_path,
+            data_name=str(run.facts.get("data_name", "")),
         )
         for run in results.done
         if (results.folder / "models" / f"{run.id}.pth").is_file()

@@ -16,7 +16,7 @@ from recbole_adrrec.errors import DataError, OptionError
 
 KEYS: dict[str, str] = {
     "name": "name of the study; the file's, if unset",
-    "datasets": "names of data sets",
+    "datasets": "names of data sets, or mappings with name, label and data_path",
     "models": "names of models, or mappings with label, model and options",
     "seeds": "how many seeds (2020 and up), or a list of them",
     "options": "options of every run, as on RecBole's command line",
@@ -26,6 +26,7 @@ KEYS: dict[str, str] = {
     "metrics": "metrics with a value for each user",
     "topk": "lengths of the recommended list",
     "valid_metric": "metric that chooses epochs and, when tuning, settings; on validation alone",
+    "test": "whether the chosen models are tested; false: the study sees validation alone, and has no report",
     "shuffled_ties": "how many of the seeds are run again with events of equal time in a random order",
     "tuned": "folder of settings that tune.py chose",
     "keep_models": "whether the trained models are kept",
@@ -117,8 +118,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A data set of a study: RecBole's name for it, and the folder of data sets it lies in."""
+
+    name: str
+    data_path: str
+
+
+@dataclass(frozen=True)
 class RunSpec:
-    """Everything that one run needs to know; it can be written as JSON and read back."""
+    """Everything that one run needs to know; it can be written as JSON and read back.
+
+    ``dataset`` is the label of the data set in the study, ``data_name`` its name where that is another.
+    """
 
     study: str
     study_hash: str
@@ -138,6 +150,7 @@ class RunSpec:
     test: bool = True
     command: str = ""
     suffix: str = ""
+    data_name: str = ""
 
     @property
     def id(self) -> str:
@@ -161,8 +174,9 @@ class RunSpec:
 class Plan:
     """A study, checked; the fields are the keys of a study file, in one form each.
 
-    ``tuned`` maps ``(data set, label or model, protocol)`` to the options chosen; ``data`` maps a data set to a digest
-    of its file, so that results of other data are told apart.
+    ``datasets`` has labels; ``sources`` says which data those stand for whose label is not the name, or whose folder is
+    not ``data_path``. ``tuned`` maps ``(data set, label or model, protocol)`` to the options chosen; ``data`` maps a
+    data set to a digest of its file, so that results of other data are told apart.
     """
 
     name: str
@@ -184,12 +198,19 @@ class Plan:
     data: Mapping[str, str] = field(default_factory=dict)
     tuned_from: str | None = None
     command: str = ""
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    test: bool = True
 
     def stated(self) -> dict[str, Any]:
         """What decides the numbers of this study, as plain data; where files lie does not."""
         plain = asdict(self)
         for name in ("results", "data_path", "tuned_from", "command"):
             del plain[name]
+        plain["sources"] = {label: source.name for label, source in self.sources.items()}
+        # What was added later is stated where it is used, so that studies from before keep their hash.
+        for name, unused in (("sources", {}), ("test", True)):
+            if plain[name] == unused:
+                del plain[name]
         return json.loads(json.dumps(plain, default=str))
 
     @property
@@ -197,11 +218,18 @@ class Plan:
         """Digest of :meth:`stated`."""
         return hashlib.sha256(json.dumps(self.stated(), sort_keys=True).encode()).hexdigest()
 
+    def source(self, label: str) -> Source:
+        """The data that a label stands for."""
+        return self.sources.get(label) or Source(label, self.data_path)
+
     def options_of(self, dataset: str, entry: Entry, protocol: Protocol) -> dict[str, Any]:
-        """Options of a run: every run's, under the data set's, under the tuned ones, under the entry's own."""
+        """Options of a run: every run's, under the data set's (by name, then label), the tuned and the entry's own."""
         names = (f"{dataset}/{who}/{protocol.name}" for who in (entry.label, entry.model))
         tuned = next((self.tuned[name] for name in names if name in self.tuned), {})
-        return {**self.options, **self.dataset_options.get(dataset, {}), **tuned, **entry.options}
+        by_dataset: dict[str, Any] = {}
+        for name in dict.fromkeys((self.source(dataset).name, dataset)):
+            by_dataset |= self.dataset_options.get(name, {})
+        return {**self.options, **by_dataset, **tuned, **entry.options}
 
     def specs(self) -> list[RunSpec]:
         """Every run of the study: seed by seed, so that a study cut short has compared all models on some seeds."""
@@ -228,10 +256,12 @@ class Plan:
             metrics=self.metrics,
             topk=self.topk,
             valid_metric=self.valid_metric,
-            data_path=self.data_path,
+            data_path=self.source(dataset).data_path,
             keep_model=self.keep_models and not shuffle_ties,
             shuffle_ties=shuffle_ties,
+            test=self.test,
             command=self.command,
+            data_name="" if self.source(dataset).name == dataset else self.source(dataset).name,
         )
 
 
@@ -288,9 +318,11 @@ def load(
     merged = {**filed, **given}
     name = str(merged.get("name") or (Path(path).stem if path is not None else "study"))
     by_dataset = _mapping(merged.get("dataset_options"), "dataset_options")
+    data_path = str(Path(str(merged.get("data_path") or "dataset/")).resolve())
+    datasets, sources = _datasets(merged.get("datasets"), data_path)
     plan = Plan(
         name=name,
-        datasets=tuple(_texts(merged.get("datasets"), "datasets", "ml-100k")),
+        datasets=datasets,
         models=tuple(replace(entry, options=_without(entry.options, forced)) for entry in entries),
         seeds=_seeds(merged.get("seeds", 5)),
         options={**_mapping(merged.get("options"), "options"), **forced},
@@ -305,8 +337,10 @@ def load(
         shuffled_ties=_shuffled_ties(merged.get("shuffled_ties", 0), len(_seeds(merged.get("seeds", 5)))),
         keep_models=_flag(merged.get("keep_models", False), "keep_models"),
         results=Path(str(merged.get("results") or Path("results") / safe(name))).resolve(),
-        data_path=str(Path(str(merged.get("data_path") or "dataset/")).resolve()),
+        data_path=data_path,
         command=command,
+        sources=sources,
+        test=_flag(merged.get("test", True), "test"),
     )
     _check_valid_metric(plan)
     _check_models(plan)
@@ -318,6 +352,33 @@ def load(
         plan = replace(plan, tuned=_read_tuned(Path(plan.tuned_from), plan, forced))
         _check_options(plan)
     return plan
+
+
+def _datasets(given: Any, data_path: str) -> tuple[tuple[str, ...], dict[str, Source]]:
+    """Labels of the data sets, and what those with a mapping stand for."""
+    values = given if isinstance(given, list | tuple) else [given]
+    labels, sources = [], {}
+    for value in values:
+        if not isinstance(value, Mapping):
+            labels.append(value)
+            continue
+        keys = ("name", "label", "data_path")
+        for key in value:
+            if key not in keys:
+                near = rules.suggestion(str(key), keys, 0.6)
+                raise OptionError(f"datasets: {key!r} is none of {', '.join(keys)}{near}")
+        for key, text in value.items():
+            if not isinstance(text, str) or not text:
+                raise OptionError(f"datasets: {key}: {text!r} is not a text")
+        if "name" not in value:
+            raise OptionError(f"datasets: {dict(value)!r} names no data set; give its name")
+        label = value.get("label", value["name"])
+        # A folder of a data set lies in that of all, unless it is given whole.
+        sources[label] = Source(value["name"], str(Path(data_path, value.get("data_path", "")).resolve()))
+        labels.append(label)
+    found = _texts(labels if given is not None else None, "datasets", "ml-100k")
+    _refuse_twice([safe(label) for label in found], "datasets")
+    return tuple(found), sources
 
 
 def _texts(given: Any, key: str, example: str) -> list[str]:
@@ -469,13 +530,14 @@ def _check_models(plan: Plan) -> None:
 
 
 def _check_options(plan: Plan) -> None:
+    names = {*plan.datasets, *(source.name for source in plan.sources.values())}
     for dataset in plan.dataset_options:
-        if dataset not in plan.datasets:
-            known = {*plan.datasets, *options.property_names("dataset")}
+        if dataset not in names:
+            known = {*names, *options.property_names("dataset")}
             if dataset not in known:
                 raise OptionError(
                     f"dataset_options: {dataset!r} is none of the study's data sets"
-                    f"{rules.suggestion(dataset, plan.datasets, 0.6)}"
+                    f"{rules.suggestion(dataset, names, 0.6)}"
                 )
     sources = [(plan.options, "options")]
     sources += [(given, f"dataset_options: {name}") for name, given in plan.dataset_options.items()]
@@ -519,8 +581,9 @@ def fingerprint(plan: Plan, dataset: str) -> str:
     DataError
         If they are not there.
     """
-    folder = data_folder(dataset, plan.data_path)
     benchmark = plan.options_of(dataset, plan.models[0], plan.protocols[0]).get("benchmark_filename")
+    source = plan.source(dataset)
+    dataset, folder = source.name, data_folder(source.name, source.data_path)
     names = [f"{dataset}.{part}.inter" for part in benchmark] if benchmark else [f"{dataset}.inter"]
     digest = hashlib.sha256()
     for name in names:

@@ -89,7 +89,7 @@ def configure(spec: RunSpec, scratch: Path) -> Any:
 
     config_class = importlib.import_module("recbole.config").Config
     with plugin.command_line(given_options(spec, scratch)):
-        return config_class(model=spec.model, dataset=spec.dataset)
+        return config_class(model=spec.model, dataset=spec.data_name or spec.dataset)
 
 
 @contextmanager
@@ -346,6 +346,7 @@ def identity(spec: RunSpec, started: datetime) -> dict[str, Any]:
         "label": spec.label,
         "model": spec.model,
         "dataset": spec.dataset,
+        **({"data_name": spec.data_name} if spec.data_name else {}),
         "seed": spec.seed,
         "protocol": {
             "split": spec.protocol.split,

@@ -98,7 +98,8 @@ def summarise(results: Path) -> dict[str, dict[str, Any]]:
         kind = {name: value for name, value in run["protocol"].items() if name != "ties"}
         metric = run["valid_metric"].lower()
         key: tuple[str, ...] = (run["dataset"], metric, json.dumps(kind), run["label"], str(run["seed"]))
-        scores.setdefault(key, {})[run["protocol"]["ties"]] = run["metrics"][metric]
+        if metric in run["metrics"]:  # a study that tests nothing has none
+            scores.setdefault(key, {})[run["protocol"]["ties"]] = run["metrics"][metric]
     for dataset, facts in found.items():
         pairs = [(key, each) for key, each in scores.items() if key[0] == dataset and len(each) == 2]
         if not pairs:

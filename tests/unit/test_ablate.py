@@ -4,7 +4,7 @@ import json
 
 import ablate
 import pytest
-from study import ablations, loaded, measurements
+from study import ablations, loaded, measurements, parts
 from study.ablations import Choices, ablation
 
 from recbole_adrrec import options
@@ -54,10 +54,10 @@ def test_dropped_heads_leave_a_width_that_all_can_share():
 
 
 def test_groups_share_entries_and_each_label_comes_once():
-    found = listed(*ablations.GROUPS)
+    found = listed(*ablations.USUAL)
     labels = [each.label for each in found.variants]
     assert len(set(labels)) == len(labels)
-    assert set(found.groups) == set(ablations.GROUPS)
+    assert set(found.groups) == set(ablations.USUAL)
     assert {label for group in found.groups.values() for label in group} == set(labels)
     assert set(found.references) | set(found.references.values()) <= set(labels)
     assert not set(found.references.values()) & set(found.references)
@@ -72,13 +72,13 @@ def test_groups_share_entries_and_each_label_comes_once():
 
 
 def test_no_two_entries_of_a_model_are_the_same():
-    found = listed(*ablations.GROUPS, lengths=[10, 20])
+    found = listed(*ablations.USUAL, lengths=[10, 20])
     told = [json.dumps([each.model, each.options], sort_keys=True) for each in found.variants]
     assert len(set(told)) == len(told)
 
 
 def test_the_issue_of_each_group_is_covered():
-    found = by_label(listed(*ablations.GROUPS))
+    found = by_label(listed(*ablations.USUAL))
     assert found["ADRRec -LNI"] == {"lni_weight": 0}
     assert {given.get("lni_noise") for given in found.values()} == {None, "uniform", "in_manifold"}
     assert {given.get("lni_weight") for given in found.values()} == {None, 0, 0.001, 0.1}
@@ -105,6 +105,39 @@ def test_what_the_full_model_has_is_not_a_variant(change, label, wanted):
     found = by_label(listed("noise", base=change))
     assert found[label] == wanted
     assert {**change} not in list(found.values())
+
+
+def test_parts_are_added_one_by_one_to_a_model_that_is_sasrec():
+    found = listed("parts")
+    given = by_label(found)
+    references = found.references
+    told = {json.dumps([each.model, dict(each.options)], sort_keys=True) for each in found.variants}
+    assert len(given) == len(parts.PARTS) == len(told)
+    assert set(references.values()) == {parts.SASREC, parts.BARE, parts.HEADS}
+    # A reference stands before what is compared with it.
+    labels = list(given)
+    assert all(labels.index(against) < labels.index(label) for label, against in references.items())
+    sasrec, bare = given[parts.SASREC], given[parts.BARE]
+    assert {name: bare[name] for name in parts.BLOCK} == {name: sasrec[name] for name in parts.BLOCK}
+    assert bare["absolute_kernels"] == bare["relative_kernels"] == []
+    assert sasrec["n_heads"] == bare["n_heads"]
+    for label, against in references.items():
+        if against == parts.BARE and label != parts.HEADS:
+            changed = {name for name in {*given[label], *bare} if given[label].get(name) != bare.get(name)}
+            allowed = {
+                *("absolute_kernels", "relative_kernels", "day_spacing", "time_unit", "kernel_freq"),
+                *("trend_rank", "lni_weight", "lni_form", "use_query_time"),
+            }
+            assert changed
+            assert changed <= allowed, label
+    timed = {label for label, options in given.items() if options.get("use_query_time")}
+    assert all(label.endswith("timed") for label in timed)
+    assert given["ADRRec, defaults"] == {}
+
+
+def test_an_ablation_without_groups_leaves_parts_out(tmp_path):
+    found, _ = planned(tmp_path, "--seeds", "1")
+    assert "parts" not in found.groups
 
 
 def test_other_kernels_are_taken_away_too():

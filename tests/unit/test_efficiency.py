@@ -312,7 +312,7 @@ def tiny(tmp_path):
 
 RESULT_KEYS = {
     *("epoch_s", "scaled", "steps_s", "targets", "rows", "steps", "prepare_s", "eval_s", "parameters", "peak_mib"),
-    *("base_mib", "first_step_s", "gpu_peak_mib", "stages", "loss"),
+    *("base_mib", "first_step_s", "gpu_peak_mib", "stages", "loss", "metrics"),
 }
 
 
@@ -398,6 +398,9 @@ def test_attention_is_swept_over_the_length(tiny, tmp_path, capsys, monkeypatch)
     ("given", "message"),
     [
         (["--runs", "-1"], "--runs: -1 must be at least 1"),
+        (["--against", "no-such-commit"], "--against: no-such-commit is no commit"),
+        (["--against", "HEAD", "--dropout", "1"], "--dropout: 1.0 must be at least 0 and below 1"),
+        (["--busy", "-1"], "--busy: -1 must be at least 0"),
         (["--models", "GPT"], "--models: 'GPT' is none of"),
         (["--dataset", "nowhere"], "--data_path"),
         (["--device", "cuda"], "torch finds no GPU here"),

@@ -93,6 +93,41 @@ def test_every_run_is_run_once_and_never_again(
     assert (third.done, third.failed, third.skipped) == (6, (), 5)
 
 
+def test_after_the_deadline_nothing_starts_and_what_is_at_work_is_stopped(
+    small_data: Path, tmp_path: Path, instant: type[Instant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(small_data, tmp_path / "r", models=["ADRRec", "SASRec"], seeds=2)
+    ids = [spec.id for spec in plan.specs()]
+    clock = [0.0]
+    stopped = []
+    monkeypatch.setattr(grid.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(grid, "tick", lambda bar: clock.__setitem__(0, 99.0))
+    monkeypatch.setattr(Instant, "poll", lambda self: None if self.spec.id == ids[1] and clock[0] < 500 else 0)
+    monkeypatch.setattr(Instant, "stop", lambda self: stopped.append(self.spec.id))
+    outcome = grid.run_all(plan, deadline=60.0)
+    assert (outcome.done, outcome.failed, outcome.skipped, outcome.left) == (1, (), 0, 3)
+    assert instant.started == ids[:2]
+    assert stopped == [ids[1]]
+    clock[0] = 500.0
+    again = grid.run_all(plan, deadline=1000.0)
+    assert (again.done, again.skipped, again.left) == (4, 1, 0)
+    assert instant.started == [*ids[:2], *ids[1:]]
+    with pytest.raises(OptionError, match="minutes: runs on a Ray cluster"):
+        grid.run_all(plan, ray="auto", deadline=1.0)
+
+
+def test_minutes_give_an_exit_code_of_their_own(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = ["--datasets", "small", "--data_path", str(small_data), "--models", "ADRRec", "--seeds", "2"]
+    arguments = [*study, "--results", str(tmp_path / "r"), *(f"--{name}={value}" for name, value in OPTIONS.items())]
+    assert compare.main([*arguments, "--minutes", "0.001"]) == compare.EXIT_UNFINISHED
+    assert "2 runs are left: the time was over" in capsys.readouterr().out
+    assert not list((tmp_path / "r" / "runs").glob("*.json"))
+    assert compare.main([*arguments, "--minutes", "0"]) == 2
+    assert "minutes: 0 is not a number above 0" in capsys.readouterr().err
+
+
 def test_a_cut_study_does_what_it_lacks_and_sweeps_up(small_data: Path, tmp_path: Path, instant: type[Instant]) -> None:
     plan = plan_of(small_data, tmp_path / "r", seeds=3)
     first, second, third = plan.specs()

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ablate
 import pytest
 import yaml
 from study import plan as plans
 from study.plan import Entry, Protocol, RunSpec
 
+from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError, UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
@@ -93,6 +95,11 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
         ({"models": []}, "models: nothing is named"),
         ({"datasets": ["ml-100kk"]}, "ml-100kk.*did you mean ml-100k"),
         ({"datasets": []}, "datasets: nothing is named"),
+        ({"datasets": [{"label": "a"}]}, "names no data set; give its name"),
+        ({"datasets": [{"name": "ml-100k", "labl": "a"}]}, "'labl' is none of .*did you mean label"),
+        ({"datasets": [{"name": "ml-100k", "data_path": 3}]}, "data_path: 3 is not a text"),
+        ({"datasets": ["ml-100k", {"name": "ml-100k"}]}, "ml-100k stands there twice"),
+        ({"test": "perhaps"}, "test: 'perhaps' is neither true nor false"),
         ({"metrics": ["NDGC"]}, "did you mean NDCG"),
         ({"metrics": ["GAUC"]}, "'GAUC' is no metric with a value for each user"),
         ({"valid_metric": "NDCG@7"}, "not computed; metrics and topk give"),
@@ -154,6 +161,21 @@ def test_a_study_file_lets_tuning_go_above_its_options(tmp_path: Path) -> None:
     assert [spec.options["n_layers"] for spec in plans.load(file).specs()[:2]] == [3, 1]
 
 
+PLANNED = {
+    *("norm_order", "drop_residual", "input_position", "input_norm", "input_scale", "final_norm", "activation"),
+    *("inner_dropout_prob", "item_head", "mixture", "n_heads", "trend_rank", "lni_form", "negatives"),
+    *("label_smoothing", "temperature", "day_spacing", "refinement_maps"),
+}
+"""Options of ``configs/parts.yaml`` that a version without them may lack."""
+
+
+def allow_planned(given: Any, model: str, strict: bool, where: str, warn: bool = True) -> None:
+    check_names({name: given[name] for name in set(given) - PLANNED}, model, strict, where, warn)
+
+
+check_names = options.check_names
+
+
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if file.stem == "space":
@@ -164,7 +186,12 @@ def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monke
         )
         return
     monkeypatch.setattr(plans, "fingerprint", lambda plan, dataset: "")
-    plan = plans.load(file, read_tuned=False)
+    if file.stem == "parts":
+        monkeypatch.setattr(options, "check_names", allow_planned)
+        _, plan = ablate.planned({"groups": "parts"}, str(file), {})
+        assert not plan.test
+    else:
+        plan = plans.load(file, read_tuned=False)
     assert plan.name == file.stem
     assert plan.specs()
 
@@ -172,3 +199,42 @@ def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monke
 def test_labels_make_safe_names_of_files() -> None:
     plan = load(models=[Entry("ADRRec, query time/known", "ADRRec")])
     assert plan.specs()[0].id == "ml-100k-ADRRec_query_time_known-leave_one_out-full-all-s2020"
+
+
+def test_one_data_set_can_stand_in_a_study_under_two_labels(small_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "small").symlink_to(small_data / "small")
+    copy = tmp_path / "other" / "small"
+    copy.mkdir()
+    text = (small_data / "small" / "small.inter").read_text()
+    (copy / "small.inter").write_text(text + text.splitlines()[-1] + "\n")
+    twice = {
+        "datasets": ["small", {"name": "small", "label": "small copy", "data_path": "other"}],
+        "data_path": str(tmp_path),
+        "models": ["SASRec"],
+        "seeds": 1,
+    }
+    shared, own = {"epochs": 3, "n_layers": 1}, {"epochs": 4}
+    plan = load(**twice, dataset_options={"small": shared, "small copy": own})
+    first, second = plan.specs()
+    assert (first.id, first.data_name, first.data_path) == (
+        "small-SASRec-leave_one_out-full-all-s2020",
+        "",
+        str(tmp_path),
+    )
+    assert second.id == "small_copy-SASRec-leave_one_out-full-all-s2020"
+    assert (second.dataset, second.data_name) == ("small copy", "small")
+    assert second.data_path == str(tmp_path / "other")
+    assert RunSpec.from_json(second.to_json()) == replace(second, metrics=list(second.metrics), topk=list(second.topk))
+    assert dict(first.options) == shared
+    assert dict(second.options) == {**shared, **own}
+    assert plan.data["small"] != plan.data["small copy"]
+    assert plan.stated()["sources"] == {"small copy": "small"}
+    assert str(tmp_path) not in str(plan.stated())
+
+
+def test_what_was_added_later_is_stated_where_it_is_used() -> None:
+    assert not {"sources", "test"} & set(load().stated())
+    assert load(test=False).stated()["test"] is False
+    assert load(test=False).hash != load().hash
+    assert [spec.test for spec in load(test=False).specs()] == [False] * 4
