@@ -37,6 +37,7 @@ FLAGS: dict[str, str] = {
     "gpus": "GPUs that each run takes of a Ray cluster, a part of one too",
     "retry_failed": "run again what is recorded as failed",
     "minutes": "stop after so many minutes: runs at work are stopped, and repeated when the command is given again",
+    "only": "entries to run now, by words out of their labels, separated by ; (the others are left for later)",
     "dry_run": "print the plan and stop",
     "help": "this text",
 }
@@ -112,7 +113,28 @@ def run_missing(plan: Plan, flags: Mapping[str, Any], deadline: float | None) ->
         retry_failed=bool(flags.get("retry_failed")),
         gpus=gpu_share(flags.get("gpus", 0)),
         deadline=deadline,
+        only=only_of(flags, plan),
     )
+
+
+def only_of(flags: Mapping[str, Any], plan: Plan) -> frozenset[str] | None:
+    """Labels of the entries that ``--only`` names; None where it is not given.
+
+    Raises
+    ------
+    OptionError
+        A word is in no label.
+    """
+    if "only" not in flags:
+        return None
+    labels = [entry.label for entry in plan.models]
+    found = set()
+    for word in (word.strip() for word in str(flags["only"]).split(";")):
+        named = [label for label in labels if label == word] or [label for label in labels if word in label]
+        if not named:
+            raise OptionError(f"only: {word!r} is in no label of the study; its entries are {'; '.join(labels)}")
+        found.update(named)
+    return frozenset(found)
 
 
 def reported(plan: Plan, outcome: Outcome) -> int:
@@ -129,7 +151,7 @@ def reported(plan: Plan, outcome: Outcome) -> int:
         for form, path in importlib.import_module("study.report").write(plan.results).items():
             print(f"{form}: {path}")
     if outcome.left:
-        print(f"{outcome.left} runs are left: the time was over; the same command goes on")
+        print(f"{outcome.left} runs are left (--minutes, --only); the same command goes on")
         return EXIT_UNFINISHED
     return EXIT_FAILED if outcome.failed else 0
 

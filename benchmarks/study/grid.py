@@ -49,6 +49,7 @@ def run_all(
     retry_failed: bool = False,
     gpus: float = 0,
     deadline: float | None = None,
+    only: frozenset[str] | None = None,
 ) -> Outcome:
     """Run what a study still lacks.
 
@@ -69,11 +70,13 @@ def run_all(
     deadline : float, optional
         Moment (``time.monotonic``) from which no run starts, and runs at work are stopped, to be repeated by the next
         call. Not with Ray.
+    only : frozenset of str, optional
+        Labels of the entries to run; the others' runs are left.
 
     Returns
     -------
     Outcome
-        ``left`` counts the runs that the deadline prevented.
+        ``left`` counts the runs that the deadline or ``only`` left out.
 
     Raises
     ------
@@ -91,9 +94,15 @@ def run_all(
             for spec in specs:
                 if status(plan.results, spec) == "failed":
                     runs.record_path(plan.results, spec).unlink()
-        missing = [spec for spec in specs if status(plan.results, spec) is None]
+        missing = [
+            spec for spec in specs if (only is None or spec.label in only) and status(plan.results, spec) is None
+        ]
         with tqdm(
-            total=len(specs), initial=len(specs) - len(missing), desc=plan.name, unit="run", dynamic_ncols=True
+            total=len(specs),
+            initial=sum(status(plan.results, spec) is not None for spec in specs),
+            desc=plan.name,
+            unit="run",
+            dynamic_ncols=True,
         ) as bar:
             bar.refresh()
             if ray_module is not None:

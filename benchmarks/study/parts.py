@@ -79,7 +79,7 @@ OLD: dict[str, Any] = {
 }
 """ADRRec's block up to version 0.2, MEANTIME's, with the dropout that was its default."""
 
-COARSE_DAYS = 28.0
+COARSE_DAYS = 28
 """Days between the knots of the coarse ``day`` kernel."""
 
 
@@ -102,6 +102,12 @@ _ALL_KERNELS: dict[str, Any] = {
 _TREND: dict[str, Any] = {"trend_rank": 16}
 _TIMED: dict[str, Any] = {"use_query_time": True}
 
+_HEADS: dict[str, Any] = {
+    "mixture": "heads",
+    "absolute_kernels": ["position", "day"],
+    "relative_kernels": ["sinusoid", "distance"],
+}
+
 PARTS: tuple[Part, ...] = (
     Part(SASREC, _AWRSR, None, "AWRSR"),
     Part(BARE, ADAPTIVE, SASREC),
@@ -113,6 +119,7 @@ PARTS: tuple[Part, ...] = (
     _adaptive("sinusoid", relative_kernels=["sinusoid"]),
     _adaptive("sinusoid in minutes", relative_kernels=["sinusoid"], time_unit=60, kernel_freq=10000),
     _adaptive("log1p", relative_kernels=["log1p"]),
+    _adaptive("distance", relative_kernels=["distance"]),
     _adaptive("gap_bias", relative_kernels=["gap_bias"]),
     _adaptive("distance_bias", relative_kernels=["distance_bias"]),
     _adaptive("gap_bias, distance_bias", relative_kernels=["gap_bias", "distance_bias"]),
@@ -121,22 +128,17 @@ PARTS: tuple[Part, ...] = (
     _adaptive("trend", **_TREND),
     _adaptive("all kernels, trend", **_ALL_KERNELS, **_TREND),
     # Noise
-    _adaptive("LNI on states", lni_weight=0.1, lni_form="states"),
-    _adaptive("LNI on predictions", lni_weight=0.1, lni_form="predictions"),
+    _adaptive("LNI on states", lni_weight=0.01, lni_form="states"),
+    _adaptive("LNI on predictions", lni_weight=1.0, lni_form="predictions"),
     _adaptive("LNI, noisy pass alone", lni_weight=0.1, lni_form="noisy"),
     # Told the moment for which it recommends: no match for entries that aren't
     _adaptive("gap_bias, timed", relative_kernels=["gap_bias"], **_TIMED),
     _adaptive("trend, timed", **_TREND, **_TIMED),
     _adaptive("all kernels, trend, timed", **_ALL_KERNELS, **_TREND, **_TIMED),
     # One head for each kernel
+    Part(HEADS, {**OFF, **_HEADS}),
     Part(
-        HEADS,
-        {
-            **OFF,
-            "mixture": "heads",
-            "absolute_kernels": ["position", "day"],
-            "relative_kernels": ["sinusoid", "distance"],
-        },
+        f"{HEADS}, pre-norm", {**OFF, **_HEADS, "norm_order": "pre", "final_norm": True, "layer_norm_eps": 1e-5}, HEADS
     ),
     Part("ADRRec, old block", OLD, HEADS),
     # As it comes
