@@ -47,13 +47,12 @@ def skewed(weights: Tensor) -> Tensor:
 
     Returns
     -------
-    Float[B, h, L, L]
-        Column ``c`` of row ``i`` holds the weight of key ``i - (L - 1 - c)``, zero where there is none: the last column
-        is the query's own place, the first the farthest.
+    Float[B, h, L, L + 1]
+        Column ``c`` of row ``i`` holds the weight of key ``i - (L - 1 - c)``, zero where there is none: the last but
+        one is the query's own place, the first the farthest. The last is zero; to cut it off would take a copy.
     """
     length = weights.size(-1)
-    padded = F.pad(weights.flatten(-2), (length - 1, 1))
-    return padded.unflatten(-1, (length, length + 1))[..., :length]
+    return F.pad(weights.flatten(-2), (length - 1, 1)).unflatten(-1, (length, length + 1))
 
 
 def distance_features(max_length: int, rank: int) -> Tensor:
@@ -176,7 +175,7 @@ class LearnedRefinement(Refinement):
         first, second = self.first_map[:, :length], self.second_map[:, :length]
         if not self.by_distance:
             return weights @ first, weights @ second
-        mapped = skewed(weights) @ torch.cat([first, second], -1).flip(1)
+        mapped = skewed(weights) @ F.pad(torch.cat([first, second], -1).flip(1), (0, 0, 0, 1))
         return mapped[..., : first.size(-1)], mapped[..., first.size(-1) :]
 
 

@@ -274,6 +274,7 @@ def test_skewed_weights_stand_by_distance():
         for distance in range(WIDTH):
             wanted = weights[..., i, i - distance] if distance <= i else torch.zeros(2, HEADS, dtype=torch.float64)
             assert torch.equal(turned[..., i, WIDTH - 1 - distance], wanted)
+    assert not turned[..., WIDTH].any()
 
 
 def test_nothing_is_made_of_pairs_by_rank():
