@@ -10,7 +10,7 @@ all of them; tables show medians. Without a mode, training is measured; several 
     python benchmarks/efficiency.py --sweep length users items
     python benchmarks/efficiency.py --to_best --models "RecBole BERT4Rec" MEANTIME
     python benchmarks/efficiency.py --against HEAD~1 --dataset amazon-beauty --data_path data
-    python benchmarks/efficiency.py --busy
+    python benchmarks/efficiency.py --busy 0 1 2
 
 With --json each measurement is kept as soon as it is made: given again, the command goes on where it stopped, and
 repeats nothing. docs/performance.md tells the keys of that file.
