@@ -129,7 +129,7 @@ PARTS: tuple[Part, ...] = (
     _adaptive("all kernels, trend", **_ALL_KERNELS, **_TREND),
     # Noise
     _adaptive("LNI on states", lni_weight=0.01, lni_form="states"),
-    _adaptive("LNI on predictions", lni_weight=1.0, lni_form="predictions"),
+    _adaptive("LNI on predictions", lni_weight=10.0, lni_form="predictions"),
     _adaptive("LNI, noisy pass alone", lni_weight=0.1, lni_form="noisy"),
     # Told the moment for which it recommends: no match for entries that aren't
     _adaptive("gap_bias, timed", relative_kernels=["gap_bias"], **_TIMED),
@@ -148,7 +148,7 @@ PARTS: tuple[Part, ...] = (
     _sasrec("label smoothing", label_smoothing=0.1),
     _sasrec("temperature", temperature=0.05),
     _sasrec("negatives of its own", negatives="own", n_negatives=128),
-    _sasrec("cross entropy over all items", loss_type="CE"),
+    _sasrec("cross entropy over all items", loss_type="CE", negatives="own"),
     # Refinements
     _sasrec("additive, maps by distance", refinement="additive", refinement_maps="distance"),
     _sasrec("additive, maps by place", refinement="additive", refinement_maps="place"),
