@@ -147,7 +147,7 @@ class Session:
                 "file": str(data_file(dataset, data_path)),
                 **{"length": arguments.length, "batch": arguments.batch, "device": arguments.device},
                 **{"hidden_size": 64, "n_layers": 2, "n_heads": 2, "dropout": 0.2, "epochs": arguments.epochs},
-                "steps": arguments.steps,
+                "steps": given["steps"],
             }
             work = self._call("measure.peer:measure", peer, arguments.peer_python)
         else:

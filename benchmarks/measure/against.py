@@ -90,6 +90,9 @@ DEFAULTS = Variant("ADRRec, defaults", "ours", "ADRRec", dict(CE))
 
 PEERS = ("RecTools SASRec",)
 
+PEER_STEPS = 20
+"""Of each epoch of a peer: all its steps are alike, and a whole epoch of short histories takes it minutes."""
+
 DROPOUTS = ("hidden_dropout_prob", "attn_dropout_prob", "inner_dropout_prob")
 
 
@@ -191,7 +194,8 @@ def report(session: Any) -> str:
                 left_out[row.name, tree.name] = sorted(set(given) - set(taken))
                 jobs.append(_job(session, row, tree, taken, run))
         for peer in peers:
-            jobs.append(session.training_job("against", peer, run, arguments.dataset, arguments.data_path))
+            steps = arguments.steps or PEER_STEPS
+            jobs.append(session.training_job("against", peer, run, arguments.dataset, arguments.data_path, steps=steps))
     done = session.do(jobs, f"against {arguments.against}")
     found = table(done)
     session.ledger.note("against", found)
