@@ -38,13 +38,13 @@ class RowScores:
         self.n_rows = n_rows
         self.blocks = blocks
 
-    def best(self, count: int) -> tuple[Tensor, Tensor]:
-        """Best items of each row, best first, Int64[B, k], and how many items weren't masked, Int64[B]."""
-        best, known = [], []
-        for _, scores in self.blocks():
-            best.append(scores.topk(count).indices)
-            known.append((scores > -torch.inf).sum(1))
-        return torch.cat(best), torch.cat(known)
+    def best(self, count: int) -> Tensor:
+        """Best items of each row, best first, Int64[B, k]."""
+        return torch.cat([scores.topk(count).indices for _, scores in self.blocks()])
+
+    def known(self) -> Tensor:
+        """How many items of each row are not masked, Int64[B]."""
+        return torch.cat([(scores > -torch.inf).sum(1) for _, scores in self.blocks()])
 
     def ranks(self, at: Tensor, items: Tensor) -> Tensor:
         """Rank of items among all of their row, from 1, Float[P]; items of one score share the mean of their ranks.
@@ -103,8 +103,8 @@ def collect(collector: Any, scores: RowScores, positive_u: Tensor, positive_i: T
     targets = torch.zeros(scores.n_rows, dtype=torch.int32, device=device)
     targets.index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
     need = collector.register.need
-    if need("rec.items") or need("rec.topk") or need("rec.meanrank"):
-        best, known = scores.best(max(collector.topk))
+    if need("rec.items") or need("rec.topk"):
+        best = scores.best(max(collector.topk))
     if need("rec.items"):
         collector.data_struct.update_tensor("rec.items", best)
     if need("rec.topk"):
@@ -114,5 +114,5 @@ def collect(collector: Any, scores: RowScores, positive_u: Tensor, positive_i: T
     if need("rec.meanrank"):
         ranks = scores.ranks(at, items)
         total = torch.zeros(scores.n_rows, device=device).index_add_(0, at, ranks)
-        columns = (total, known, targets)
+        columns = (total, scores.known(), targets)
         collector.data_struct.update_tensor("rec.meanrank", torch.stack([part.float() for part in columns], 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-BLOCK_SCORES = {"cpu": 1 << 19}
+BLOCK_SCORES = {"cpu": 1 << 20}
 """Scores that ``item_cross_entropy`` holds at a time, by kind of device: on a CPU what stays in its cache."""
 
 BLOCK_SCORES_ELSEWHERE = 1 << 26
@@ -75,6 +75,11 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
+def _scores(states: Tensor, items: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    scores = (states @ items.T).to(dtype)
+    return scores if bias is None else scores + bias
+
+
 class _ItemCrossEntropy(torch.autograd.Function):
     """The sum over the rows; the gradient for a sum is ready when the forward pass ends."""
 
@@ -89,17 +94,25 @@ class _ItemCrossEntropy(torch.autograd.Function):
         states, items = states.to(low), weight.to(low)
         block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
         rows = max(1, block // len(weight))
+        # On a CPU one piece of memory serves all blocks: it stays in the cache.
+        reused = states.device.type == "cpu" and low == weight.dtype
+        memory = states.new_empty(min(rows, len(states)), len(weight)) if reused else None
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
             target = targets[part].unsqueeze(1)
-            scores = (states[part] @ items.T).to(weight.dtype)
-            if bias is not None:
-                scores += bias
-            largest, place = scores.max(1, keepdim=True)
-            found = scores.gather(1, target)
-            share = scores.softmax(1)
-            # The largest share never vanishes, so its logarithm gives the normaliser safely.
-            total += (largest - share.gather(1, place).log() - found).sum()
+            if memory is None:
+                share = _scores(states[part], items, bias, weight.dtype).softmax(1)
+            else:
+                scores = torch.mm(states[part], items.T, out=memory[: len(target)])
+                share = torch.softmax(scores if bias is None else scores.add_(bias), 1, out=scores)
+            found = share.gather(1, target)
+            lost = found < torch.finfo(found.dtype).tiny
+            if lost.any():
+                # Too small a share has no logarithm: these few are taken from their scores.
+                row = lost.nonzero()[:, 0]
+                again = _scores(states[part][row], items, bias, weight.dtype).log_softmax(1)
+                total -= again.gather(1, target[row]).sum()
+            total -= found[~lost].log().sum()
             if by_state is None or by_weight is None:
                 continue
             share.scatter_add_(1, target, share.new_full((1, 1), -1.0).expand_as(target))
