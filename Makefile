@@ -9,6 +9,9 @@ DATASET ?= ml-100k
 ARGS ?=
 JOBS ?= 2
 
+# Threads that sleep while they wait, rather than spin, get on beside other programs.
+export OMP_WAIT_POLICY ?= passive
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready

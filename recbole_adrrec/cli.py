@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -27,6 +28,20 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Settings of how threads of OpenMP wait."""
+
+
+def wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait for one another, unless the user has chosen how they wait.
+
+    By its own choice OpenMP spins, which on processors that another program uses too makes training many times slower
+    (docs/performance.md has the figures, and what sleeping costs on idle ones). It is read when torch is loaded.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one training and test from the command line, or one of ``commands.COMMANDS``, which stands first then.
 
@@ -41,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 2 something the user gave is wrong, or training can't go on, 130 interrupted from the
         keyboard, 143 terminated by the system. Other errors are raised.
     """
+    wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in commands.COMMANDS:
         return commands.run(arguments[0], arguments[1:])

@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -334,3 +335,22 @@ def test_users_that_cannot_be_shown():
         report._row_of(dataset, "z")
     with pytest.raises(UserError, match="show_user: user 'a' has no test event"):
         report._row_of(dataset, "a")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active"), ({"GOMP_SPINCOUNT": "1000"}, "None")],
+)
+def test_threads_wait_passively_unless_the_user_chose(given: dict[str, str], expected: str) -> None:
+    code = (
+        "import os, sys\n"
+        "from recbole_adrrec.cli import main\n"
+        "assert 'torch' not in sys.modules\n"
+        "main(['--help'])\n"
+        "print('policy', os.environ.get('OMP_WAIT_POLICY'))\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in cli.WAITING}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**environment, **given}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"policy {expected}"
