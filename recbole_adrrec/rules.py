@@ -254,6 +254,7 @@ _BLOCK_RULES: dict[str, Rule] = {
     "inner_dropout_prob": DROPOUT,
     "item_head": Choice(("plain", "projected")),
     "mixture": Choice(("adaptive", "heads")),
+    "event_layout": Choice(("auto", "padded", "grouped", "jagged")),
     "time_unit": Unset(POSITIVE),
     "kernel_freq": Unset(Number(low=1, above=True)),
 }
@@ -435,6 +436,7 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
         _check_loss(config, backbone)
         _check_time(config, backbone)
         _check_transform(config, model)
+        _check_layout(config, backbone)
     if model == "AWRSR":
         _check_refinement(config)
         _check_backbone_options(config)
@@ -748,6 +750,33 @@ def _check_heads(config: Mapping[str, Any]) -> None:
         f"hidden_size: {width} cannot be divided among n_heads, {heads}; choose a multiple of {heads}, for instance "
         f"{near}"
     )
+
+
+def _check_layout(config: Mapping[str, Any], backbone: str) -> None:
+    layout = config.get("event_layout", "auto")
+    if layout in ("auto", "padded"):
+        return
+    for name in ("compile", "published_padding_attention"):
+        if config.get(name):
+            raise OptionError(f"event_layout: {layout} leaves padding out, which {name} needs; choose auto or padded")
+    if layout != "jagged":
+        return
+    reasons = [
+        f"{name} {config.get(name)!r}"
+        for name, fits in (
+            ("attn_dropout_prob", not config.get("attn_dropout_prob")),
+            ("relative_kernels", backbone != "mix" or not config.get("relative_kernels")),
+            ("refinement", config.get("refinement", "none") == "none"),
+            ("recompute", not config.get("recompute")),
+            ("backbone", backbone in ("sasrec", "mix")),
+        )
+        if not fits
+    ]
+    if reasons:
+        raise OptionError(
+            f"event_layout: jagged computes products of queries and keys alone, without {', '.join(reasons)}; choose "
+            "auto, or change those"
+        )
 
 
 def _check_loss(config: Mapping[str, Any], backbone: str) -> None:

@@ -50,6 +50,7 @@ ADRREC_OPTIONS = {
     "lni_layers": None,
     "lni_layer_weights": None,
     "lni_stop_gradient": False,
+    "event_layout": "auto",
     "recompute": False,
     "compile": False,
 }

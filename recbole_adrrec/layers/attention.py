@@ -20,8 +20,9 @@ from torch.nn import functional as F
 
 from recbole_adrrec.layers.attend import attend, can_attend
 from recbole_adrrec.layers.dropout import Dropout
+from recbole_adrrec.layers.flex import flex_attend
 from recbole_adrrec.layers.kernels import MixContext
-from recbole_adrrec.layers.layout import Group, Layout
+from recbole_adrrec.layers.layout import Group, JaggedGroup, Layout
 from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
 
@@ -105,7 +106,7 @@ class Attention(nn.Module):
         hooks = [part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout)]
         return type(self.refinement) is not Refinement or any(hooks)
 
-    def route(self, projected: Projected) -> str:
+    def route(self, projected: Projected, group: Group) -> str:
         """How a group's weights and sums are computed: the one place that decides.
 
         - ``steps``: one by one, with whole weights; for refinements and hooks, values of pairs, compiled code,
@@ -113,7 +114,10 @@ class Attention(nn.Module):
         - ``sdpa``: torch's ``scaled_dot_product_attention``, where scores are products of queries and keys: half the
           time on a CPU without dropout, and no ``W x W`` weights. With dropout it is slower there than ``fused``.
         - ``fused``: softmax, dropout and sum in one (``layers.attend``), on a CPU.
+        - ``flex``: torch's ``flex_attention`` over rows one behind another, without dropout; its plain form on a CPU.
         """
+        if isinstance(group, JaggedGroup):
+            return "flex"
         if self.weights_are_seen or not self.sums_values_alone:
             return "steps"
         dropped = self.training and self.dropout.p > 0
@@ -144,7 +148,9 @@ class Attention(nn.Module):
         return self.merge(summed[0] if len(summed) == 1 else torch.cat(summed))
 
     def _attend(self, projected: Projected, group: Group, context: Any, number: int) -> Tensor:
-        route = self.route(projected)
+        route = self.route(projected, group)
+        if isinstance(group, JaggedGroup):
+            return flex_attend(*projected[:3], group)
         dropout = self.dropout.p if self.training else 0.0
         if route == "sdpa":
             return F.scaled_dot_product_attention(*projected[:3], attn_mask=group.mask, dropout_p=dropout, scale=1.0)

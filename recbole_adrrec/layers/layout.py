@@ -26,8 +26,8 @@ GROUP_GROWTH = 1.5
 
 SHORT = 4
 
-LAYOUTS = ("padded", "grouped")
-"""Names of the layouts that a model can be given."""
+LAYOUTS = ("padded", "grouped", "jagged")
+"""Names of the layouts of a batch."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,36 @@ class Group:
     def moments(self, moments: Moments) -> Moments:
         """Moments of the group's rows, ``[b, W]``, out of those of the batch, ``[B, L]``."""
         return moments.rows(self.places if self.rows is None else self.rows, self.mask.size(-1))
+
+
+@dataclass(frozen=True)
+class JaggedGroup(Group):
+    """All rows of a batch, one behind another as a single long row, ``b`` = 1 and ``W`` = ``N``.
+
+    Attributes
+    ----------
+    row : Int64[N]
+        The row of each event.
+    causal : bool
+        Whether events are kept from later ones of their row.
+    """
+
+    row: Tensor | None = None
+    causal: bool = True
+
+    def pad(self, states: Tensor) -> Tensor:
+        """States of all events as those of one row."""
+        return states[self.places].unsqueeze(0)
+
+    def unpad(self, states: Tensor) -> Tensor:
+        """States of the one row, ``[1, N, ...]``, as those of all events."""
+        return states.squeeze(0)
+
+    def may_attend(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether queries may attend to keys, Bool[...], by their numbers among the events, Int64[...]."""
+        assert self.row is not None
+        same = self.row[query] == self.row[key]
+        return same & (query >= key) if self.causal else same
 
 
 class _Gather(torch.autograd.Function):
@@ -189,6 +219,25 @@ class Layout:
             groups.append(Group(slice(start, start + n_events), mask, own, gather, scatter))
             start += n_events
         return cls(valid, tuple(groups), torch.cat(order) if order else rows)
+
+    @classmethod
+    def jagged(cls, valid: Tensor, causal: bool) -> Layout:
+        """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``layers.flex``).
+
+        Parameters
+        ----------
+        valid : Bool[B, L]
+            True at events: the first places of each row. An empty row counts as one event.
+        causal : bool
+            Whether query ``i`` is kept from keys ``j > i``.
+        """
+        counted = valid.clone()
+        counted[:, 0] = True
+        order = counted.flatten().nonzero().squeeze(1)
+        row = order.div(valid.size(1), rounding_mode="floor")
+        everything = slice(0, len(order))
+        empty = torch.empty(0, dtype=torch.bool, device=valid.device)
+        return cls(valid, (JaggedGroup(everything, empty, row=row, causal=causal),), order)
 
     @property
     def packed(self) -> bool:

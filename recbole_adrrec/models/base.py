@@ -235,7 +235,6 @@ class SequenceRecommender(SequentialRecommender):
     kernels: nn.Module
     encoder: TransformerEncoder
     head: ItemHead
-    packs_rows = True
     weighs_targets = True
     """Of several processes, each weighs its loss by its number of targets: nobody else has to."""
 
@@ -253,6 +252,7 @@ class SequenceRecommender(SequentialRecommender):
         self.label_smoothing = config["label_smoothing"]
         self.recompute = config["recompute"]
         self.compiled = config["compile"]
+        self.event_layout = config["event_layout"] or "auto"
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
         if objective not in ("causal", "cloze"):
@@ -296,7 +296,8 @@ class SequenceRecommender(SequentialRecommender):
         self.head = parts.head
         self.head.trend = trend
         self.pvn_weight = parts.pvn_weight
-        self.packs_rows = parts.packs_rows
+        if self.event_layout == "auto" and not parts.packs_rows:
+            self.event_layout = "padded"
         if not parts.knows_time and trend is None:
             self.logger.info(f"{type(self).__name__} orders events by time and ignores the times themselves.")
 
@@ -446,7 +447,13 @@ class SequenceRecommender(SequentialRecommender):
 
     def _layout(self, valid: Tensor) -> Layout:
         causal = self.objective == "causal"
-        if self.packs_rows and valid.device.type == "cpu" and not self.compiled:
+        layout = self.event_layout
+        if layout == "auto":
+            # A GPU's gradients of other layouts have not been compared yet.
+            layout = "grouped" if valid.device.type == "cpu" and not self.compiled else "padded"
+        if layout == "jagged":
+            return Layout.jagged(valid, causal)
+        if layout == "grouped":
             return Layout.grouped(valid, causal, self.encoder.max_pairs(valid.device))
         # A compiler sees to its own memory.
         return Layout.padded(valid, causal, None if self.compiled else self.encoder.max_pairs(valid.device))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import build, dataset, rows
 
+from recbole_adrrec.layers.flex import block_mask, flex_attend
 from recbole_adrrec.layers.layout import Group, Layout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.models.adrrec import ADRRec
@@ -41,8 +42,8 @@ VARIANTS = {
 }
 
 
-def loss_and_gradients(model, packs, batch):
-    model.packs_rows = packs
+def loss_and_gradients(model, layout, batch):
+    model.event_layout = layout
     model.zero_grad()
     torch.manual_seed(3)
     if hasattr(model, "noise"):
@@ -60,8 +61,8 @@ def test_packed_rows_train_as_padded_ones(name):
     model = build(kind, **options).train()
     batch = rows(LENGTHS, targets=model.objective)
     batch["neg_item_id"] = batch["neg_item_id"].clamp(min=1)
-    padded, by_padded = loss_and_gradients(model, False, batch)
-    packed, by_packed = loss_and_gradients(model, True, batch)
+    padded, by_padded = loss_and_gradients(model, "padded", batch)
+    packed, by_packed = loss_and_gradients(model, "grouped", batch)
     torch.testing.assert_close(packed, padded, rtol=1e-10, atol=1e-12)
     assert by_packed.keys() == by_padded.keys()
     for part, gradient in by_padded.items():
@@ -74,8 +75,8 @@ def test_packed_rows_score_as_padded_ones(name):
     model = build(kind, **options)
     batch = rows(LENGTHS)
     scores = []
-    for packs in (False, True):
-        model.packs_rows = packs
+    for layout in ("padded", "grouped"):
+        model.event_layout = layout
         scores.append(model.full_sort_predict(batch))
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-10, atol=1e-12)
 
@@ -203,3 +204,39 @@ def test_group_of_padded_states_is_a_slice():
     states = torch.arange(12.0).view(3, 2, 2)
     assert torch.equal(group.pad(states), states[1:])
     assert torch.equal(group.unpad(states[1:]), states[1:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (AWRSR, {"refinement": "none"}),
+        (ADRRec, {"relative_kernels": [], "use_query_time": True}),
+        (ADRRec, {"absolute_kernels": [], "relative_kernels": [], "objective": "cloze"}),
+    ],
+)
+def test_jagged_rows_train_and_score_as_padded_ones(kind, options):
+    model = build(kind, **options).train()
+    batch = rows(LENGTHS, targets=model.objective)
+    padded, by_padded = loss_and_gradients(model, "padded", batch)
+    jagged, by_jagged = loss_and_gradients(model, "jagged", batch)
+    torch.testing.assert_close(jagged, padded, rtol=1e-10, atol=1e-12)
+    for part, gradient in by_padded.items():
+        torch.testing.assert_close(by_jagged[part], gradient, rtol=1e-8, atol=1e-10, msg=part)
+    batch = rows(LENGTHS)
+    scores = []
+    for layout in ("padded", "jagged"):
+        model.event_layout = layout
+        scores.append(model.eval().full_sort_predict(batch))
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-10, atol=1e-12)
+
+
+def test_plain_form_of_jagged_attention_is_flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    valid = torch.arange(40) < torch.tensor([[40], [3], [17], [1]])
+    group = Layout.jagged(valid, causal=True).groups[0]
+    count = int(valid.sum())
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, count, 16, generator=generator) for _ in range(3))
+    theirs = flex_attention(query, key, value, block_mask=block_mask(group), scale=1.0)
+    torch.testing.assert_close(flex_attend(query, key, value, group), theirs, rtol=1e-5, atol=1e-5)
