@@ -351,7 +351,7 @@ def _gates(axes: Any, reasons: Reasons, layer: int) -> None:
     axes.barh(places, values, height=0.65, color=[colours.get(name, FAINT) for name, _ in names])
     axes.set_yticks(places, [f"{name}, head {head}" for name, head in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
     for place, value in enumerate(values):
         shift, side = (2, "left") if value >= 0 else (-2, "right")
         axes.annotate(
@@ -392,7 +392,6 @@ def _by_time(axes: Any, reasons: Reasons, layer: int, span: tuple[str, float, fl
 
 def _finish(axes: Any, label: str) -> None:
     axes.set_xlabel(label, fontsize=7.5)
-    axes.set_ylabel("added to the score", fontsize=7.5, labelpad=1)
     axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
 
 
