@@ -1,7 +1,7 @@
 """Why a model recommends what it does: what one user's last query attends to, and what it knows of time.
 
-The weights are those of :meth:`recbole_adrrec.models.base.SequenceRecommender.explain`; the curves are what a kernel
-of time adds to the attention score of that query, as a function of the gap in time.
+The weights are those of :meth:`recbole_adrrec.models.base.SequenceRecommender.explain`; the curves are what a relative
+kernel adds to the attention score of that query, as a function of the gap in time or in places.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.layers.attention import Attention, MixAttention
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.intervals import IntervalAttention
-from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS
+from recbole_adrrec.layers.kernels import MixContext, MixKernels
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.layers.relative_kernels import DistanceKernel
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.recommend import At, Recommender
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From gaps in seconds (or in places, for ``distance``) to what is added to the attention score."""
+"""From gaps in seconds or in places to what is added to the attention score."""
+
+PLACE_KERNELS = frozenset({"distance", "distance_bias"})
+"""Relative kernels of the gap in places."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one kernel of a pair of events adds to the last query's scores.
+    """What one kernel of a pair of events adds to the last query's scores in one head, its gate included.
 
     Attributes
     ----------
@@ -42,7 +45,7 @@ class Kernel:
     unit : {'seconds', 'places'}
         Of the gap.
     curve : callable
-        See ``Curve``; only gaps of at least 0 are asked in causal models.
+        See ``Curve``; causal models only ever see gaps of at least 0.
     """
 
     name: str
@@ -76,7 +79,11 @@ class Reasons:
     is_refined : bool
         Whether the model refines weights at all.
     kernels : list of Kernel
-        Of layers, then heads; empty where the model has none of pairs of events.
+        Of layers, then kernels, then heads; empty where the model has none of pairs of events.
+    gated : list of str
+        Names of the kernels behind gates, absolute ones first; empty where there are no gates.
+    gates : float64 array, [n_layers, n_gated, n_heads]
+        Gates that the last query sets.
     recommended : list of (str, float)
         Items and scores, best first.
     """
@@ -92,12 +99,19 @@ class Reasons:
     refined: NDArray[np.float64]
     is_refined: bool
     kernels: list[Kernel]
+    gated: list[str]
+    gates: NDArray[np.float64]
     recommended: list[tuple[str, float]]
 
     @property
     def asks_itself(self) -> bool:
         """Whether the last key is the mask token that asks."""
         return self.plain.shape[-1] > len(self.items)
+
+    @property
+    def owned(self) -> bool:
+        """Whether each kernel has a head to itself."""
+        return len({(kernel.layer, kernel.name) for kernel in self.kernels}) == len(self.kernels)
 
 
 def explain(recommender: Recommender, user: object, at: At | None = None, top: int = 5) -> Reasons:
@@ -129,11 +143,14 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
         )
     answers = recommender.recommend([user], at, top)
     row = recommender.rows([user], at).to(recommender.config["device"])
-    with recommender.units(), _last_queries(model) as asked:
+    with recommender.units(), _last_queries(model) as queries:
         seen = model.explain(row)
     n_keys = len(seen.items)
     shown = n_keys - int(model.objective == "cloze")
     names = [recommender.carried.items[number] for number in seen.items[:shown].tolist()]
+    kernels: Any = model.kernels
+    gates = [part.gate(query)[0].detach() for part, query in queries if isinstance(part, AdaptiveMixAttention)]
+    n_heads = seen.plain.size(1)
     at = int(answers.at[0])
     return Reasons(
         user=answers.users[0],
@@ -142,42 +159,39 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
         query_time=at if recommender.knows_query_time else int(seen.times[shown - 1]),
         items=names,
         times=seen.times[:shown].cpu().numpy().astype(np.int64),
-        heads=_heads(model, seen.plain.size(1)),
+        heads=head_names(model) or [f"head {number}" for number in range(1, n_heads + 1)],
         plain=seen.plain[:, :, -1].double().cpu().numpy(),
         refined=seen.refined[:, :, -1].double().cpu().numpy(),
         is_refined=any(_refines(part) for part in model.encoder.modules()),
-        kernels=list(_kernels(recommender, asked, row)),
+        kernels=list(_kernels(recommender, queries, row)),
+        gated=[*kernels.absolute_names, *kernels.relative_names] if gates else [],
+        gates=torch.stack(gates).double().cpu().numpy() if gates else np.zeros((len(seen.plain), 0, n_heads)),
         recommended=next(iter(answers))[1],
     )
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """Names of the kernels that heads have to themselves; none where all heads know the same."""
+    if not any(isinstance(part, MixAttention) for part in model.modules()):
+        return []
+    kernels = next(part for part in model.modules() if isinstance(part, MixKernels))
+    return [*kernels.absolute_names, *kernels.relative_names]
 
 
 def _refines(part: nn.Module) -> bool:
     return isinstance(part, Attention) and bool(list(part.refinement.parameters()))
 
 
-def _name(kernel: nn.Module) -> str:
-    known = {**ABSOLUTE_KERNELS, **RELATIVE_KERNELS}
-    return next((name for name, kind in known.items() if type(kernel) is kind), type(kernel).__name__)
-
-
-def _heads(model: Any, count: int) -> list[str]:
-    kernels = [*getattr(model.kernels, "absolute", []), *getattr(model.kernels, "relative", [])]
-    return [_name(kernel) for kernel in kernels] if kernels else [f"head {number}" for number in range(1, count + 1)]
-
-
 @contextmanager
 def _last_queries(model: SequenceRecommender) -> Iterator[list[tuple[Attention, Tensor]]]:
-    """Collect each attention, in the order of running, with the state of the last query, Float[1, 1, d]."""
+    """Collect each attention, in the order of running, with the state of the last query of each row, Float[B, d]."""
     collected: list[tuple[Attention, Tensor]] = []
 
-    def collect(part: Attention, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        query = named.get("query", arguments[3] if len(arguments) > 3 else None)
-        states = arguments[0] if query is None else query
-        # The only row has no padding behind its last place, which asks.
-        collected.append((part, states[:, -1:].detach()))
+    def collect(part: Attention, arguments: tuple[Any, ...]) -> None:
+        collected.append((part, last_queries(*arguments)))
 
     parts = [part for part in model.encoder.modules() if isinstance(part, Attention)]
-    handles = [part.register_forward_pre_hook(collect, with_kwargs=True) for part in parts]
+    handles = [part.register_forward_pre_hook(collect) for part in parts]
     try:
         yield collected
     finally:
@@ -185,62 +199,82 @@ def _last_queries(model: SequenceRecommender) -> Iterator[list[tuple[Attention, 
             handle.remove()
 
 
-def _kernels(recommender: Recommender, asked: list[tuple[Attention, Tensor]], row: Any) -> Iterator[Kernel]:
-    model = recommender.model
-    for layer, (part, query) in enumerate(asked, 1):
-        if isinstance(part, MixAttention):
-            yield from _mix_kernels(part, query, model.kernels.relative, layer)
+def last_queries(hidden: Tensor, layout: Layout, context: Any, query: Tensor | None = None) -> Tensor:
+    """State of the query at each row's last event, Float[B, d], of what an attention is called with."""
+    states = hidden if query is None else query
+    found: Tensor = states[layout.at((layout.valid.sum(1) - 1).clamp(min=0))]
+    return found.detach()
+
+
+@dataclass(frozen=True)
+class RelativeTerm:
+    """What a relative kernel's features are multiplied with in one head, for each of some queries.
+
+    Attributes
+    ----------
+    name : str
+        Of the kernel.
+    kernel : RelativeKernel
+        Takes moments and a dtype to what scores them.
+    head : int
+        From 1.
+    projected : Float[n, F]
+        ``u``: gate, projection and scale included.
+    constant : Float[n, 1]
+        Added to ``u . phi``.
+    """
+
+    name: str
+    kernel: Any
+    head: int
+    projected: Tensor
+    constant: Tensor
+
+    @property
+    def unit(self) -> str:
+        """In what the kernel counts gaps: ``seconds`` or ``places``."""
+        return "places" if self.name in PLACE_KERNELS else "seconds"
+
+    @torch.no_grad()
+    def curve(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the first query gets added, Float64[...], at gaps in ``unit``, Float64[...]."""
+        asked = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).flatten().to(self.projected.device)
+        places = self.unit == "places"
+        # Rows of one place with a query so much later than its key, or one row with the query in its middle.
+        span = int(asked.abs().max()) + 1 if places and len(asked) else 1
+        width = 2 * span - 1
+        key = torch.zeros(1 if places else len(asked), width, dtype=torch.float64, device=asked.device)
+        place = torch.arange(width, device=key.device).expand(key.shape)
+        query = key if places else asked.unsqueeze(1)
+        score = self.kernel(Moments(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype)
+        shape = (len(key), 1, width, -1)
+        found = score(self.projected[0].expand(shape), self.constant[0].expand(shape))
+        added = found[0, 0, span - 1, span - 1 - asked.long()] if places else found.flatten()
+        return added.double().cpu().numpy().reshape(np.shape(gaps))
+
+
+def relative_terms(attention: Attention, kernels: MixKernels, query: Tensor) -> Iterator[RelativeTerm]:
+    """The terms of a mix attention's relative kernels, of kernels, then heads, for states of queries, Float[n, d]."""
+    pairs = [pair.detach() for pair in attention.project(query, query, MixContext([], [])).pairs]  # [n, h, F]
+    first = 1
+    for name, kernel, pair in zip(kernels.relative_names, kernels.relative, pairs, strict=True):
+        if isinstance(attention, MixAttention):
+            head = attention.n_absolute + first
+            yield RelativeTerm(name, kernel, head, pair[:, 0, :-1], pair[:, 0, -1:])
+            first += 1
+            continue
+        for head, projected in enumerate(pair.expand(len(query), -1, -1).unbind(1), 1):
+            yield RelativeTerm(name, kernel, head, projected, projected.new_zeros(len(projected), 1))
+
+
+def _kernels(recommender: Recommender, queries: list[tuple[Attention, Tensor]], row: Any) -> Iterator[Kernel]:
+    kernels = recommender.model.kernels
+    for layer, (part, query) in enumerate(queries, 1):
+        if isinstance(part, MixAttention | AdaptiveMixAttention):
+            for term in relative_terms(part, kernels, query):
+                yield Kernel(term.name, layer, term.head, term.unit, term.curve)
         elif isinstance(part, IntervalAttention):
             yield from _interval_kernels(recommender, part, query, layer, row)
-
-
-def _mix_kernels(part: MixAttention, query: Tensor, kernels: Any, layer: int) -> Iterator[Kernel]:
-    """``(q_i + b) . P phi(gap) / sqrt(dh)`` of each relative head."""
-    scaled = part._scaled_query(query)[:, part.n_absolute :]  # [1, n_relative, 1, dh]
-    biased = scaled + part.relative_bias.unsqueeze(1) * part.scale
-    for head, (projection, kernel) in enumerate(zip(part.relative_key, kernels, strict=True)):
-        projected = (biased[:, head] @ projection.weight).detach()  # [1, 1, d]
-        constant = (biased[:, head] * projection.bias).sum(-1, keepdim=True).detach()  # [1, 1, 1]
-        number = part.n_absolute + head + 1
-        if isinstance(kernel, DistanceKernel):
-            yield Kernel(_name(kernel), layer, number, "places", _DistanceCurve(kernel, projected, constant))
-        else:
-            yield Kernel(_name(kernel), layer, number, "seconds", _GapCurve(kernel, projected, constant))
-
-
-@dataclass(frozen=True)
-class _GapCurve:
-    kernel: Any
-    projected: Tensor
-    constant: Tensor
-
-    @torch.no_grad()
-    def __call__(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-        key = torch.zeros(1, len(gaps), dtype=torch.float64, device=self.projected.device)
-        query = key + torch.from_numpy(np.asarray(gaps, dtype=np.float64)).to(key.device)
-        # A row for each gap, of one place: nothing but these pairs is computed.
-        key, query = key.T, query.T
-        place = torch.zeros_like(key, dtype=torch.int64)
-        moments = Moments(place, query, key, torch.ones_like(place, dtype=torch.bool))
-        score = self.kernel(moments, self.projected.dtype)
-        count = len(gaps)
-        found: Tensor = score(self.projected.expand(count, -1, -1), self.constant.expand(count, -1, -1))
-        return found.flatten().double().cpu().numpy()
-
-
-@dataclass(frozen=True)
-class _DistanceCurve:
-    kernel: DistanceKernel
-    projected: Tensor
-    constant: Tensor
-
-    @torch.no_grad()
-    def __call__(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-        bound = self.kernel.max_distance
-        row = torch.from_numpy(np.asarray(gaps)).long().clamp(-bound, bound) + bound
-        table = self.kernel.embedding.weight[row.to(self.projected.device)]
-        found: Tensor = table @ self.projected.flatten() + self.constant.flatten()
-        return found.double().cpu().numpy()
 
 
 def _interval_kernels(
@@ -251,8 +285,8 @@ def _interval_kernels(
     with torch.no_grad(), recommender.units():
         _, moments, _ = model._asked(row)
         unit = float(model.kernels.units(moments))
-        table = part._table(model.kernels.interval_key.weight)  # [H, S, dh]
-        scores = (part._scaled_query(query) @ table.transpose(1, 2))[0, :, 0].double().cpu().numpy()  # [H, S]
+        table = part.table(model.kernels.interval_key.weight)  # [H, S, dh]
+        scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu().numpy()
     for head, by_interval in enumerate(scores):
         yield Kernel("interval", layer, head + 1, "seconds", _StepCurve(by_interval, unit))
 

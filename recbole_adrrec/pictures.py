@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -14,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from recbole_adrrec.explain import Kernel, Reasons
@@ -21,6 +23,9 @@ from recbole_adrrec.recommend import iso
 
 SPANS = (("seconds", 1.0, 300.0, 300.0), ("hours", 3600.0, 48.0, 48.0), ("days", 86_400.0, 30.0, 730.0))
 """Axes of the kernels: name, seconds in a unit, units shown at least and at most: as far as the user's gaps go."""
+
+Panel = Callable[[Any, Reasons, int], None]
+"""Draws into axes what is known of a layer, by its number from 1."""
 
 BINS, A_BIN = 240, 24
 """Points of a curve, and gaps taken for each: kernels may swing faster than a picture can show."""
@@ -130,12 +135,13 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     own = min(shown, count)
     lines = own + (count > own) + reasons.asks_itself
     groups = _groups(reasons)
-    rows_of_kernels = list(dict.fromkeys(kernel.name for kernel in reasons.kernels))
+    layers = range(1, len(reasons.plain) + 1) if reasons.kernels or reasons.gated else ()
     # Inches, from the top: what is recommended, what it attends to, the kernels.
     head, band = (0.75 + 0.17 * len(reasons.recommended) if headed else 0.1), 0.8
     upper = 0.235 * max(lines, 4)
-    lower = 2.3 * len(rows_of_kernels) if rows_of_kernels else 0.3
-    height = head + band + upper + (1.35 if rows_of_kernels else 0.7) + lower
+    row = max(2.3, 0.7 + 0.12 * len(reasons.gated) * len(reasons.heads))
+    lower = row * len(layers) if layers else 0.3
+    height = head + band + upper + (1.55 if layers else 0.7) + lower
 
     def level(inches: float) -> float:
         return 1 - inches / height
@@ -175,25 +181,34 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
             count > own,
         )
     below = head + band + upper + 0.75
-    if not reasons.kernels:
+    if not layers:
         text = f"{reasons.model} has no kernel of the gap between two events: it knows their order alone."
         figure.text(0.012, level(below), text, fontsize=9.5, va="center")
         return figure
     heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
     note = "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
     figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
+    _legend(figure, reasons, level(below + 0.25))
+    panels = _panels(reasons)
     grid = figure.add_gridspec(
-        len(rows_of_kernels),
-        3,
-        left=0.055,
+        len(layers),
+        len(panels),
+        left=0.115 if reasons.gated else 0.055,
         right=0.985,
-        top=level(below + 0.4),
+        top=level(below + 0.65),
         bottom=0.45 / height,
-        hspace=0.55,
-        wspace=0.13,
+        hspace=0.45,
+        wspace=0.2,
     )
-    for number, name in enumerate(rows_of_kernels):
-        _kernel_row(figure, grid, number, [kernel for kernel in reasons.kernels if kernel.name == name], reasons)
+    for layer in layers:
+        for column, panel in enumerate(panels):
+            axes = figure.add_subplot(grid[layer - 1, column])
+            if column == 0:
+                axes.set_title(f"layer {layer}", fontsize=8.5, loc="left")
+            panel(axes, reasons, layer)
+            axes.tick_params(labelsize=7, color=FAINT)
+            for side in ("right", "top"):
+                axes.spines[side].set_visible(False)
     return figure
 
 
@@ -288,62 +303,96 @@ def _weights(
 # Kernels
 
 
-def _kernel_row(figure: Figure, grid: Any, number: int, kernels: list[Kernel], reasons: Reasons) -> None:
-    several = len({kernel.head for kernel in kernels}) > 1
-    if kernels[0].unit == "places":
-        axes = figure.add_subplot(grid[number, :])
-        gaps = np.arange(max(2, len(reasons.items) + 1), dtype=np.float64)
-        for kernel in kernels:
-            axes.plot(gaps, kernel.curve(gaps), ".-", color=_colour(kernel), linewidth=1, label=_who(kernel, several))
-        _finish(axes, kernels, "gap in places", named=True)
-        axes.set_ylabel("added to the score", fontsize=7.5)
-        return
-    gaps_had = np.abs(reasons.query_time - np.asarray(reasons.times, dtype=np.float64))
-    for column, (unit, size, least, most) in enumerate(SPANS):
-        span = float(np.clip(1.05 * gaps_had.max() / size, least, most))
-        axes = figure.add_subplot(grid[number, column])
-        edges = np.linspace(0, span, BINS + 1)
-        width = edges[1]
-        fine = (edges[:-1, None] + width * np.arange(A_BIN) / A_BIN).ravel()
-        for kernel in kernels:
-            values = kernel.curve(fine * size).reshape(BINS, A_BIN)
-            low, high, middle = values.min(1), values.max(1), edges[:-1] + width / 2
-            axes.fill_between(middle, low, high, color=_colour(kernel), alpha=0.22, linewidth=0)
-            axes.plot(
-                middle,
-                values.mean(1),
-                color=_colour(kernel),
-                linestyle=DASHES[(kernel.head - 1) % len(DASHES)] if several else "-",
-                linewidth=1.2,
-                label=_who(kernel, several),
-            )
-        had = gaps_had[gaps_had <= span * size] / size
-        axes.plot(
-            had, np.zeros_like(had), "|", color=INK, markersize=7, transform=axes.get_xaxis_transform(), clip_on=False
+def _panels(reasons: Reasons) -> list[Panel]:
+    """What draws the panels of a layer, from left to right."""
+    units = {kernel.unit for kernel in reasons.kernels}
+    panels: list[Panel] = [_gates] if reasons.gated else []
+    if "places" in units:
+        panels.append(_by_places)
+    if "seconds" in units:
+        panels += [partial(_by_time, span=span) for span in SPANS]
+    return panels
+
+
+def _legend(figure: Figure, reasons: Reasons, height: float) -> None:
+    """Name the colours of kernels and, where a kernel is in several heads, the dashes of heads."""
+    lines = [Line2D([], [], color=colour, label=name) for name, colour in _colours(reasons).items()]
+    if not reasons.owned:
+        heads = sorted({kernel.head for kernel in reasons.kernels})
+        lines += [Line2D([], [], color=INK, linestyle=_dash(head), label=f"head {head}") for head in heads]
+    figure.legend(
+        handles=lines, loc="center left", bbox_to_anchor=(0.006, height), ncols=12, fontsize=7.5, frameon=False
+    )
+
+
+def _colours(reasons: Reasons) -> dict[str, str]:
+    names = dict.fromkeys(kernel.name for kernel in reasons.kernels)
+    return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
+
+
+def _dash(head: int) -> str:
+    return DASHES[(head - 1) % len(DASHES)]
+
+
+def _line(reasons: Reasons, kernel: Kernel) -> dict[str, Any]:
+    return {
+        "color": _colours(reasons)[kernel.name],
+        "linestyle": "-" if reasons.owned else _dash(kernel.head),
+        "linewidth": 1.2,
+    }
+
+
+def _gates(axes: Any, reasons: Reasons, layer: int) -> None:
+    """A bar for each kernel and head."""
+    colours = _colours(reasons)
+    names = [(name, head) for name in reasons.gated for head in range(1, len(reasons.heads) + 1)]
+    values = reasons.gates[layer - 1].ravel()
+    places = range(len(names))
+    axes.barh(places, values, height=0.65, color=[colours.get(name, FAINT) for name, _ in names])
+    axes.set_yticks(places, [f"{name}, head {head}" for name, head in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.25)
+    for place, value in enumerate(values):
+        shift, side = (2, "left") if value >= 0 else (-2, "right")
+        axes.annotate(
+            f"{value:.2f}", (value, place), (shift, 0), textcoords="offset points", fontsize=6, ha=side, va="center"
         )
-        axes.set_xlim(0, span)
-        _finish(axes, kernels, f"gap in {unit}", named=column == 0)
-        if column == 0:
-            axes.set_ylabel("added to the score", fontsize=7.5)
+    axes.axvline(0, color=FAINT, linewidth=0.6)
+    axes.set_xlabel("gate of the last query", fontsize=7.5)
 
 
-def _colour(kernel: Kernel) -> str:
-    return COLOURS[(kernel.layer - 1) % len(COLOURS)]
+def _by_places(axes: Any, reasons: Reasons, layer: int) -> None:
+    gaps = np.arange(max(2, len(reasons.items) + 1), dtype=np.float64)
+    for kernel in reasons.kernels:
+        if (kernel.layer, kernel.unit) == (layer, "places"):
+            axes.plot(gaps, kernel.curve(gaps), marker=".", markersize=3, **_line(reasons, kernel))
+    _finish(axes, "gap in places")
 
 
-def _who(kernel: Kernel, several: bool) -> str:
-    return f"layer {kernel.layer}, head {kernel.head}" if several else f"layer {kernel.layer}"
+def _by_time(axes: Any, reasons: Reasons, layer: int, span: tuple[str, float, float, float]) -> None:
+    unit, size, least, most = span
+    gaps_had = np.abs(reasons.query_time - np.asarray(reasons.times, dtype=np.float64))
+    end = float(np.clip(1.05 * gaps_had.max() / size, least, most))
+    edges = np.linspace(0, end, BINS + 1)
+    width = edges[1]
+    fine = edges[:-1, None] + width * np.arange(A_BIN) / A_BIN
+    middle = edges[:-1] + width / 2
+    for kernel in reasons.kernels:
+        if (kernel.layer, kernel.unit) == (layer, "seconds"):
+            values, line = kernel.curve(fine * size), _line(reasons, kernel)
+            axes.fill_between(middle, values.min(1), values.max(1), color=line["color"], alpha=0.22, linewidth=0)
+            axes.plot(middle, values.mean(1), **line)
+    had = gaps_had[gaps_had <= end * size] / size
+    axes.plot(
+        had, np.zeros_like(had), "|", color=INK, markersize=7, transform=axes.get_xaxis_transform(), clip_on=False
+    )
+    axes.set_xlim(0, end)
+    _finish(axes, f"gap in {unit}")
 
 
-def _finish(axes: Any, kernels: list[Kernel], label: str, named: bool) -> None:
-    if named:
-        axes.set_title(f"{kernels[0].name} kernel", fontsize=8.5, loc="left")
-        axes.legend(fontsize=7, frameon=False, loc="best", ncols=2)
+def _finish(axes: Any, label: str) -> None:
     axes.set_xlabel(label, fontsize=7.5)
     axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
-    axes.tick_params(labelsize=7, color=FAINT)
-    for side in ("right", "top"):
-        axes.spines[side].set_visible(False)
 
 
 # Tables
@@ -377,21 +426,47 @@ GAPS = (
     *(("0 s", 0), ("1 s", 1), ("10 s", 10), ("1 min", 60), ("10 min", 600), ("1 h", 3600), ("6 h", 21_600)),
     *(("1 day", 86_400), ("1 week", 604_800), ("30 days", 2_592_000), ("1 year", 31_557_600)),
 )
-"""Gaps of the table of kernels, in seconds."""
+"""Gaps of the table of kernels of time, in seconds."""
+
+
+PLACES = (0, 1, 2, 3, 5, 8, 12, 20, 35, 50)
+"""Gaps of the table of kernels of distance, in places."""
 
 
 def _kernel_tables(reasons: Reasons) -> str:
-    timed = [kernel for kernel in reasons.kernels if kernel.unit == "seconds"]
-    if not timed:
+    tables = []
+    for unit, what, columns in (
+        ("seconds", "the kernels of time add to the last query's score, by the gap", GAPS),
+        ("places", "the kernels of distance add to the last query's score, by the gap in places",
+         [(str(gap), gap) for gap in PLACES]),
+    ):  # fmt: skip
+        gaps = np.array([gap for _, gap in columns], dtype=np.float64)
+        rows = [
+            (f"{kernel.name}, layer {kernel.layer}, head {kernel.head}", kernel.curve(gaps))
+            for kernel in reasons.kernels
+            if kernel.unit == unit
+        ]
+        tables.append(_number_table(f"What {what}", [name for name, _ in columns], rows))
+    heads = [f"layer {layer + 1}, {head}" for layer in range(len(reasons.gates)) for head in reasons.heads]
+    by_kernel = reasons.gates.swapaxes(0, 1).reshape(len(reasons.gated), len(heads))
+    rows = list(zip(reasons.gated, by_kernel, strict=True))
+    return "".join([_number_table("Gates of the kernels at the last query", heads, rows), *tables])
+
+
+def _number_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
+    """A heading and a table; nothing without rows."""
+    if not rows:
         return ""
-    header = "".join(f'<th class="number">{name}</th>' for name, _ in GAPS)
-    gaps = np.array([gap for _, gap in GAPS], dtype=np.float64)
-    rows = []
-    for kernel in timed:
-        cells = "".join(f'<td class="number">{value:.3f}</td>' for value in kernel.curve(gaps))
-        rows.append(f"<tr><td>{html.escape(kernel.name)}, {_who(kernel, True)}</td>{cells}</tr>")
-    return (
-        "<h2>What the kernels of time add to the last query's score, by the gap</h2>"
-        f'<div class="wide"><table><thead><tr><th></th>{header}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    header = "".join(f'<th class="number">{html.escape(name)}</th>' for name in columns)
+    body = "".join(
+        f"<tr><td>{html.escape(name)}</td>{''.join(_number_cell(value) for value in values)}</tr>"
+        for name, values in rows
     )
+    return (
+        f'<h2>{html.escape(title)}</h2><div class="wide"><table><thead><tr><th></th>{header}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _number_cell(value: float) -> str:
+    return f'<td class="number">{value:.3f}</td>'

@@ -30,9 +30,9 @@ from recbole_adrrec.carried import Carried, Histories
 from recbole_adrrec.convert import TimeTextError, read_time
 from recbole_adrrec.data.times import LARGEST_SECONDS, smallest_gaps
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
-from recbole_adrrec.layers.absolute_kernels import TimeTableKernel
-from recbole_adrrec.layers.relative_kernels import GapKernel
+from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.mix import TIMELESS
 from recbole_adrrec.restore import restore
 
 SECONDS_A_DAY = 86_400
@@ -252,9 +252,10 @@ class Recommender:
         """Whether the moment of a question reaches the scores; else it only decides which events count."""
         if not (self._is_ours and self.model.use_query_time):
             return False
-        return self.model.head.trend is not None or any(
-            isinstance(part, TimeTableKernel | GapKernel) for part in self.model.kernels.modules()
-        )
+        kernels = self.model.kernels
+        # TiSASRec's intervals are those between events.
+        names = [*kernels.absolute_names, *kernels.relative_names] if isinstance(kernels, MixKernels) else []
+        return self.model.head.trend is not None or not TIMELESS.issuperset(names)
 
     @property
     def last_time(self) -> int | None:

@@ -55,6 +55,7 @@ def build(given: dict[str, Any]) -> Any:
     data = SimpleNamespace(
         num=lambda field: N_ITEMS,
         trained_days=lambda include_targets: days,
+        time_scale=lambda include_targets: (60.0, float(len(days) * 86_400)),
         smallest_training_gaps=lambda: torch.ones(N_ITEMS, dtype=torch.int64),
     )
     torch.manual_seed(1)
@@ -62,7 +63,7 @@ def build(given: dict[str, Any]) -> Any:
     if given["written_out"]:
         from measure.written_out import write_out
 
-        write_out(model, options["relative_kernels"])
+        write_out(model)
     return model
 
 

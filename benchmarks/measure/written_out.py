@@ -1,9 +1,10 @@
-"""Mix attention written out: every pair's features are kept, ``phi[B, L, L, d]``.
+"""Mix attention written out: every pair's features are kept, ``phi[B, L, L, F]``.
 
-The equations are those of :class:`recbole_adrrec.layers.attention.MixAttention` and its kernels, taken literally as
-public code of the field does. It is what time and memory of ours are held against, and serves nothing else.
+The equations are those of :class:`recbole_adrrec.layers.attention.MixAttention`,
+:class:`recbole_adrrec.layers.attention.AdaptiveMixAttention` and their kernels, taken literally as public code of the
+field does. It is what time and memory of ours are held against, and serves nothing else.
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``.
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``d`` hidden size, ``dh = d / H``, ``F`` features.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from recbole_adrrec.layers.attention import MixAttention, join_heads
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
 
 Feature = Callable[[Tensor, int, float, torch.dtype], Tensor]
@@ -49,7 +52,7 @@ FEATURES: dict[str, Feature] = {"sinusoid": sinusoid, "exponential": exponential
 
 @dataclass(frozen=True)
 class WrittenOutContext:
-    """What all layers share: embeddings of absolute heads, features of relative ones, Float[B, L, L, d] each."""
+    """What all layers share: embeddings of absolute kernels, features of relative ones, Float[B, L, L, F] each."""
 
     absolute: list[tuple[Tensor, Tensor]]
     phi: list[Tensor]
@@ -61,17 +64,14 @@ class WrittenOutKernels(nn.Module):
     Parameters
     ----------
     kernels : MixKernels
-        Ours; absolute kernels and the rates of relative ones are shared.
-    relative : list of str
-        Names of the relative kernels, out of ``FEATURES`` and ``distance``.
+        Ours; absolute kernels, tables and clocks of relative ones are shared.
     """
 
-    def __init__(self, kernels: MixKernels, relative: list[str]) -> None:
+    def __init__(self, kernels: MixKernels) -> None:
         super().__init__()
         self.kernels = kernels
-        self.names = relative
 
-    def forward(self, moments: Moments, dtype: torch.dtype) -> WrittenOutContext:
+    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> WrittenOutContext:
         """Make the features of a batch."""
         absolute = []
         for kernel in self.kernels.absolute:
@@ -79,29 +79,32 @@ class WrittenOutKernels(nn.Module):
             same = query is key
             query = self.kernels.dropout(query)
             absolute.append((query, query if same else self.kernels.dropout(key)))
-        pairs = zip(self.names, self.kernels.relative, strict=True)
+        pairs = zip(self.kernels.relative_names, self.kernels.relative, strict=True)
         return WrittenOutContext(absolute, [self._phi(name, kernel, moments, dtype) for name, kernel in pairs])
 
     @staticmethod
     def _phi(name: str, kernel: Any, moments: Moments, dtype: torch.dtype) -> Tensor:
+        rows, length = moments.position.shape
+        if kernel.is_bias:
+            return F.one_hot(kernel.buckets(moments), kernel.width).to(dtype).expand(rows, -1, -1, -1)
         if name == "distance":
-            rows, length = moments.position.shape
             place = torch.arange(length, device=moments.position.device)
             distance = (place.unsqueeze(1) - place).clamp(-kernel.max_distance, kernel.max_distance)
             return kernel.embedding(distance + kernel.max_distance).expand(rows, -1, -1, -1)
-        gap = (moments.query_time.unsqueeze(2) - moments.key_time.unsqueeze(1)).double() / kernel.time_unit
+        unit, freq = kernel.clock.tolist()
+        gap = (moments.query_time.unsqueeze(2) - moments.key_time.unsqueeze(1)).double() / unit
         # Row by row, so that the float64 angles of all rows are no part of the reference's memory.
-        out = torch.empty(*gap.shape, kernel.hidden_size, dtype=dtype, device=gap.device)
+        out = torch.empty(*gap.shape, kernel.width, dtype=dtype, device=gap.device)
         for row, of_row in enumerate(gap):
-            out[row] = FEATURES[name](of_row.unsqueeze(-1), kernel.hidden_size, kernel.kernel_freq, dtype)
+            out[row] = FEATURES[name](of_row.unsqueeze(-1), kernel.width, freq, dtype)
         return out
 
 
-def score(attention: MixAttention, query: Tensor, hidden: Tensor, context: WrittenOutContext) -> Tensor:
-    """Scores of all heads, Float[B, H, L, L], by their definition; the heads one after another."""
+def score_heads(attention: MixAttention, query: Tensor, hidden: Tensor, context: WrittenOutContext) -> Tensor:
+    """Scores of all heads, Float[B, H, L, L], by the definition of ``MixAttention``; the heads one after another."""
     scale = attention.scale
-    queries = attention.query(query).unflatten(-1, (attention.n_heads, -1)).unbind(2)
-    keys = attention.key(hidden).unflatten(-1, (attention.n_heads, -1)).unbind(2)
+    queries = attention.split(attention.query(query)).unbind(2)
+    keys = attention.split(attention.key(hidden)).unbind(2)
     scores = []
     for head, (on_query, on_key) in enumerate(context.absolute):
         asks = queries[head] + attention.absolute_query[head](on_query)
@@ -116,6 +119,38 @@ def score(attention: MixAttention, query: Tensor, hidden: Tensor, context: Writt
     return torch.stack(scores, 1)
 
 
+def score_adaptive(
+    attention: AdaptiveMixAttention, query: Tensor, hidden: Tensor, context: WrittenOutContext
+) -> Tensor:
+    """Scores of all heads, Float[B, H, L, L], by the definition of ``AdaptiveMixAttention``; one kernel after another.
+
+    ``q_i . k_j / sqrt(dh) + sum_m g_m(x_i) s_m(i, j)``.
+    """
+
+    def by_head(states: Tensor) -> Tensor:
+        return attention.split(states).transpose(1, 2)  # [B, H, L, dh]
+
+    queries, keys = by_head(attention.query(query)), by_head(attention.key(hidden))
+    content = queries @ keys.transpose(2, 3)
+    gates = attention.gate(query).permute(2, 0, 3, 1).unsqueeze(-1)  # [M, B, H, L, 1]
+    scores = content * attention.scale
+    for number, (on_query, on_key) in enumerate(context.absolute):
+        asks = queries + by_head(attention.absolute_query[number](on_query))
+        asked = keys + by_head(attention.absolute_key[number](on_key))
+        scores = scores + gates[number] * (asks @ asked.transpose(2, 3) - content) * attention.scale
+    tables = iter(attention.bias_tables)
+    keyed = iter(zip(attention.relative_key, attention.relative_bias, strict=True))
+    for gate, is_bias, phi in zip(gates[attention.n_absolute :], attention.is_bias, context.phi, strict=True):
+        if is_bias:
+            on_pair = (phi @ next(tables).T).permute(0, 3, 1, 2)
+        else:
+            projection, bias = next(keyed)
+            pair = attention.split(projection(phi)).permute(0, 3, 1, 2, 4)  # [B, H, L, L, dh]
+            on_pair = ((queries + bias.unsqueeze(1)).unsqueeze(3) * pair).sum(-1) * attention.scale
+        scores = scores + gate * on_pair
+    return scores
+
+
 def weights(scores: Tensor, mask: Tensor) -> Tensor:
     """Softmax over the allowed keys, zeros for a query without any."""
     lowest = torch.finfo(scores.dtype).min
@@ -127,32 +162,38 @@ class WrittenOutAttention(nn.Module):
 
     Parameters
     ----------
-    attention : MixAttention
+    attention : MixAttention or AdaptiveMixAttention
         Ours.
     """
 
-    def __init__(self, attention: MixAttention) -> None:
+    def __init__(self, attention: MixAttention | AdaptiveMixAttention) -> None:
         super().__init__()
         self.attention = attention
 
-    def forward(self, hidden: Tensor, mask: Tensor, context: WrittenOutContext, query: Tensor | None = None) -> Tensor:
-        """Attend; arguments as for ``Attention.forward``."""
+    def forward(
+        self, hidden: Tensor, layout: Layout, context: WrittenOutContext, query: Tensor | None = None
+    ) -> Tensor:
+        """Attend; arguments as for ``Attention.forward``, states padded."""
         ours = self.attention
-        found = weights(score(ours, hidden if query is None else query, hidden, context), mask)
-        values = ours.value(hidden).unflatten(-1, (ours.n_heads, -1)).transpose(1, 2)
-        return ours.output(join_heads(ours.dropout(found) @ values))
+        query = hidden if query is None else query
+        if isinstance(ours, MixAttention):
+            scores = score_heads(ours, query, hidden, context)
+        else:
+            scores = score_adaptive(ours, query, hidden, context)
+        found = weights(scores, layout.groups[0].mask)
+        values = ours.split(ours.value(hidden)).transpose(1, 2)
+        return ours.merge((ours.dropout(found) @ values).transpose(1, 2))
 
 
-def write_out(model: Any, relative: list[str]) -> None:
+def write_out(model: Any) -> None:
     """Let a model of ours with mix attention work the written-out way from now on, with its own parameters.
 
     Parameters
     ----------
     model : MixAttentionRecommender
         For example ADRRec.
-    relative : list of str
-        The names that it was made with, ``relative_kernels``.
     """
-    model.kernels = WrittenOutKernels(model.kernels, relative)
+    model.packs_rows = False
+    model.kernels = WrittenOutKernels(model.kernels)
     for layer in model.encoder.layers:
         layer.attention = WrittenOutAttention(layer.attention)

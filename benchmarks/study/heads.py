@@ -1,13 +1,15 @@
 """What each attention head does in a trained model of ours: what is lost without it, how sharply it looks, and at what.
 
-Heads are reached by hooks on the refinement that every attention's weights go through; no layer knows of this.
+Heads are reached by hooks on the refinement that every attention's weights go through, kernels of an adaptive mixture
+by hooks on their gates; no layer knows of this.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_adrrec.layers.attention import Attention, MixAttention
-from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.layers.relative_kernels import DistanceKernel
+from recbole_adrrec.explain import RelativeTerm, last_queries, relative_terms
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
+from recbole_adrrec.layers.kernels import MixKernels
 from study.loaded import Trained
 from study.plots import KernelCurve
 from study.robustness import drop_row
+
+Switch = Callable[[nn.Module, Mapping[int, Sequence[int]]], AbstractContextManager[None]]
+"""Switches heads or kernels off, by layer, while it lasts."""
 
 SIGMAS = (0.1, 0.3, 1.0)
 
@@ -36,19 +40,22 @@ def attentions(model: nn.Module) -> list[Attention]:
 
 def head_names(model: nn.Module, n_heads: int) -> list[tuple[str, str]]:
     """Name and kind (``absolute``, ``relative``, ``plain``) of each head, the same in all layers."""
-    kernels = next((part for part in model.modules() if isinstance(part, MixKernels)), None)
-    if kernels is None:
+    if not any(isinstance(part, MixAttention) for part in attentions(model)):
         return [(f"head {number}", "plain") for number in range(1, n_heads + 1)]
-    named = []
-    for kind, parts, known in (
-        ("absolute", kernels.absolute, ABSOLUTE_KERNELS),
-        ("relative", kernels.relative, RELATIVE_KERNELS),
-    ):
-        names: dict[type[nn.Module], str] = {kernel: name for name, kernel in known.items()}
-        named += [(names[type(part)], kind) for part in parts]
+    named = kernel_names(model)
     twice = {name for name, _ in named if sum(other == name for other, _ in named) > 1}
     return [
         (f"{name} (head {number})" if name in twice else name, kind) for number, (name, kind) in enumerate(named, 1)
+    ]
+
+
+def kernel_names(model: nn.Module) -> list[tuple[str, str]]:
+    """Name and kind (``absolute``, ``relative``) of each kernel of mix attention; none without any."""
+    kernels = next((part for part in model.modules() if isinstance(part, MixKernels)), None)
+    if kernels is None:
+        return []
+    return [(name, "absolute") for name in kernels.absolute_names] + [
+        (name, "relative") for name in kernels.relative_names
     ]
 
 
@@ -86,6 +93,41 @@ def silenced(model: nn.Module, heads: Mapping[int, Sequence[int]]) -> Iterator[N
                 return quiet
 
             handles.append(layers[layer - 1].refinement.register_forward_hook(silence))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def closed(model: nn.Module, kernels: Mapping[int, Sequence[int]]) -> Iterator[None]:
+    """While this lasts, gates of an adaptive mixture are closed.
+
+    Parameters
+    ----------
+    model : Module
+        With adaptive mix attention.
+    kernels : mapping of int to sequence of int
+        By layer, from 1, numbers of kernels, from 1, absolute ones first.
+    """
+    layers = [part for part in attentions(model) if isinstance(part, AdaptiveMixAttention)]
+    handles = []
+    try:
+        for layer, numbers in kernels.items():
+            attention = layers[layer - 1]
+
+            def close(
+                _: nn.Module,
+                inputs: Any,
+                gates: Tensor,
+                n_heads: int = attention.n_heads,
+                places: tuple[int, ...] = tuple(number - 1 for number in numbers),
+            ) -> Tensor:
+                by_kernel = gates.unflatten(-1, (-1, n_heads)).clone()
+                by_kernel[..., list(places), :] = 0.0
+                return by_kernel.flatten(-2)
+
+            handles.append(attention.gates.register_forward_hook(close))
         yield
     finally:
         for handle in handles:
@@ -137,6 +179,8 @@ def entropies(model: nn.Module) -> Iterator[list[_Entropy]]:
 def head_rows(trained: Trained, metric: str, clean: NDArray[Any]) -> list[dict[str, Any]]:
     """Drop of a metric without each head, and each head's entropy; then without all heads of a kind at once.
 
+    Of an adaptive mixture also without each kernel, in one layer and in all: its gate is zero.
+
     Parameters
     ----------
     trained : Trained
@@ -151,24 +195,35 @@ def head_rows(trained: Trained, metric: str, clean: NDArray[Any]) -> list[dict[s
         trained.values(metric)
     counts = [len(each.mean) for each in gathered]
     names = [head_names(model, count) for count in counts]
-    cases = [
+    layers = range(1, len(counts) + 1)
+    cases: list[tuple[Switch, dict[int, list[int]], dict[str, Any]]] = [
         (
+            silenced,
             {layer: [number]},
             {"layer": layer, "head": name, "kind": kind, "entropy": gathered[layer - 1].mean[number - 1]},
         )
         for layer, named in enumerate(names, 1)
         for number, (name, kind) in enumerate(named, 1)
     ]
+    adaptive = any(isinstance(part, AdaptiveMixAttention) for part in attentions(model))
+    switch: Switch = closed if adaptive else silenced
+    if adaptive:
+        names = [kernel_names(model)] * len(counts)
+        for number, (name, kind) in enumerate(names[0], 1):
+            told = {"head": f"{name} kernel", "entropy": None}
+            cases += [(closed, {layer: [number]}, {**told, "layer": layer, "kind": kind}) for layer in layers]
+            cases.append((closed, {layer: [number] for layer in layers}, {**told, "layer": "all", "kind": "all"}))
     for kind in ("absolute", "relative"):
         chosen = {
             layer: [number for number, (_, other) in enumerate(named, 1) if other == kind]
             for layer, named in enumerate(names, 1)
         }
         if any(chosen.values()):
-            cases.append((chosen, {"layer": "all", "head": f"all {kind} heads", "kind": "all", "entropy": None}))
+            what = f"all {kind} {'kernels' if adaptive else 'heads'}"
+            cases.append((switch, chosen, {"layer": "all", "head": what, "kind": "all", "entropy": None}))
     rows = []
-    for heads, told in tqdm(cases, desc="heads", unit="head", leave=False, disable=None):
-        with silenced(model, heads):
+    for without, chosen, told in tqdm(cases, desc="heads", unit="head", leave=False, disable=None):
+        with without(model, chosen):
             rows.append({**told, **drop_row(clean, trained.values(metric)[metric])})
     return rows
 
@@ -209,12 +264,13 @@ def disturbed(model: Any, sigma: float, seed: int = 0) -> Iterator[list[tuple[fl
         if not switched_on:
             return
         switched_on = False
+        layout = inputs[1]
         try:
-            clean = encoder(*inputs)[-1].flatten(2)
+            clean = layout.unpack(encoder(*inputs)[-1]).flatten(2)
         finally:
             switched_on = True
-        valid = inputs[1][:, 0].diagonal(dim1=1, dim2=2)
-        distance = (states[-1].flatten(2) - clean).norm(dim=-1) / clean.norm(dim=-1).clamp_min(1e-12)
+        valid = layout.valid
+        distance = (layout.unpack(states[-1]).flatten(2) - clean).norm(dim=-1) / clean.norm(dim=-1).clamp_min(1e-12)
         moved.append((float((distance * valid).sum().detach()), int(valid.sum())))
 
     handles = [layer.register_forward_pre_hook(add) for layer in model.encoder.layers]
@@ -246,96 +302,84 @@ def gap_grid(points: int = 120, around: int = 40, longest: float = LONGEST_GAP) 
 
 
 @contextmanager
-def mean_queries(model: nn.Module) -> Iterator[list[list[Tensor]]]:
-    """Gather, while this lasts, the projected query at each row's last event: a list of Float[B, d] for each layer."""
-    found: list[list[Tensor]] = []
+def last_terms(model: Any) -> Iterator[list[list[list[RelativeTerm]]]]:
+    """Gather, while this lasts, what relative kernels are multiplied with at each row's last event.
+
+    Yields
+    ------
+    list of list of list of RelativeTerm
+        By layer and batch, of kernels, then heads.
+    """
+    found: list[list[list[RelativeTerm]]] = []
     handles = []
-    last: dict[str, Tensor] = {}
-
-    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        valid = inputs[1][:, 0].diagonal(dim1=1, dim2=2)
-        last["place"] = (valid * torch.arange(1, valid.size(1) + 1, device=valid.device)).argmax(1)
-
     try:
         for attention in attentions(model):
-            if not isinstance(attention, MixAttention):
+            if not isinstance(attention, MixAttention | AdaptiveMixAttention):
                 continue
-            queries: list[Tensor] = []
-            found.append(queries)
+            found.append([])
 
-            def gather(_: nn.Module, __: Any, query: Tensor, queries: list[Tensor] = queries) -> None:
-                rows = torch.arange(len(query), device=query.device)
-                queries.append(query[rows, last["place"]].detach())
+            def gather(part: Any, inputs: tuple[Any, ...], of_layer: list[list[RelativeTerm]] = found[-1]) -> None:
+                of_layer.append(list(relative_terms(part, model.kernels, last_queries(*inputs))))
 
-            handles.append(attention.register_forward_pre_hook(note))
-            handles.append(attention.query.register_forward_hook(gather))
+            handles.append(attention.register_forward_pre_hook(gather))
         yield found
     finally:
         for handle in handles:
             handle.remove()
 
 
-@torch.no_grad()
-def kernel_curves(model: Any, queries: Sequence[Tensor], gaps: NDArray[np.float64], places: int) -> list[KernelCurve]:
-    """What the relative heads add to the score of an event, over its gap to the query.
+def mean_term(terms: Sequence[RelativeTerm]) -> RelativeTerm:
+    """The mean over the queries of several batches: its curve is the mean of their curves."""
+    projected, constant = (
+        torch.cat(parts).mean(0, keepdim=True)
+        for parts in ([each.projected for each in terms], [each.constant for each in terms])
+    )
+    return replace(terms[0], projected=projected, constant=constant)
+
+
+def kernel_curves(
+    layers: Sequence[Sequence[RelativeTerm]], gaps: NDArray[np.float64], places: int
+) -> list[KernelCurve]:
+    """What relative kernels add to the score of an event, over its gap to the query.
 
     Parameters
     ----------
-    model : SequenceRecommender
-        With mix-attention.
-    queries : sequence of Float[d]
-        For each layer a projected query (before scaling), mostly the mean over users: the heads' own part of
-        ``attention.query``'s output is used.
+    layers : sequence of sequence of RelativeTerm
+        For each layer, mostly the means over users.
     gaps : Float[g, n]
         Gaps in seconds for kernels of time, the first row zeros: a curve has the mean of each row, and its least and
         most.
     places : int
-        Distances from 0 to ``places - 1`` for the kernel of distance.
+        Distances from 0 to ``places - 1`` for kernels of distance.
 
     Returns
     -------
     list of KernelCurve
-        ``(q + b) . P phi(gap) / sqrt(dh)``, counted from its value at no gap. A softmax ignores what is added alike
-        to all events.
+        ``u . phi(gap)``, counted from its value at no gap. A softmax ignores what is added alike to all events. Where
+        a kernel is in several heads, a curve for each.
     """
-    kernels: MixKernels = model.kernels
-    mixed = [part for part in attentions(model) if isinstance(part, MixAttention)]
-    names: dict[type[nn.Module], str] = {kernel: name for name, kernel in RELATIVE_KERNELS.items()}
     curves = []
-    for layer, (attention, query) in enumerate(zip(mixed, queries, strict=True), 1):
-        by_head = (query.view(attention.n_heads, -1) * attention.scale)[attention.n_absolute :]
-        biased = by_head + attention.relative_bias * attention.scale
-        for head, kernel in enumerate(kernels.relative):
-            distance = isinstance(kernel, DistanceKernel)
-            # Keys before one moment: the last place asks, or, for gaps, any place at that moment.
-            keys = torch.zeros(1, places) if distance else -torch.from_numpy(gaps)
-            keys = keys.double().to(query.device)
-            moments = Moments(
-                torch.arange(keys.size(1), device=query.device).expand(keys.shape),
-                torch.zeros_like(keys),
-                keys,
-                torch.ones_like(keys, dtype=torch.bool),
-            )
-            projection = attention.relative_key[head]
-            projected = (biased[head] @ projection.weight).expand(*keys.shape, -1)
-            constant = (biased[head] * projection.bias).sum().expand(*keys.shape, 1)
-            scores = kernel(moments, query.dtype)(projected, constant)[:, -1].double().cpu().numpy()
-            added = scores[0, ::-1, None] if distance else scores
+    for layer, terms in enumerate(layers, 1):
+        names = [term.name for term in terms]
+        for term in terms:
+            by_place = np.arange(places, dtype=np.float64)
+            added = term.curve(by_place[:, None] if term.unit == "places" else gaps)
             added = added - added[0, 0]
-            x = np.arange(places) if distance else gaps.mean(1)
-            curves.append(KernelCurve(names[type(kernel)], layer, x, added.mean(1), added.min(1), added.max(1)))
+            x = by_place if term.unit == "places" else gaps.mean(1)
+            head = term.head if names.count(term.name) > 1 else None
+            curves.append(KernelCurve(term.name, layer, x, added.mean(1), added.min(1), added.max(1), head))
     return curves
 
 
 def learned_kernels(trained: Trained, metric: str) -> list[KernelCurve]:
-    """The curves of a model for the mean query of its test rows; none without relative heads."""
+    """The curves of a model, means over the last queries of its test rows; none without relative kernels."""
     model = trained.model
-    if not any(isinstance(part, MixAttention) and len(part.relative_key) for part in attentions(model)):
+    if not any(kind == "relative" for _, kind in kernel_names(model)):
         return []
-    with mean_queries(model) as found:
+    with last_terms(model) as found:
         trained.values(metric)
-    means = [torch.cat(list(each)).mean(0) for each in found]
-    return kernel_curves(model, means, gap_grid(), int(model.max_seq_length))
+    means = [[mean_term(terms) for terms in zip(*batches, strict=True)] for batches in found]
+    return kernel_curves(means, gap_grid(), int(model.max_seq_length))
 
 
 def one_users_attention(trained: Trained, events: int = 20) -> tuple[str, NDArray[Any], NDArray[Any] | None, list[str]]:

@@ -83,7 +83,7 @@ def write_measurement(
     told = {
         **facts,
         "format": 1,
-        "kernels": [{"kernel": curve.kernel, "layer": curve.layer} for curve in kernels],
+        "kernels": [{"kernel": curve.kernel, "layer": curve.layer, "head": curve.head} for curve in kernels],
         "attention_heads": None if attention is None else attention[2],
     }
     with AtomicFile(path) as file:
@@ -111,7 +111,12 @@ def _read(run: Run, path: Path) -> Measurement:
     facts = read_json(path)
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
         kernels = [
-            KernelCurve(told["kernel"], int(told["layer"]), **{part: arrays[f"{part}{number}"] for part in CURVE})
+            KernelCurve(
+                told["kernel"],
+                int(told["layer"]),
+                **{part: arrays[f"{part}{number}"] for part in CURVE},
+                head=told.get("head"),
+            )
             for number, told in enumerate(facts.get("kernels") or ())
         ]
         attention: Attention | None = None

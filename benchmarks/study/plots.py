@@ -291,10 +291,10 @@ SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 d"), (604800, "1 wk"), (315360
 
 @dataclass(frozen=True)
 class KernelCurve:
-    """What one relative head adds to a score; gaps in seconds, or in places for a kernel of distance.
+    """What one relative kernel adds to a score; gaps in seconds, or in places for a kernel of distance.
 
     ``low`` and ``high`` are the least and the most around each gap, where a kernel changes faster than gaps are told
-    apart here.
+    apart here. ``head`` is its number where the kernel is in several.
     """
 
     kernel: str
@@ -303,10 +303,16 @@ class KernelCurve:
     added: Array
     low: Array
     high: Array
+    head: int | None = None
+
+    @property
+    def where(self) -> str:
+        """Layer and head in words."""
+        return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
 
 
 def kernels(curves: Sequence[KernelCurve]) -> Figure:
-    """What relative heads add to the scores of the mean query, over the gap to the key; one panel for each kernel."""
+    """What relative kernels add to scores, mean of the last queries, over the gap to the key; a panel each."""
     names = list(dict.fromkeys(curve.kernel for curve in curves))
     figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * len(names)))
     for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
@@ -317,13 +323,13 @@ def kernels(curves: Sequence[KernelCurve]) -> Figure:
                 curve.gaps,
                 curve.added,
                 color=_colour(place),
-                linestyle=DASHES[place % len(DASHES)],
-                label=f"layer {curve.layer}",
+                linestyle=DASHES[(place if curve.head is None else curve.head - 1) % len(DASHES)],
+                label=curve.where,
             )
         axes.set_title(name)
         axes.set_ylabel("added to the score")
         axes.axhline(0, color=_ink(), linewidth=0.8)
-        if name == "distance":
+        if name in ("distance", "distance_bias"):
             axes.set_xlabel("places between query and key (events)")
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         else:

@@ -781,12 +781,12 @@ def _inside(analysis: Analysis) -> Iterator[Block]:
         name = f"{_slug(run.label)}-{run.protocol.key}"
         if each.kernels:
             listed = "; ".join(
-                f"{curve.kernel}, layer {curve.layer}: {curve.added.min():+.2f} to {curve.added.max():+.2f}"
+                f"{curve.kernel}, {curve.where}: {curve.added.min():+.2f} to {curve.added.max():+.2f}"
                 for curve in each.kernels
             )
             yield Shown(
                 f"kernels-{name}",
-                "What the relative heads add to the score of an earlier event, for the mean query of the test users; "
+                "What relative kernels add to the score of an earlier event, mean of the test users' last queries; "
                 "counted from its value at no gap, as a softmax ignores what all share. Bands: the least and the most "
                 f"around each gap. {where}.",
                 f"Line plots of learned kernels over the gap. {listed}.",

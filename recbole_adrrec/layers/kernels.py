@@ -76,6 +76,7 @@ class MixKernels(nn.Module):
             for name in names:
                 if name not in known:
                     raise ValueError(f"{option}: {name}; must be one of {', '.join(known)}")
+        self.absolute_names, self.relative_names = list(absolute), list(relative)
         self.absolute = nn.ModuleList(ABSOLUTE_KERNELS[name].build(settings) for name in absolute)
         pairs = [RELATIVE_KERNELS[name].build(settings) for name in relative]
         self.relative = nn.ModuleList(pairs)

@@ -13,16 +13,25 @@ from trained import train
 import recbole_adrrec
 from recbole_adrrec import cli, explain, pictures, plugin
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.layers.attention import MixAttention, captured_weights
-from recbole_adrrec.layers.intervals import IntervalAttention
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, captured_weights
 
 MODELS = {
-    "ADRRec": {"relative_kernels": ["sinusoid", "distance"]},
+    "ADRRec": {"relative_kernels": ["sinusoid", "distance"], "mixture": "heads", "n_heads": None},
     "ADRRec told": {
         "use_query_time": True,
         "relative_kernels": ["exponential", "log1p"],
         "absolute_kernels": ["hour", "day"],
+        "mixture": "heads",
+        "n_heads": None,
     },
+    "ADRRec adaptive": {
+        "relative_kernels": ["sinusoid", "gap_bias", "distance_bias", "distance"],
+        "day_spacing": 7,
+        "norm_order": "pre",
+    },
+    "ADRRec adaptive told": {"use_query_time": True, "relative_kernels": ["log1p", "gap_bias"]},
+    "ADRRec adaptive cloze": {"objective": "cloze", "relative_kernels": ["exponential", "distance_bias"]},
+    "ADRRec absolute": {"relative_kernels": []},
     "MEANTIME": {},
     "STOSA": {},
     "TiSASRec": {},
@@ -34,7 +43,7 @@ MODELS = {
     "AWRSR none": {"backbone": "sasrec", "refinement": "none"},
     "AWRSR trend": {"backbone": "sasrec", "trend_rank": 3, "use_query_time": True},
 }
-CLOZE = "MEANTIME"
+CLOZE = ("MEANTIME", "ADRRec adaptive cloze")
 LENGTH = 12
 
 
@@ -52,6 +61,12 @@ def recommenders(small_data, tmp_path_factory):
                     name.split()[0], small_data, folder / name.replace(" ", "_"), initializer_range=0.5, **options
                 )
             made[name] = recbole_adrrec.load(run.path)
+            # Untrained gates are closed, tables of biases zero.
+            generator = torch.Generator().manual_seed(1)
+            for part in made[name].model.modules():
+                if isinstance(part, AdaptiveMixAttention):
+                    for parameter in (part.gates.weight, *part.bias_tables):
+                        parameter.data.normal_(0, 0.5, generator=generator)
         return made[name]
 
     return get
@@ -73,10 +88,10 @@ def test_reasons_are_the_weights_of_the_last_query(recommenders, name):
     if "padded" not in name:  # there, padding has a share
         np.testing.assert_allclose(reasons.plain.sum(-1), 1, rtol=1e-5)
     items, times = recommender.history(user)
-    shown = LENGTH - (name == CLOZE)
+    shown = LENGTH - (name in CLOZE)
     assert reasons.items == items[-shown:]
     assert reasons.times.tolist() == times[-shown:].tolist()
-    assert reasons.asks_itself == (name == CLOZE)
+    assert reasons.asks_itself == (name in CLOZE)
     assert reasons.is_refined == (name.startswith("AWRSR") and "none" not in name)
     assert reasons.recommended == next(iter(recommender.recommend(user, top=5)))[1]
     if "none" not in name and "AWRSR" in name:
@@ -84,76 +99,120 @@ def test_reasons_are_the_weights_of_the_last_query(recommenders, name):
 
 
 def test_heads_are_named_by_what_they_know(recommenders):
-    assert explain.explain(recommenders("ADRRec"), recommenders("ADRRec").users[0]).heads == [
-        *("position", "day", "sinusoid", "distance")
-    ]
-    assert explain.explain(recommenders("STOSA"), recommenders("STOSA").users[0]).heads == ["head 1", "head 2"]
+    def heads(name):
+        return explain.explain(recommenders(name), recommenders(name).users[0]).heads
+
+    assert heads("ADRRec") == ["position", "day", "sinusoid", "distance"]
+    assert heads("STOSA") == heads("ADRRec adaptive") == ["head 1", "head 2"]
 
 
-def scores_of(model, row):
-    """Scores of the last query in each layer, [H, L], and those without what relative kernels add."""
-    with_kernels, queries = [], []
-    kinds = (MixAttention, IntervalAttention)
-    parts = [part for part in model.encoder.modules() if isinstance(part, kinds)]
-    originals = [part.score for part in parts]
+def last_scores(model, row):
+    """For each layer the scores of the last query, and what each relative kernel has in them, [H, L] each."""
+    layers = []
+    parts = [part for part in model.encoder.modules() if isinstance(part, Attention)]
 
     def watch(part, original):
-        def score(query, hidden, context):
-            found = original(query, hidden, context)
-            with_kernels.append(found[0, :, -1].detach())
-            queries.append((part, query.detach(), hidden.detach(), context))
-            return found
+        def score_parts(projected, context, group):
+            def last(**changes):
+                return torch.cat(original(projected._replace(**changes), context, group), 1)[0, :, -1].detach()
 
-        return score
+            pairs = projected.pairs
+            without = [[torch.zeros_like(pair) if pair is one else pair for pair in pairs] for one in pairs]
+            layers.append([last() - last(pairs=tuple(each)) for each in without])
+            return original(projected, context, group)
 
-    for part, original in zip(parts, originals, strict=True):
-        part.score = watch(part, original)
+        return score_parts
+
+    for part in parts:
+        part.score_parts = watch(part, part.score_parts)
     try:
         with torch.no_grad(), captured_weights(model.encoder):
             items, moments, _ = model._asked(row)
             model(items, moments)
     finally:
         for part in parts:
-            del part.score
-    return with_kernels, queries, moments
+            del part.score_parts
+    return layers, moments
 
 
-@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "MEANTIME", "AWRSR mix"])
+ADAPTIVE = ["ADRRec adaptive", "ADRRec adaptive told", "ADRRec adaptive cloze"]
+
+
+@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "MEANTIME", "AWRSR mix", *ADAPTIVE])
 def test_curves_are_what_relative_kernels_add_to_scores(recommenders, name):
     recommender = recommenders(name)
     user = recommender.users[4]
     moment = int(recommender.history(user)[1][-1]) + 90
     reasons = explain.explain(recommender, user, moment)
-    scores, queries, moments = scores_of(recommender.model, recommender.rows([user], moment))
+    layers, moments = last_scores(recommender.model, recommender.rows([user], moment))
     asked = float(moments.query_time[0, -1])
-    assert reasons.query_time == asked
+    if reasons.asks_itself or "told" in name:
+        assert reasons.query_time == asked
     gaps = {
         "seconds": asked - moments.key_time[0].double().numpy(),
-        "places": np.arange(len(scores[0][0]))[::-1].copy(),
+        "places": np.arange(moments.key_time.size(1), dtype=float)[::-1].copy(),
     }
-    assert len(reasons.kernels) == 2 * len(scores)
+    names = recommender.model.kernels.relative_names
+    heads_of = {
+        kernel: [1, 2] if name in ADAPTIVE or "AWRSR" in name else [len(reasons.heads) - len(names) + place + 1]
+        for place, kernel in enumerate(names)
+    }
+    assert [(kernel.layer, kernel.name, kernel.head) for kernel in reasons.kernels] == [
+        (layer, kernel, head) for layer in (1, 2) for kernel in names for head in heads_of[kernel]
+    ]
     for kernel in reasons.kernels:
-        part, query, hidden, _ = queries[kernel.layer - 1]
-        place = kernel.head - 1
-        content = part._scaled_query(query)[0, place, -1] @ part._split(part.key(hidden))[0, place].T
-        added = (scores[kernel.layer - 1][place] - content).detach().numpy()
+        added = layers[kernel.layer - 1][names.index(kernel.name)][kernel.head - 1].numpy()
         np.testing.assert_allclose(kernel.curve(gaps[kernel.unit]), added, rtol=1e-3, atol=2e-4)
         assert np.ptp(added) > 1e-3
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, "ADRRec absolute"])
+def test_gates_are_those_of_the_last_query(recommenders, name):
+    recommender = recommenders(name)
+    user = recommender.users[4]
+    reasons = explain.explain(recommender, user)
+    found = []
+    parts = [part for part in recommender.model.modules() if isinstance(part, AdaptiveMixAttention)]
+    handles = [part.gates.register_forward_hook(lambda _, __, gates: found.append(gates[-1])) for part in parts]
+    recommender.model.explain(recommender.rows([user]))
+    for handle in handles:
+        handle.remove()
+    kernels = recommender.model.kernels
+    assert reasons.gated == ["position", "day", *kernels.relative_names]
+    np.testing.assert_allclose(reasons.gates.reshape(2, -1), torch.stack(found).detach().numpy(), rtol=1e-5)
+    assert reasons.gates.shape == (2, len(reasons.gated), 2)
+
+
+def test_a_curve_of_places_knows_later_places(recommenders):
+    recommender = recommenders("ADRRec adaptive")
+    reasons = explain.explain(recommender, recommender.users[4])
+    kernel = next(kernel for kernel in reasons.kernels if kernel.name == "distance_bias")
+    gaps = np.array([[3.0, -2.0], [0.0, 200.0]])
+    table = recommender.model.encoder.layers[0].attention.bias_tables[1][0].detach().double()
+    wanted = reasons.gates[0, 4, 0] * table[torch.tensor([[3, 34], [0, 31]])].numpy()
+    np.testing.assert_allclose(kernel.curve(gaps), wanted, rtol=1e-5)
 
 
 def test_curves_of_tisasrec_are_what_intervals_add_to_scores(recommenders):
     recommender = recommenders("TiSASRec")
     user = recommender.users[4]
     reasons = explain.explain(recommender, user)
-    scores, queries, moments = scores_of(recommender.model, recommender.rows([user]))
+    row = recommender.rows([user])
+    model = recommender.model
+    _, moments, _ = model._asked(row)
     gaps = (moments.key_time[0, -1] - moments.key_time[0]).double().numpy()
+    index = model.kernels.intervals(moments.key_time, model.kernels.units(moments))[0, -1]
+    queries = []
+    attentions = [layer.attention for layer in model.encoder.layers]
+    handles = [part.query.register_forward_hook(lambda _, __, out: queries.append(out[-1])) for part in attentions]
+    model.explain(row)
+    for handle in handles:
+        handle.remove()
     assert len(reasons.kernels) == 2 * 2
     for kernel in reasons.kernels:
-        part, query, hidden, context = queries[kernel.layer - 1]
-        place = kernel.head - 1
-        keys = part._split(part.key(hidden) + context.position_key)[0, place]
-        content = part._scaled_query(query)[0, place, -1] @ keys.T
-        added = (scores[kernel.layer - 1][place] - content).detach().numpy()
+        own = slice(8 * kernel.head - 8, 8 * kernel.head)
+        keys = model.kernels.interval_key.weight[index, own]
+        added = (keys @ queries[kernel.layer - 1][own] / 8**0.5).detach().numpy()
         np.testing.assert_allclose(kernel.curve(gaps), added, rtol=1e-3, atol=1e-4)
         assert np.ptp(added) > 1e-3
 
@@ -219,6 +278,23 @@ def test_a_page_has_titles_weights_and_kernels_and_needs_nothing_else(recommende
     (kernel, *_) = [kernel for kernel in reasons.kernels if kernel.unit == "seconds"]
     for value in kernel.curve(np.array([gap for _, gap in pictures.GAPS], dtype=float)):
         assert f">{value:.3f}<" in text
+
+
+def test_a_page_has_the_gates_of_each_head(recommenders):
+    reasons = explain.explain(recommenders("ADRRec adaptive"), recommenders("ADRRec adaptive").users[4])
+    page = pictures.page(reasons, {})
+    text, drawing = page.decode(), svg(page)
+    for gate in reasons.gates.ravel():
+        assert f">{gate:.3f}<" in text
+        assert f"{gate:.2f}" in drawing
+    for word in ("gap_bias, head 2", "position, head 1", "gap in places", "gap in days", "layer 2", "gate of the last"):
+        assert word in drawing
+    assert "gap_bias, layer 2, head 2" in text
+    absolute = pictures.page(explain.explain(recommenders("ADRRec absolute"), "196"), {})
+    assert "day, head 2" in svg(absolute)
+    assert "gap in" not in svg(absolute)
+    for name in ("ADRRec", "TiSASRec"):
+        assert "gate" not in svg(pictures.page(explain.explain(recommenders(name), "196"), {}))
 
 
 def test_refined_weights_stand_beside_plain_ones(recommenders):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import report
 import torch
-from helpers import FIRST_TIME, build, rows
+from helpers import FIRST_TIME, build, rows, written_out_features
 from recbole.data.interaction import Interaction
 from study import heads, loaded, measurements, robustness, runs
 from study import plan as plans
@@ -182,8 +182,10 @@ def test_what_is_lost_is_a_share():
 # Heads
 
 
+HEADS = {"mixture": "heads", "n_heads": None}
 MODELS = [
     (ADRRec, {"hidden_size": 16}),
+    (ADRRec, HEADS),
     (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
     (STOSA, {"loss_type": "BPR"}),
     (TiSASRec, {}),
@@ -215,7 +217,7 @@ def test_a_silenced_head_gives_nothing(model_class, changes):
 
 
 def test_silencing_is_zeroing_the_heads_share_of_the_output_map():
-    model = build(ADRRec)
+    model = build(ADRRec, **HEADS)
     batch = rows([7, 4, 2])
     with heads.silenced(model, {1: [2, 3]}):
         silent = model.full_sort_predict(batch)
@@ -225,8 +227,26 @@ def test_silencing_is_zeroing_the_heads_share_of_the_output_map():
     torch.testing.assert_close(model.full_sort_predict(batch), silent)
 
 
+def test_a_closed_kernel_is_one_that_is_not_there():
+    names = ["sinusoid", "gap_bias"]
+    model = build(ADRRec, relative_kernels=names)
+    for layer in model.encoder.layers:
+        layer.attention.bias_tables[0].data.normal_()
+    batch = rows([7, 4, 2])
+    before = model.full_sort_predict(batch)
+    with heads.closed(model, {1: [2, 4], 2: [1]}):
+        quiet = model.full_sort_predict(batch)
+    first, second = heads.attentions(model)
+    for attention, places in ((first, (1, 3)), (second, (0,))):
+        for place in places:
+            attention.gates.weight.data.view(4, 2, -1)[place] = 0
+            attention.gates.bias.data.view(4, 2)[place] = 0
+    assert (quiet - before).abs().max() > 1e-6
+    torch.testing.assert_close(model.full_sort_predict(batch), quiet)
+
+
 def test_heads_that_are_not_there_are_refused():
-    model = build(ADRRec)
+    model = build(ADRRec, **HEADS)
     with pytest.raises(ValueError, match="layer: 3; must be from 1 to 2"), heads.silenced(model, {3: [1]}):
         pass
     with pytest.raises(ValueError, match=r"heads: \[5\]; must be from 1 to 4"), heads.silenced(model, {1: [5]}):
@@ -235,7 +255,9 @@ def test_heads_that_are_not_there_are_refused():
 
 
 def test_heads_are_named_by_their_kernels():
-    model = build(ADRRec, absolute_kernels=["constant", "day", "constant"], relative_kernels=["distance"])
+    kernels = {"absolute_kernels": ["constant", "day", "constant"], "relative_kernels": ["distance"]}
+    model = build(ADRRec, **kernels, day_spacing=7, **HEADS)
+    assert heads.head_names(build(ADRRec, **kernels), 2) == [("head 1", "plain"), ("head 2", "plain")]
     assert heads.head_names(model, 4) == [
         ("constant (head 1)", "absolute"),
         ("day", "absolute"),
@@ -246,7 +268,7 @@ def test_heads_are_named_by_their_kernels():
 
 
 def test_entropy_against_its_definition():
-    model = build(ADRRec)
+    model = build(ADRRec, **HEADS)
     batch = rows([7, 4, 1])
     with heads.entropies(model) as gathered:
         model.full_sort_predict(batch)
@@ -307,63 +329,79 @@ def test_noise_is_as_large_as_it_says():
 # Learned kernels
 
 
+def terms_of(model, batch):
+    """Mean terms of each layer for one batch."""
+    with heads.last_terms(model) as found:
+        model.full_sort_predict(batch)
+    return [[heads.mean_term(terms) for terms in zip(*batches, strict=True)] for batches in found]
+
+
+def last_states(model, batch):
+    """Mean state that the second layer's query map gets at the last events of a batch, Float[d]."""
+    seen = []
+    handle = heads.attentions(model)[1].query.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.packs_rows = False
+    model.full_sort_predict(batch)
+    model.packs_rows = True
+    handle.remove()
+    last = batch["item_length"] - (1 if model.objective == "causal" else 0)
+    return seen[0][torch.arange(len(last)), last].detach()
+
+
+@pytest.mark.parametrize("objective", ["causal", "cloze"])
 @pytest.mark.parametrize("kernel", ["sinusoid", "exponential", "log1p"])
-def test_curves_are_what_the_scores_get(kernel):
-    model = build(ADRRec, absolute_kernels=["position"], relative_kernels=[kernel], time_unit=60.0)
+def test_curves_are_what_the_scores_get(kernel, objective):
+    options = {"absolute_kernels": ["position"], "relative_kernels": [kernel], "time_unit": 60.0, **HEADS}
+    model = build(ADRRec, **options, objective=objective)
     gaps = np.array([[0.0], [60.0], [3600.0], [86400.0]])
-    queries = [torch.randn(16, dtype=torch.float64, generator=torch.Generator().manual_seed(layer)) for layer in (1, 2)]
-    curves = heads.kernel_curves(model, queries, gaps, places=4)
-    assert [(curve.kernel, curve.layer) for curve in curves] == [(kernel, 1), (kernel, 2)]
-    for curve, query, attention in zip(curves, queries, heads.attentions(model), strict=True):
-        scaled = gaps[:, 0] / 60.0
-        rate = model.kernels.relative[0].kernel_freq ** (-np.arange(0, 16, 2 if kernel == "sinusoid" else 1) / 16)
-        angle = scaled[:, None] * rate
-        features = {
-            "sinusoid": lambda angle=angle: np.concatenate([np.sin(angle), np.cos(angle)], 1),
-            "exponential": lambda angle=angle: np.exp(-angle),
-            "log1p": lambda angle=angle: np.log1p(angle),
-        }[kernel]()
-        projection = attention.relative_key[0]
-        phi = projection(torch.from_numpy(features)).detach().numpy()
-        asked = ((query.view(2, 8)[1] + attention.relative_bias[0]) / 8**0.5).detach().numpy()
-        wanted = phi @ asked
-        np.testing.assert_allclose(curve.added, wanted - wanted[0], rtol=0, atol=1e-9)
-        np.testing.assert_allclose(curve.gaps, gaps[:, 0])
-
-
-def test_distance_curves_read_the_table():
-    model = build(ADRRec, absolute_kernels=["position"], relative_kernels=["distance"], max_distance=3)
-    query = torch.randn(16, dtype=torch.float64)
-    curve = heads.kernel_curves(model, [query, query], np.zeros((1, 1)), places=6)[0]
-    attention, table = heads.attentions(model)[0], model.kernels.relative[0].embedding.weight
-    phi = attention.relative_key[0](table)
+    batch = rows([6, 3, 5])
+    curves = heads.kernel_curves(terms_of(model, batch), gaps, places=4)
+    assert [(curve.kernel, curve.layer, curve.head) for curve in curves] == [(kernel, 1, None), (kernel, 2, None)]
+    attention = heads.attentions(model)[1]
+    query = attention.query(last_states(model, batch)).mean(0)
+    features = written_out_features(
+        kernel, torch.from_numpy(gaps), torch.zeros(4, 1, dtype=torch.float64), 16, 60.0, 10000.0
+    )[:, 0, 0]
     asked = (query.view(2, 8)[1] + attention.relative_bias[0]) / 8**0.5
-    wanted = (phi @ asked)[3:].detach().numpy()  # distances 0 to 3; farther ones share the last
-    np.testing.assert_allclose(curve.added, wanted[[0, 1, 2, 3, 3, 3]] - wanted[0], atol=1e-12)
-    np.testing.assert_array_equal(curve.gaps, np.arange(6))
+    wanted = (attention.relative_key[0](features) @ asked).detach().numpy()
+    np.testing.assert_allclose(curves[1].added, wanted - wanted[0], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(curves[1].gaps, gaps[:, 0])
+
+
+@pytest.mark.parametrize("kernel", ["distance", "distance_bias"])
+def test_curves_of_adaptive_mixtures_have_their_gates(kernel):
+    model = build(ADRRec, relative_kernels=[kernel], max_distance=3)
+    batch = rows([6, 3, 5])
+    attention = heads.attentions(model)[1]
+    attention.gates.weight.data.normal_()
+    if kernel == "distance_bias":
+        attention.bias_tables[0].data.normal_()
+    curves = heads.kernel_curves(terms_of(model, batch), np.zeros((1, 1)), places=6)
+    assert [(curve.kernel, curve.layer, curve.head) for curve in curves] == [
+        (kernel, layer, head) for layer in (1, 2) for head in (1, 2)
+    ]
+    states = last_states(model, batch)
+    gates = attention.gate(states)[:, 2]  # [B, H]
+    for head, curve in enumerate(curves[2:]):
+        if kernel == "distance_bias":
+            by_row = attention.bias_tables[0][head, :6].expand(3, -1)
+        else:
+            projection = attention.relative_key[0].weight[8 * head : 8 * head + 8]
+            asked = (attention.query(states).view(3, 2, 8)[:, head] + attention.relative_bias[0, head]) / 8**0.5
+            by_row = asked @ projection @ model.kernels.relative[0].embedding.weight.T[:, [3, 4, 5, 6, 6, 6]]
+        wanted = (gates[:, head, None] * by_row).mean(0).detach().numpy()
+        np.testing.assert_allclose(curve.added, wanted - wanted[0], atol=1e-12)
+        np.testing.assert_array_equal(curve.gaps, np.arange(6))
 
 
 def test_a_band_says_what_is_between_the_points():
-    model = build(ADRRec, relative_kernels=["sinusoid"], absolute_kernels=["position"])
-    curve = heads.kernel_curves(model, [torch.ones(16).double()] * 2, heads.gap_grid(30, 8), places=2)[0]
+    model = build(ADRRec, relative_kernels=["sinusoid"], absolute_kernels=["position"], **HEADS)
+    curve = heads.kernel_curves(terms_of(model, rows([6, 3])), heads.gap_grid(30, 8), places=2)[0]
     assert len(curve.gaps) == 31
     assert (curve.low <= curve.added).all()
     assert (curve.added <= curve.high).all()
     assert curve.added[0] == curve.low[0] == curve.high[0] == 0
     assert (curve.high - curve.low)[-1] > 1e-6
-
-
-@pytest.mark.parametrize("objective", ["causal", "cloze"])
-def test_queries_are_those_of_the_last_event(objective):
-    model = build(ADRRec, objective=objective)
-    batch = rows([6, 3])
-    seen = []
-    handle = heads.attentions(model)[1].query.register_forward_hook(lambda _, __, out: seen.append(out))
-    with heads.mean_queries(model) as found:
-        model.full_sort_predict(batch)
-    handle.remove()
-    last = torch.tensor([6, 3]) - (1 if objective == "causal" else 0)
-    torch.testing.assert_close(found[1][0], seen[0][torch.arange(2), last].detach())
 
 
 # A trained model
@@ -415,13 +453,18 @@ def test_a_saved_model_gives_its_run_again_and_is_measured(small_data, tmp_path,
     assert measurements.measured_kinds(plan.results, spec.id) == {"robustness", "heads", "noise"}
     assert {row["kind"]: row["clean"] for row in told["robustness"]} == dict.fromkeys(KINDS, again["ndcg@10"].mean())
     (found,) = measurements.read_measurements(Results.read(plan.results))
-    assert [curve.kernel for curve in found.kernels] == ["sinusoid", "distance"] * 2
+    assert [(curve.kernel, curve.head) for curve in found.kernels] == [
+        ("sinusoid", 1), ("sinusoid", 2), ("distance", 1), ("distance", 2)
+    ] * 2  # fmt: skip
     plain, refined, names = found.attention
-    assert names == ["position", "day", "sinusoid", "distance"]
+    assert names == ["head 1", "head 2"]
     assert refined is None
     np.testing.assert_allclose(plain.sum(-1), 1, atol=1e-5)
-    entropies = [row["entropy"] for row in found.heads if row["layer"] != "all"]
-    assert len(entropies) == 8
+    entropies = [row["entropy"] for row in found.heads if row["kind"] == "plain"]
+    assert len(entropies) == 4
     assert all(0 < entropy < 1 for entropy in entropies)
-    assert {row["head"] for row in found.heads if row["layer"] == "all"} == {"all absolute heads", "all relative heads"}
+    kernels = {f"{name} kernel" for name in ("position", "day", "sinusoid", "distance")}
+    by_layer = {layer: {row["head"] for row in found.heads if row["layer"] == layer} for layer in (1, 2, "all")}
+    assert by_layer[1] == by_layer[2] == kernels | {"head 1", "head 2"}
+    assert by_layer["all"] == kernels | {"all absolute kernels", "all relative kernels"}
     assert not trained.model.__dict__.get("full_sort_predict")
