@@ -104,7 +104,7 @@ def test_queries_know_their_events_time_and_not_when_they_are_asked():
     kernels, at = intervals(), moments()
     later = Moments(at.position, at.query_time + 10**6, at.key_time, at.valid, at.user)
     layout = Layout.grouped(at.valid, True)
-    now, then = (kernels(moments_, layout, torch.float64).index for moments_ in (at, later))
+    now, then = (kernels(each, layout, torch.float64).index for each in (at, later))
     assert len(now) == len(layout.groups) == 2
     assert all(torch.equal(index, other) for index, other in zip(now, then, strict=True))
 
