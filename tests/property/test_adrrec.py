@@ -42,9 +42,7 @@ def mix_of(mixture, names, width, clock, max_distance):
     kernels = MixKernels(absolute, relative, settings_, 0.0)
     if mixture == "heads":
         return kernels, MixAttention(width, len(absolute), len(relative), 0.0)
-    attention = AdaptiveMixAttention(
-        width, 2, len(absolute), kernels.relative_widths, kernels.relative_is_bias, 0.0
-    )
+    attention = AdaptiveMixAttention(width, 2, len(absolute), kernels.relative_widths, kernels.relative_is_bias, 0.0)
     with torch.no_grad():
         for parameter in (attention.gates.weight, attention.gates.bias, *attention.bias_tables):
             parameter.normal_()

@@ -339,6 +339,19 @@ def test_without_refinement_awrsr_on_sasrec_is_its_parts():
     assert_equal_models(ours, theirs)
 
 
+@pytest.mark.parametrize("block", [{}, {"norm_order": "pre", "item_head": "projected", "n_heads": 4}])
+def test_an_adaptive_mixture_without_kernels_is_sasrec(block):
+    """To the last bit, with dropout: AWRSR's backbone sasrec without refinement."""
+    changes = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, **block}
+    theirs = helpers.build(AWRSR, dtype=torch.float32, refinement="none", **changes)
+    kernels = {"absolute_kernels": [], "relative_kernels": []}
+    ours = helpers.build(ADRRec, seed=1, dtype=torch.float32, **kernels, **changes)
+    lacking = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not lacking.unexpected_keys
+    assert not [name for name in lacking.missing_keys if ours.state_dict()[name].numel() and name != "noise.step"]
+    assert_equal_models(ours, theirs)
+
+
 def assert_equal_models(ours, theirs):
     row, window = helpers.rows([7, 3, 1]), helpers.rows([7, 3, 1], targets="causal")
     assert torch.equal(ours.full_sort_predict(row), theirs.full_sort_predict(row))
@@ -346,7 +359,7 @@ def assert_equal_models(ours, theirs):
         losses = loss_of(ours, batch), loss_of(theirs, batch)
         assert torch.equal(*losses)
         gradients = [
-            torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+            torch.autograd.grad(loss, [part for part in model.parameters() if part.numel()], allow_unused=True)
             for loss, model in zip(losses, (ours, theirs), strict=True)
         ]
         for gradient, other in zip(*gradients, strict=True):
