@@ -700,12 +700,7 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
         )
     paired = "sinusoid" in config["relative_kernels"]
     if config.get("mixture") == "adaptive":
-        _check_heads({**config, "n_heads": config.get("n_heads") or 2})
-        if paired and config.get("hidden_size", 2) % 2:
-            raise OptionError(
-                f"hidden_size: {config['hidden_size']} is odd, but the sinusoid kernel pairs sines with "
-                "cosines; choose an even one, or leave sinusoid out"
-            )
+        _check_heads({**config, "n_heads": config.get("n_heads") or 2}, paired)
         return
     heads = len(_kernels(config))
     if heads == 0:
@@ -724,32 +719,26 @@ def _check_kernels(config: Mapping[str, Any], model: str) -> None:
             f"n_heads: {config['n_heads']} means nothing with mixture heads, which has one head for each "
             f"of its {heads} kernels; leave it out, or choose mixture adaptive"
         )
-    width = config.get("hidden_size", heads)
+    width = config.get("hidden_size", 2 * heads)
+    _check_width(width, heads, paired, f"{heads} kernels (heads)", ", or change absolute_kernels/relative_kernels")
+
+
+def _check_heads(config: Mapping[str, Any], paired: bool = False) -> None:
+    width, heads = config.get("hidden_size"), config.get("n_heads")
+    if width is not None and heads is not None:
+        _check_width(width, heads, paired, f"n_heads, {heads}")
+
+
+def _check_width(width: int, heads: int, paired: bool, among: str, remedy: str = "") -> None:
+    """Refuse a width that heads can't share, or, where ``paired``, an odd one."""
     step = math.lcm(heads, 2) if paired else heads
     if width % step == 0:
         return
     below = width // step * step
     near = f"{below} or {below + step}" if below else f"{step}"
-    fault = (
-        f"cannot be divided among {heads} kernels (heads)"
-        if width % heads
-        else "is odd, but the sinusoid kernel pairs sines with cosines"
-    )
-    raise OptionError(
-        f"hidden_size: {width} {fault}; choose a multiple of {step}, for instance {near}, or change "
-        "absolute_kernels/relative_kernels"
-    )
-
-
-def _check_heads(config: Mapping[str, Any]) -> None:
-    width, heads = config.get("hidden_size"), config.get("n_heads")
-    if width is None or heads is None or width % heads == 0:
-        return
-    near = f"{width // heads * heads} or {width // heads * heads + heads}" if width > heads else str(heads)
-    raise OptionError(
-        f"hidden_size: {width} cannot be divided among n_heads, {heads}; choose a multiple of {heads}, for instance "
-        f"{near}"
-    )
+    odd = "is odd, but the sinusoid kernel pairs sines with cosines"
+    fault = f"cannot be divided among {among}" if width % heads else odd
+    raise OptionError(f"hidden_size: {width} {fault}; choose a multiple of {step}, for instance {near}{remedy}")
 
 
 def _check_layout(config: Mapping[str, Any], backbone: str) -> None:

@@ -115,8 +115,8 @@ class DayKernel(TimeTableKernel):
 
     @classmethod
     def build(cls, settings: KernelSettings) -> AbsoluteKernel:
-        """Make the kernel from the settings shared by all: smooth where knots are more than a day apart."""
-        if settings.day_spacing > 1:
+        """Make the kernel from the settings shared by all: smooth unless each day has a row."""
+        if settings.day_spacing != 1:
             return SmoothDayKernel(settings.hidden_size, settings.trained_days(), settings.day_spacing)
         return cls(settings.hidden_size, settings.trained_days())
 

@@ -33,6 +33,7 @@ SMALL = {
 
 RUNS = {
     "ADRRec": {"model": "ADRRec", "n_layers": 2},
+    "ADRRec, heads": {"model": "ADRRec", "mixture": "heads", "time_unit": 3600, "item_head": "projected"},
     "MEANTIME": {"model": "MEANTIME"},
     "TiSASRec": {"model": "TiSASRec", "time_span": 20},
     "TiSASRec, BCE": {"model": "TiSASRec", "time_span": 20, "loss_type": "BCE"},
@@ -55,7 +56,6 @@ RUNS = {
         "n_negatives": 64,
         "label_smoothing": 0.1,
         "trend_rank": 4,
-        "eval_item_chunk": 100,
     },
     **{
         f"AWRSR, {refinement}, {backbone}": {

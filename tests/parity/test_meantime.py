@@ -5,7 +5,7 @@ import torch
 
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.moments import Clock, Moments
 from recbole_adrrec.losses import item_cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers
@@ -39,13 +39,13 @@ def test_kernel_features(file, name):
     written_out = helpers.written_out_features(name, times, times, width, unit, freq)
     torch.testing.assert_close(written_out, golden[name], rtol=0, atol=1e-9)
 
-    kernel = RELATIVE_KERNELS[name](width, unit, freq)
+    kernel = RELATIVE_KERNELS[name](width, Clock(unit, freq))
     valid = times > 0
     scorer = kernel(Moments(torch.zeros_like(times), times, times, valid), torch.float64)
     # A unit vector as the projected query picks one feature.
     rows, length = times.shape
     features = [
-        scorer(unit_vector.expand(rows, length, width), torch.zeros(rows, length, 1).double())
+        scorer(unit_vector.expand(rows, 1, length, width), None).squeeze(1)
         for unit_vector in torch.eye(width, dtype=torch.float64)
     ]
     # Padding has time 0: 1.3e9 seconds from an event, an angle that float64 itself rounds to 1e-7.
@@ -84,9 +84,9 @@ def parameter_names(n_layers, n_absolute, n_relative):
     return names
 
 
-@pytest.fixture(scope="module")
-def golden_model():
-    """The reference's numbers, our model with the reference's weights, and its run."""
+@pytest.fixture(scope="module", params=[False, True], ids=["padded", "packed"])
+def golden_model(request):
+    """The reference's numbers, our model with the reference's weights, and its run in either layout."""
     golden, meta = load(GOLDEN / "meantime_model.npz")
     absolute = [SHORT_NAMES[name] for name in meta["absolute"].split("-")]
     relative = [SHORT_NAMES[name] for name in meta["relative"].split("-")]
@@ -112,6 +112,7 @@ def golden_model():
         use_query_time=True,
         MAX_ITEM_LIST_LENGTH=tokens.size(1),
     )
+    model.packs_rows = request.param
     assert model.mask_token == meta["mask_token"]
     names = parameter_names(meta["blocks"], len(absolute), len(relative))
     load_weights(model, names, parameters)
@@ -131,6 +132,7 @@ def golden_model():
         "hidden": hidden.detach(),
         "loss": loss.detach(),
         "weights": weights,
+        "groups": model._layout(moments.valid).groups,
         "scores": model.head(hidden, table).detach(),
     }
     run["tokens"], run["times"] = tokens, times
@@ -146,12 +148,19 @@ def test_hidden_states(golden_model):
 
 def test_attention_of_every_layer(golden_model):
     golden, _, _, length, run = golden_model
-    assert len(run["weights"]) == sum(name.startswith("output.attn_layer") for name in golden)
-    for layer, weights in enumerate(run["weights"]):
-        expected = golden[f"output.attn_layer{layer}"]
-        for row, count in enumerate(length):
-            close(weights.refined[row, :, :count, :count], expected[row, :, -count:, -count:])
-            assert torch.equal(weights.plain, weights.refined)
+    n_layers, n_groups = sum(name.startswith("output.attn_layer") for name in golden), len(run["groups"])
+    assert len(run["weights"]) == n_layers * n_groups
+    compared = []
+    for number, weights in enumerate(run["weights"]):
+        group = run["groups"][number % n_groups]
+        expected = golden[f"output.attn_layer{number // n_groups}"]
+        rows = torch.arange(len(length))[group.places] if group.rows is None else group.rows
+        for row, own in zip(rows.tolist(), weights.refined, strict=True):
+            count = length[row]
+            close(own[:, :count, :count], expected[row, :, -count:, -count:])
+            compared.append(row)
+        assert torch.equal(weights.plain, weights.refined)
+    assert sorted(compared) == sorted(list(range(len(length))) * n_layers)
 
 
 def test_scores_at_the_last_place(golden_model):

@@ -6,7 +6,7 @@ import torch
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
 from recbole_adrrec.layers.heads import GaussianItemHead
-from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.losses import bayesian_personalized_ranking, positive_versus_negative
 from recbole_adrrec.models.stosa import stosa_layer
 from tests import helpers
@@ -47,7 +47,7 @@ def test_outputs_attention_and_gradients(golden_layer):
     valid = golden["input.valid"]
     states = torch.stack([golden["input.mean"], golden["input.cov"]], -2)
     with captured_weights(layer) as weights:
-        output = layer(states, attention_mask(valid, causal=True), None)
+        output = layer(states, Layout.padded(valid, causal=True), None)
     close(output[..., 0, :][valid], golden["output.mean"][valid])
     close(output[..., 1, :][valid], golden["output.cov"][valid])
     queries = valid[:, None, :, None]

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recbole_adrrec.layers.attention import MixAttention, captured_weights
+from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention, captured_weights
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.masks import attention_mask
-from recbole_adrrec.layers.moments import KernelSettings, Moments
+from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.moments import Clock, KernelSettings, Moments
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
@@ -29,7 +29,24 @@ ALL_KERNELS = {
 lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=4)
 seeds = st.integers(0, 10_000)
 objectives = st.sampled_from(["causal", "cloze"])
+mixtures = st.sampled_from(["adaptive", "heads"])
 row_kinds = st.sampled_from(["row", "sequence"])
+
+
+def mix_of(mixture, names, width, clock, max_distance):
+    """Kernels, all their names or those that may have a head of their own, and an attention over them."""
+    absolute, relative = names
+    if mixture == "heads":
+        relative = [name for name in relative if not RELATIVE_KERNELS[name].is_bias]
+    settings_ = KernelSettings(width, 9, lambda: torch.arange(3), lambda: clock, max_distance=max_distance)
+    kernels = MixKernels(absolute, relative, settings_, 0.0)
+    if mixture == "heads":
+        return kernels, MixAttention(width, len(absolute), len(relative), 0.0)
+    attention = AdaptiveMixAttention(width, 2, len(absolute), kernels.relative_widths, kernels.relative_is_bias, 0.0)
+    with torch.no_grad():
+        for parameter in (attention.gates.weight, attention.gates.bias, *attention.bias_tables):
+            parameter.normal_()
+    return kernels, attention
 
 
 def every_kernel(**changes):
@@ -133,18 +150,18 @@ def test_kernels_of_absolute_time_see_a_shift(name, seconds):
 
 
 @FEW
-@given(st.integers(1, 5), seeds, st.booleans())
-def test_rows_without_keys_get_zero_weights_and_finite_gradients(length, seed, causal):
+@given(st.integers(1, 5), seeds, st.booleans(), mixtures)
+def test_rows_without_keys_get_zero_weights_and_finite_gradients(length, seed, causal, mixture):
     torch.manual_seed(seed)
-    settings_ = KernelSettings(20, 9, lambda: torch.arange(3), 60.0, 10000.0, 2)
-    kernels = MixKernels(list(ABSOLUTE_KERNELS), list(RELATIVE_KERNELS), settings_, 0.0)
-    attention = MixAttention(20, len(ABSOLUTE_KERNELS), len(RELATIVE_KERNELS), 0.0)
+    names = list(ABSOLUTE_KERNELS), list(RELATIVE_KERNELS)
+    kernels, attention = mix_of(mixture, names, 20, Clock(60.0, 10000.0), 2)
     times = torch.randint(0, 10**6, (2, length))
     valid = torch.tensor([[True], [False]]).expand(2, length)
     at = Moments(torch.arange(length).expand(2, -1), times, times, valid)
     hidden = torch.randn(2, length, 20, requires_grad=True)
+    layout = Layout.padded(valid, causal)
     with captured_weights(attention) as weights:
-        output = attention(hidden, attention_mask(valid, causal), kernels(at, hidden.dtype))
+        output = attention(hidden, layout, kernels(at, layout, hidden.dtype))
     assert torch.equal(weights[0].refined[1], torch.zeros_like(weights[0].refined[1]))
     torch.testing.assert_close(output[1], attention.output.bias.expand(length, -1))
     output.sum().backward()
@@ -188,26 +205,27 @@ def test_the_same_seed_gives_the_same_training(seed, objective, lni_noise):
 
 
 @settings(max_examples=5, deadline=None)
-@given(seeds, st.booleans(), st.sampled_from([(["position"], ["sinusoid"]), (["hour"], ["log1p", "distance"])]))
-def test_gradients_of_mix_attention_agree_with_finite_differences(seed, causal, names):
-    absolute, relative = names
+@given(
+    seeds,
+    st.booleans(),
+    mixtures,
+    st.sampled_from([(["position"], ["sinusoid"]), (["hour"], ["log1p", "distance", "gap_bias", "distance_bias"])]),
+)
+def test_gradients_of_mix_attention_agree_with_finite_differences(seed, causal, mixture, names):
     torch.manual_seed(seed)
-    width = 2 * (len(absolute) + len(relative))
-    settings_ = KernelSettings(width, 9, lambda: torch.arange(3), 3600.0, 100.0, 1)
-    kernels = MixKernels(absolute, relative, settings_, 0.0).double()
-    attention = MixAttention(width, len(absolute), len(relative), 0.0).double()
+    kernels, attention = (part.double() for part in mix_of(mixture, names, 12, Clock(3600.0, 100.0), 1))
     times = torch.randint(0, 86400, (2, 4)).cumsum(1)
     valid = torch.tensor([[True] * 3, [True, True, False]])
     at = Moments(torch.arange(3).expand(2, -1), times[:, 1:], times[:, :-1], valid)
-    mask = attention_mask(valid, causal)
+    layout = Layout.padded(valid, causal)
     names_, parameters = zip(*attention.named_parameters(), strict=True)
 
     def attend(hidden, *values):
         given_ = dict(zip(names_, values, strict=True))
-        context = kernels(at, hidden.dtype)
-        return torch.func.functional_call(attention, given_, (hidden, mask, context))
+        context = kernels(at, layout, hidden.dtype)
+        return torch.func.functional_call(attention, given_, (hidden, layout, context))
 
-    hidden = torch.randn(2, 3, width, dtype=torch.float64, requires_grad=True)
+    hidden = torch.randn(2, 3, 12, dtype=torch.float64, requires_grad=True)
     values = [parameter.detach().requires_grad_() for parameter in parameters]
     assert torch.autograd.gradcheck(attend, (hidden, *values), fast_mode=True)
 
@@ -282,7 +300,7 @@ def test_the_mask_token_stays_inside_the_places(length, kept):
     model.kernels.register_forward_pre_hook(lambda _, inputs: seen.update(moments=inputs[0]))
     model.full_sort_predict(batch)
     expected = [*batch["item_id_list"][0, length - kept : length].tolist(), model.mask_token]
-    assert seen["items"][0].tolist() == expected
+    assert seen["items"].flatten().tolist() == expected
     assert seen["moments"].position[0].tolist() == list(range(WIDTH - len(expected), WIDTH))
     oldest = dict(batch, item_id_list=batch["item_id_list"].clone())
     oldest["item_id_list"][0, 0] = oldest["item_id_list"][0, 0] % (helpers.N_ITEMS - 1) + 1
@@ -358,9 +376,20 @@ def test_a_batch_without_targets_has_a_zero_loss():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+PUBLISHED_BLOCK = {
+    "mixture": "heads",
+    "norm_order": "pre",
+    "drop_residual": True,
+    "input_position": False,
+    "input_norm": False,
+    "activation": "gelu_tanh",
+    "item_head": "projected",
+}
+
+
 def test_meantime_is_adrrec_with_two_parts_off():
     changes = {"relative_kernels": ["sinusoid", "log1p"], "use_query_time": True}
-    ours = helpers.build(ADRRec, objective="cloze", lni_weight=0.0, **changes)
+    ours = helpers.build(ADRRec, objective="cloze", lni_weight=0.0, **PUBLISHED_BLOCK, **changes)
     meantime = helpers.build(MEANTIME, lni_weight=0.5, **changes)
     state = ours.state_dict()
     state.pop("noise.step")

@@ -6,6 +6,7 @@ import torch
 from recbole_adrrec.layers import attend as module
 from recbole_adrrec.layers.attend import attend
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 
 ROWS, LENGTH, WIDTH = 5, 7, 3
@@ -106,13 +107,13 @@ def test_what_it_keeps():
 def test_steps_are_taken_where_somebody_looks(hooked):
     torch.manual_seed(0)
     attention = DotProductAttention(6, 2, 0.0).train()
-    hidden, mask = torch.randn(2, 4, 6), attention_mask(torch.ones(2, 4, dtype=torch.bool), True)
+    hidden, layout = torch.randn(2, 4, 6), Layout.padded(torch.ones(2, 4, dtype=torch.bool), True)
     attention.dropout.p = 1e-9  # rounds to nothing, but is no zero
-    at_once = attention(hidden, mask, None)
+    at_once = attention(hidden, layout, None)
     with captured_weights(attention) as weights:
-        torch.testing.assert_close(attention(hidden, mask, None), at_once)
+        torch.testing.assert_close(attention(hidden, layout, None), at_once)
     assert len(weights) == 1
     seen = []
     getattr(attention, hooked).register_forward_pre_hook(lambda part, given: seen.append(given[0].shape))
-    attention(hidden, mask, None)
+    attention(hidden, layout, None)
     assert seen == [(2, 2, 4, 4)]

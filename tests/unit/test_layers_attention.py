@@ -3,19 +3,23 @@
 import pytest
 import torch
 from torch.nn import LayerNorm
+from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recbole_adrrec.layers.attention import (
+    AdaptiveMixAttention,
     Attention,
     DotProductAttention,
     MixAttention,
+    Projected,
     Refinement,
     captured_weights,
 )
 from recbole_adrrec.layers.kernels import MixKernels
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
-from recbole_adrrec.layers.moments import KernelSettings, Moments
+from recbole_adrrec.layers.moments import Clock, KernelSettings, Moments
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
 from tests import helpers
 
@@ -24,7 +28,8 @@ UNIT, FREQ, FARTHEST = 86400.0, 10000.0, 2
 
 def settings(width):
     first_day = helpers.FIRST_TIME // 86400
-    return KernelSettings(width, 99, lambda: torch.arange(first_day, first_day + 40), UNIT, FREQ, FARTHEST)
+    days = torch.arange(first_day, first_day + 40)
+    return KernelSettings(width, 99, lambda: days, lambda: Clock(UNIT, FREQ), max_distance=FARTHEST)
 
 
 def moments(rows, length):
@@ -32,6 +37,18 @@ def moments(rows, length):
     valid = torch.ones(rows, length, dtype=torch.bool)
     valid[0, length // 2 :] = False
     return Moments(torch.arange(length).expand(rows, -1), times[:, 1:], times[:, :-1], valid)
+
+
+def features_of_pairs(name, kernel, at, width):
+    """Features of a relative kernel by its definition, [B, L, L, F]."""
+    rows, length = at.position.shape
+    if name == "distance":
+        place = torch.arange(length)
+        index = (place.unsqueeze(1) - place).clamp(-FARTHEST, FARTHEST) + FARTHEST
+        return kernel.embedding(index).expand(rows, -1, -1, -1)
+    if kernel.is_bias:
+        return one_hot(kernel.buckets(at), kernel.width).double().expand(rows, -1, -1, -1)
+    return helpers.written_out_features(name, at.query_time, at.key_time, width, UNIT, FREQ)
 
 
 def plain_mix_attention(attention, kernels, names, hidden, at, mask):
@@ -52,13 +69,8 @@ def plain_mix_attention(attention, kernels, names, hidden, at, mask):
             scores = torch.einsum("bid,bjd->bij", q, k)
         else:
             relative = head - attention.n_absolute
-            if name == "distance":
-                place = torch.arange(length)
-                index = (place.unsqueeze(1) - place).clamp(-FARTHEST, FARTHEST) + FARTHEST
-                features = kernels.relative[relative].embedding(index).expand(rows, -1, -1, -1)
-            else:
-                features = helpers.written_out_features(name, at.query_time, at.key_time, width, UNIT, FREQ)
-            pairs = attention.relative_key[relative](features.to(hidden.dtype))  # [B, L, L, dh]
+            features = features_of_pairs(name, kernels.relative[relative], at, width)
+            pairs = attention.relative_key[relative](features)  # [B, L, L, dh]
             biased = q + attention.relative_bias[relative]
             scores = torch.einsum("bid,bjd->bij", q, k) + torch.einsum("bid,bijd->bij", biased, pairs)
         scores = (scores / size**0.5).masked_fill(~mask[:, 0], -torch.inf)
@@ -91,18 +103,88 @@ def test_mix_attention_equals_the_plain_form(absolute, relative, causal):
     kernels, attention = mix(12, absolute, relative)
     at = moments(2, 6)
     hidden = torch.randn(2, 6, 12, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(at.valid, causal)
+    layout = Layout.padded(at.valid, causal)
+    plain = plain_mix_attention(attention, kernels, absolute + relative, hidden, at, layout.groups[0].mask)
+    assert_as_the_plain_form(attention, kernels, hidden, at, layout, *plain)
+
+
+def assert_as_the_plain_form(attention, kernels, hidden, at, layout, plain, plain_weights):
+    """Values, gradients and weights, at once and in steps."""
+    at_once = attention(hidden, layout, kernels(at, layout, hidden.dtype))
     with captured_weights(attention) as weights:
-        fast = attention(hidden, mask, kernels(at, hidden.dtype))
-    plain, plain_weights = plain_mix_attention(attention, kernels, absolute + relative, hidden, at, mask)
-    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
+        in_steps = attention(hidden, layout, kernels(at, layout, hidden.dtype))
     torch.testing.assert_close(weights[0].plain, plain_weights.detach(), rtol=0, atol=1e-10)
     inputs = [hidden, *(p for p in (*attention.parameters(), *kernels.parameters()) if p.numel())]
-    factors = torch.randn_like(fast)
-    gradients = torch.autograd.grad((fast * factors).sum(), inputs)
+    factors = torch.randn_like(plain)
     expected = torch.autograd.grad((plain * factors).sum(), inputs)
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+    for fast in (at_once, in_steps):
+        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
+        gradients = torch.autograd.grad((fast * factors).sum(), inputs)
+        for gradient, other in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
+
+
+def plain_adaptive_attention(attention, kernels, names, hidden, at, mask):
+    """The sum of gated terms, head by head and kernel by kernel, with ``L x L x F`` features."""
+    rows, length, width = hidden.shape
+    n_heads, size, n_absolute = attention.n_heads, width // attention.n_heads, attention.n_absolute
+    query, key, value = (part(hidden) for part in (attention.query, attention.key, attention.value))
+    gates = attention.gates(hidden).view(rows, length, len(names), n_heads)
+    outputs, all_weights = [], []
+    for head in range(n_heads):
+        own = slice(head * size, (head + 1) * size)
+        q, k, v = query[..., own], key[..., own], value[..., own]
+        content = torch.einsum("bid,bjd->bij", q, k)
+        scores, keyed, biased = content / size**0.5, 0, 0
+        for number, name in enumerate(names):
+            if number < n_absolute:
+                on_query, on_key = kernels.absolute[number](at)
+                moved = q + attention.absolute_query[number](on_query)[..., own]
+                both = torch.einsum("bid,bjd->bij", moved, k + attention.absolute_key[number](on_key)[..., own])
+                term = (both - content) / size**0.5
+            else:
+                kernel = kernels.relative[number - n_absolute]
+                features = features_of_pairs(name, kernel, at, width)
+                if kernel.is_bias:
+                    term, biased = features @ attention.bias_tables[biased][head], biased + 1
+                else:
+                    pairs = attention.relative_key[keyed](features)[..., own]
+                    term = torch.einsum("bid,bijd->bij", q + attention.relative_bias[keyed, head], pairs) / size**0.5
+                    keyed += 1
+            scores = scores + gates[:, :, number, head].unsqueeze(2) * term
+        weights = torch.nan_to_num(scores.masked_fill(~mask[:, 0], -torch.inf).softmax(-1))
+        all_weights.append(weights)
+        outputs.append(weights @ v)
+    return attention.output(torch.cat(outputs, -1)), torch.stack(all_weights, 1)
+
+
+@pytest.mark.parametrize(
+    ("absolute", "relative"),
+    [*MIXES, (["hour"], ["gap_bias", "sinusoid", "distance_bias", "log1p"]), ([], ["distance_bias"])],
+)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("n_heads", [1, 3])
+def test_adaptive_attention_equals_the_plain_form(absolute, relative, causal, n_heads):
+    torch.manual_seed(0)
+    kernels = MixKernels(absolute, relative, settings(12), 0.0, spread=True).double()
+    attention = AdaptiveMixAttention(
+        12, n_heads, len(absolute), kernels.relative_widths, kernels.relative_is_bias, 0.0
+    ).double()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_(0, 0.5)
+    at = moments(2, 6)
+    hidden = torch.randn(2, 6, 12, dtype=torch.float64, requires_grad=True)
+    layout = Layout.padded(at.valid, causal)
+    plain = plain_adaptive_attention(attention, kernels, absolute + relative, hidden, at, layout.groups[0].mask)
+    assert_as_the_plain_form(attention, kernels, hidden, at, layout, *plain)
+
+
+def test_gates_start_closed_before_kernels_and_open_before_tables_of_zeros():
+    attention = AdaptiveMixAttention(12, 3, 1, [12, 5], [False, True], 0.0)
+    expected = torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]).expand(4, -1, -1)
+    assert torch.equal(attention.gate(torch.randn(4, 12)), expected)
+    assert not attention.bias_tables[0].any()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -129,13 +211,14 @@ def test_no_features_of_pairs_are_built_for_sinusoid_and_distance():
     kernels, attention = mix(width, ["position", "day"], names)
     at = moments(1, length)
     hidden = torch.randn(1, length, width, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(at.valid, True)
+    layout = Layout.padded(at.valid, True)
     pairs_of_features = length * length * width * 8
-    fast = largest_tensor(lambda: attention(hidden, mask, kernels(at, hidden.dtype)))
+    fast = largest_tensor(lambda: attention(hidden, layout, kernels(at, layout, hidden.dtype)))
     # Room for the scores of all heads and little else.
     assert fast <= 4 * length * length * 8
     assert fast < pairs_of_features / 10
     kinds = ["position", "day", *names]
+    mask = layout.groups[0].mask
     plain = largest_tensor(lambda: plain_mix_attention(attention, kernels, kinds, hidden, at, mask)[0])
     assert plain >= pairs_of_features
 
@@ -151,7 +234,8 @@ def test_smooth_kernels_keep_no_features_for_the_backward_pass():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        attention(hidden, attention_mask(at.valid, True), kernels(at, hidden.dtype))
+        layout = Layout.padded(at.valid, True)
+        attention(hidden, layout, kernels(at, layout, hidden.dtype))
     assert max(kept) <= 2 * 48 * 48
 
 
@@ -193,21 +277,28 @@ class Halved(Refinement):
 
 def test_a_refinement_works_on_the_weights_before_dropout():
     class Probe(Attention):
-        def score(self, query, hidden, context):
-            return hidden
+        def project(self, query, hidden, context):
+            return Projected(hidden, hidden, hidden)
 
-        def aggregate(self, weights, hidden, context):
+        def score_parts(self, projected, context, group):
+            return [context]
+
+        def aggregate(self, weights, projected, context, group):
             return weights
 
-    scores, mask = torch.randn(1, 2, 3, 3), torch.ones(1, 1, 3, 3, dtype=torch.bool)
+        def merge(self, summed):
+            return summed.transpose(1, 2)
+
+    scores, layout = torch.randn(1, 2, 3, 3), Layout.of_mask(torch.ones(1, 1, 3, 3, dtype=torch.bool))
+    hidden = torch.zeros(1, 3, 2, 1)
     attention = Probe(0.5, Halved())
     with captured_weights(attention) as weights:
-        dropped = attention(scores, mask, None)
+        dropped = attention(hidden, layout, scores)
     torch.testing.assert_close(weights[0].plain, scores.softmax(-1))
     torch.testing.assert_close(weights[0].refined, scores.softmax(-1) / 2)
     # What dropout keeps it doubles.
     assert ((dropped == 0) | torch.isclose(dropped, weights[0].plain)).all()
-    attention(scores, mask, None)
+    attention(hidden, layout, scores)
     assert len(weights) == 1
 
 
@@ -226,7 +317,8 @@ def run(stack, perturb=None):
     torch.manual_seed(1)
     kernels = MixKernels(["position"], ["log1p"], settings(8), 0.0)
     at = moments(2, 4)
-    return stack(torch.randn(2, 4, 8), attention_mask(at.valid, True), kernels(at, torch.float32), perturb)
+    layout = Layout.padded(at.valid, True)
+    return stack(torch.randn(2, 4, 8), layout, kernels(at, layout, torch.float32), perturb)
 
 
 def test_the_encoder_gives_each_layers_output_and_disturbs_inputs():
@@ -257,17 +349,17 @@ def test_dot_products_in_one_call_equal_those_in_steps(causal, training, monkeyp
     attention = DotProductAttention(8, 2, dropout=0.0 if training else 0.5).double().train(training)
     hidden = torch.randn(3, 5, 8).double().requires_grad_()
     valid = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
-    mask = attention_mask(valid, causal)
+    layout = Layout.padded(valid, causal)
     inputs = [hidden, *attention.parameters()]
     calls = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k)
     )
-    at_once = attention(hidden, mask, None)
+    at_once = attention(hidden, layout, None)
     assert calls == [1]
     with captured_weights(attention) as weights:
-        by_steps = attention(hidden, mask, None)
+        by_steps = attention(hidden, layout, None)
     assert calls == [1]
     assert weights[0].plain.shape == (3, 2, 5, 5)
     torch.testing.assert_close(at_once, by_steps, rtol=0, atol=1e-12)
@@ -283,12 +375,7 @@ def test_dot_products_in_one_call_equal_those_in_steps(causal, training, monkeyp
 def test_dot_products_are_taken_in_steps_where_weights_matter(monkeypatch):
     """Refined or dropped weights: the one call would leave out the first and be slower with the second."""
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)
-    mask = attention_mask(torch.ones(1, 3, dtype=torch.bool), True)
-
-    class Halved(Refinement):
-        def forward(self, weights, mask):
-            return weights / 2
-
+    layout = Layout.padded(torch.ones(1, 3, dtype=torch.bool), True)
     hidden = torch.randn(1, 3, 4)
     for attention in (DotProductAttention(4, 2, 0.0, Halved()), DotProductAttention(4, 2, 0.1).train()):
-        assert attention(hidden, mask, None).shape == hidden.shape
+        assert attention(hidden, layout, None).shape == hidden.shape

@@ -8,7 +8,7 @@ from recbole_adrrec.layers.attention import DotProductAttention, captured_weight
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
 from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
-from recbole_adrrec.layers.masks import attention_mask
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.transformer import TransformerLayer
 from tests.unit.test_layers_attention import largest_tensor
@@ -62,10 +62,10 @@ def test_interval_attention_equals_the_plain_form(heads, causal):
     kernels, at = intervals(), moments()
     attention = IntervalAttention(8, heads, 0.0).double()
     hidden = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(at.valid, causal)
+    layout = Layout.padded(at.valid, causal)
     with captured_weights(attention) as weights:
-        fast = attention(hidden, mask, kernels(at, hidden.dtype))
-    plain, plain_weights = plain_interval_attention(attention, kernels, hidden, at, mask)
+        fast = attention(hidden, layout, kernels(at, layout, hidden.dtype))
+    plain, plain_weights = plain_interval_attention(attention, kernels, hidden, at, layout.groups[0].mask)
     torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
     torch.testing.assert_close(weights[0].plain, plain_weights.detach(), rtol=0, atol=1e-10)
     inputs = [hidden, *attention.parameters(), *kernels.parameters()]
@@ -81,8 +81,8 @@ def test_no_keys_or_values_of_pairs_are_built():
     kernels, at = intervals(width, length, span=40), moments(1, length)
     attention = IntervalAttention(width, 2, 0.0).double()
     hidden = torch.randn(1, length, width, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(at.valid, True)
-    fast = largest_tensor(lambda: attention(hidden, mask, kernels(at, hidden.dtype)))
+    layout = Layout.padded(at.valid, True)
+    fast = largest_tensor(lambda: attention(hidden, layout, kernels(at, layout, hidden.dtype)))
     assert fast <= 2 * 2 * length * length * 8
     assert fast < length * length * width * 8 / 10
 
@@ -93,7 +93,8 @@ def test_intervals_are_counted_in_the_users_smallest_gap():
     time = torch.tensor([[start, start + 59, start + 60, start + 3600]])
     for user, expected in ((1, [0, 0, 0, 1]), (2, [0, 0, 1, SPAN]), (0, [0, SPAN, SPAN, SPAN]), (9, [0] + [SPAN] * 3)):
         at = Moments(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool), torch.tensor([user]))
-        assert kernels(at, torch.float64).index[0, 0].tolist() == expected
+        (index,) = kernels(at, Layout.padded(at.valid, True), torch.float64).index
+        assert index[0, 0].tolist() == expected
     unknown = Moments(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool))
     assert kernels.units(unknown).tolist() == [[1]]
     assert "smallest_gaps" in kernels.state_dict()
@@ -102,7 +103,10 @@ def test_intervals_are_counted_in_the_users_smallest_gap():
 def test_queries_know_their_events_time_and_not_when_they_are_asked():
     kernels, at = intervals(), moments()
     later = Moments(at.position, at.query_time + 10**6, at.key_time, at.valid, at.user)
-    assert torch.equal(kernels(at, torch.float64).index, kernels(later, torch.float64).index)
+    layout = Layout.grouped(at.valid, True)
+    now, then = (kernels(each, layout, torch.float64).index for each in (at, later))
+    assert len(now) == len(layout.groups) == 2
+    assert all(torch.equal(index, other) for index, other in zip(now, then, strict=True))
 
 
 def test_interval_options_out_of_range_are_refused():
@@ -124,8 +128,9 @@ def test_wasserstein_attention_equals_the_plain_form():
     torch.manual_seed(0)
     attention = WassersteinAttention(8, 2, 0.0).double()
     hidden = torch.randn(2, 5, 2, 8, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), True)
-    fast = attention(hidden, mask, None)
+    layout = Layout.padded(torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), True)
+    mask = layout.groups[0].mask
+    fast = attention(hidden, layout, None)
 
     def elu1(x):
         return torch.where(x > 0, x + 1, x.exp())
@@ -159,8 +164,8 @@ def test_distances_build_no_differences_of_pairs():
     length, width = 48, 64
     attention = WassersteinAttention(width, 2, 0.0).double()
     hidden = torch.randn(1, length, 2, width, dtype=torch.float64, requires_grad=True)
-    mask = attention_mask(torch.ones(1, length, dtype=torch.bool), True)
-    assert largest_tensor(lambda: attention(hidden, mask, None)) <= 8 * 2 * max(length * length, length * 2 * width)
+    layout = Layout.padded(torch.ones(1, length, dtype=torch.bool), True)
+    assert largest_tensor(lambda: attention(hidden, layout, None)) <= 8 * 2 * max(length * length, length * 2 * width)
 
 
 def test_nearness_and_tiny_covariances():
@@ -183,17 +188,16 @@ def test_the_bypass_hands_means_on_and_updates_covariances():
 def test_gradients_agree_with_finite_differences(kind):
     torch.manual_seed(0)
     at = moments(2, 4)
-    context = None
+    context, layout = None, Layout.padded(at.valid, True)
     if kind == "interval":
-        attention, context = IntervalAttention(4, 2, 0.0).double(), intervals(4, 4)(at, torch.float64)
+        attention, context = IntervalAttention(4, 2, 0.0).double(), intervals(4, 4)(at, layout, torch.float64)
     else:
         attention = (WassersteinAttention if kind == "wasserstein" else DotProductAttention)(4, 2, 0.0).double()
-    mask = attention_mask(at.valid, True)
     names, parameters = zip(*attention.named_parameters(), strict=True)
 
     def attend(hidden, *values):
         given = dict(zip(names, values, strict=True))
-        return torch.func.functional_call(attention, given, (hidden, mask, context))
+        return torch.func.functional_call(attention, given, (hidden, layout, context))
 
     shape = (2, 4, 2, 4) if kind == "wasserstein" else (2, 4, 4)
     hidden = torch.randn(shape, dtype=torch.float64, requires_grad=True)

@@ -1,19 +1,28 @@
 """Kernels against their definitions, written out."""
 
 import datetime
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from recbole_adrrec.layers import relative_kernels
-from recbole_adrrec.layers.absolute_kernels import DayKernel, HourKernel, MonthKernel, WeekdayKernel
+from recbole_adrrec.layers.absolute_kernels import DayKernel, HourKernel, MonthKernel, SmoothDayKernel, WeekdayKernel
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.moments import KernelSettings, Moments
-from recbole_adrrec.layers.relative_kernels import DistanceKernel, SinusoidKernel
+from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.moments import Clock, KernelSettings, Moments
+from recbole_adrrec.layers.relative_kernels import (
+    DistanceBiasKernel,
+    DistanceKernel,
+    GapBiasKernel,
+    SinusoidKernel,
+)
 from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2
-SETTINGS = KernelSettings(WIDTH, 9, lambda: torch.arange(15000, 15100), UNIT, FREQ, FARTHEST)
+CLOCK = Clock(UNIT, FREQ)
+SETTINGS = KernelSettings(WIDTH, 9, lambda: torch.arange(15000, 15100), lambda: CLOCK, max_distance=FARTHEST)
 
 
 def moments(rows=3, length=5, own_query_time=True, seed=0):
@@ -29,28 +38,59 @@ def moments(rows=3, length=5, own_query_time=True, seed=0):
     )
 
 
-def written_out_scores(name, kernel, projected, constant, at):
+def gap_bucket(gap):
+    """Bucket of a gap in seconds."""
+    return 0 if gap == 0 else 1 + min(math.floor(2 * math.log2(1 + gap / UNIT)), math.floor(2 * math.log2(1 + FREQ)))
+
+
+def distance_bucket(distance):
+    """Bucket of a distance in places, as T5 has them for both directions."""
+    size = abs(distance)
+    if size >= 16:
+        size = min(31, 16 + math.floor(math.log(size / 16) / math.log(128 / 16) * 16))
+    return size + 32 * (distance < 0)
+
+
+def written_out_features(name, kernel, at):
+    """Features of all pairs, [B or 1, L, L, F]."""
+    place = torch.arange(at.position.size(1))
+    distance = place.unsqueeze(1) - place
     if name == "distance":
-        place = torch.arange(projected.size(1))
-        index = (place.unsqueeze(1) - place).clamp(-FARTHEST, FARTHEST) + FARTHEST
-        features = kernel.embedding(index).unsqueeze(0)
-    else:
-        features = helpers.written_out_features(name, at.query_time, at.key_time, WIDTH, UNIT, FREQ)
-    return (projected.unsqueeze(2) * features).sum(-1) + constant
+        return kernel.embedding(distance.clamp(-FARTHEST, FARTHEST) + FARTHEST).unsqueeze(0)
+    if name == "distance_bias":
+        return one_hot(distance.unsqueeze(0), distance_bucket, kernel.width)
+    if name == "gap_bias":
+        gap = (at.query_time.unsqueeze(2) - at.key_time.unsqueeze(1)).abs()
+        return one_hot(gap, gap_bucket, kernel.width)
+    return helpers.written_out_features(name, at.query_time, at.key_time, WIDTH, UNIT, FREQ)
+
+
+def one_hot(pairs, bucket, width):
+    index = [[[bucket(pair) for pair in row] for row in rows] for rows in pairs.tolist()]
+    return torch.nn.functional.one_hot(torch.tensor(index), width).double()
+
+
+def written_out_scores(name, kernel, projected, constant, at):
+    """Scores of all heads, [B, h, L, L], pair by pair."""
+    features = written_out_features(name, kernel, at)
+    scores = (projected.unsqueeze(3) * features.unsqueeze(1)).sum(-1)
+    return scores if constant is None else scores + constant
 
 
 @pytest.mark.parametrize("name", RELATIVE_KERNELS)
 @pytest.mark.parametrize("own_query_time", [True, False])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("with_constant", [True, False])
 @pytest.mark.parametrize("block", [1, 40, 1 << 20])
-def test_scores_and_gradients_equal_the_definition(name, own_query_time, block, monkeypatch):
+def test_scores_and_gradients_equal_the_definition(name, own_query_time, heads, with_constant, block, monkeypatch):
     monkeypatch.setattr(relative_kernels, "BLOCK_ELEMENTS", block)
     torch.manual_seed(0)
     kernel = RELATIVE_KERNELS[name].build(SETTINGS).double()
     at = moments(own_query_time=own_query_time)
-    projected = torch.randn(3, 5, WIDTH, dtype=torch.float64, requires_grad=True)
-    constant = torch.randn(3, 5, 1, dtype=torch.float64, requires_grad=True)
-    inputs = [projected, constant, *kernel.parameters()]
-    weights = torch.randn(3, 5, 5, dtype=torch.float64)
+    projected = torch.randn(3, heads, 5, kernel.width, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(3, heads, 5, 1, dtype=torch.float64, requires_grad=True) if with_constant else None
+    inputs = [projected, *([constant] if with_constant else []), *kernel.parameters()]
+    weights = torch.randn(3, heads, 5, 5, dtype=torch.float64)
 
     fast = kernel(at, torch.float64)(projected, constant)
     plain = written_out_scores(name, kernel, projected, constant, at)
@@ -65,8 +105,8 @@ def test_scores_and_gradients_equal_the_definition(name, own_query_time, block, 
 def test_smooth_kernels_pass_gradcheck(name):
     kernel = RELATIVE_KERNELS[name].build(SETTINGS)
     scorer = kernel(moments(2, 3), torch.float64)
-    projected = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
-    constant = torch.randn(2, 3, 1, dtype=torch.float64, requires_grad=True)
+    projected = torch.randn(2, 2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(2, 2, 3, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(scorer, (projected, constant))
 
 
@@ -85,41 +125,41 @@ def longest_gaps(seed=0):
 def test_interpolation_keeps_its_bound(name, points, unit):
     at, kernel = longest_gaps(), RELATIVE_KERNELS[name]
     torch.manual_seed(0)
-    projected, constant = torch.randn(2, 40, WIDTH).double(), torch.randn(2, 40, 1).double()
+    projected, constant = torch.randn(2, 1, 40, WIDTH).double(), torch.randn(2, 1, 40, 1).double()
     # One feature at a time with the widest curvature, too: there the bound is nearly met.
-    projected[0, :WIDTH] = torch.eye(WIDTH)
-    exact = kernel(WIDTH, unit, FREQ)(at, torch.float64)(projected, constant)
-    near = kernel(WIDTH, unit, FREQ, points)(at, torch.float64)(projected, constant)
+    projected[0, 0, :WIDTH] = torch.eye(WIDTH)
+    exact = kernel(WIDTH, Clock(unit, FREQ))(at, torch.float64)(projected, constant)
+    near = kernel(WIDTH, Clock(unit, FREQ), points)(at, torch.float64)(projected, constant)
     bound = kernel.curvature * projected.abs().sum(-1, keepdim=True) / (8 * points**2)
     error = (near - exact).abs()
     assert (error <= bound + 1e-9).all()
     assert (error / bound).max() > 0.15
-    same = at.key_time.unsqueeze(1) == at.key_time.unsqueeze(2)
+    same = (at.key_time.unsqueeze(1) == at.key_time.unsqueeze(2)).unsqueeze(1)
     torch.testing.assert_close(near[same], exact[same], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["exponential", "log1p"])
 def test_interpolated_scores_pass_gradcheck(name):
-    kernel = RELATIVE_KERNELS[name](WIDTH, UNIT, FREQ, 4)
+    kernel = RELATIVE_KERNELS[name](WIDTH, CLOCK, 4)
     scorer = kernel(moments(2, 3), torch.float64)
-    projected = torch.randn(2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
-    constant = torch.randn(2, 3, 1, dtype=torch.float64, requires_grad=True)
+    projected = torch.randn(2, 2, 3, WIDTH, dtype=torch.float64, requires_grad=True)
+    constant = torch.randn(2, 2, 3, 1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(scorer, (projected, constant))
 
 
 @pytest.mark.parametrize("name", ["exponential", "log1p"])
 def test_the_grid_is_the_same_in_every_batch(name):
-    kernel, at = RELATIVE_KERNELS[name](WIDTH, UNIT, FREQ, 4), longest_gaps()
-    projected, constant = torch.randn(2, 40, WIDTH).double(), torch.zeros(2, 40, 1).double()
-    together = kernel(at, torch.float64)(projected, constant)
+    kernel, at = RELATIVE_KERNELS[name](WIDTH, CLOCK, 4), longest_gaps()
+    projected = torch.randn(2, 1, 40, WIDTH).double()
+    together = kernel(at, torch.float64)(projected, None)
     first = Moments(*(part[:1, :7] for part in (at.position, at.query_time, at.key_time, at.valid)))
-    alone = kernel(first, torch.float64)(projected[:1, :7], constant[:1, :7])
-    torch.testing.assert_close(alone, together[:1, :7, :7], rtol=0, atol=1e-12)
+    alone = kernel(first, torch.float64)(projected[:1, :, :7], None)
+    torch.testing.assert_close(alone, together[:1, :, :7, :7], rtol=0, atol=1e-12)
 
 
 def test_a_grid_without_points_is_refused():
     with pytest.raises(ValueError, match="grid_points: 0"):
-        RELATIVE_KERNELS["log1p"](WIDTH, UNIT, FREQ, 0)
+        RELATIVE_KERNELS["log1p"](WIDTH, CLOCK, 0)
 
 
 @pytest.mark.parametrize("name", ["sinusoid", "exponential", "log1p"])
@@ -128,11 +168,11 @@ def test_a_second_is_seen_in_float32_at_todays_times(name):
     first = 1_750_000_000
     times = torch.tensor([[first, first + 1, first + 3]])
     at = Moments(torch.arange(3)[None], times, times, torch.ones(1, 3, dtype=torch.bool))
-    kernel = RELATIVE_KERNELS[name](WIDTH, 1.0, FREQ)
-    projected = torch.randn(1, 3, WIDTH)
-    scores = kernel(at, torch.float32)(projected, torch.zeros(1, 3, 1))
+    kernel = RELATIVE_KERNELS[name](WIDTH, Clock(1.0, FREQ))
+    projected = torch.randn(1, 1, 3, WIDTH)
+    scores = kernel(at, torch.float32)(projected, None)
     features = helpers.written_out_features(name, times, times, WIDTH, 1.0, FREQ)
-    expected = (projected.unsqueeze(2) * features.float()).sum(-1)
+    expected = (projected.unsqueeze(3) * features.float().unsqueeze(1)).sum(-1)
     torch.testing.assert_close(scores, expected, rtol=0, atol=2e-6)
 
 
@@ -141,10 +181,9 @@ def test_float_times_are_taken_as_they_are():
     exact = moments()
     half = exact.key_time.double() / 2
     halves = Moments(exact.position, half, half, exact.valid)
-    projected = torch.randn(3, 5, WIDTH, dtype=torch.float64)
-    constant = torch.zeros(3, 5, 1, dtype=torch.float64)
-    full_unit = SinusoidKernel(WIDTH, UNIT, FREQ)(exact, torch.float64)(projected, constant)
-    half_unit = SinusoidKernel(WIDTH, UNIT / 2, FREQ)(halves, torch.float64)(projected, constant)
+    projected = torch.randn(3, 1, 5, WIDTH, dtype=torch.float64)
+    full_unit = SinusoidKernel(WIDTH, CLOCK)(exact, torch.float64)(projected, None)
+    half_unit = SinusoidKernel(WIDTH, Clock(UNIT / 2, FREQ))(halves, torch.float64)(projected, None)
     torch.testing.assert_close(full_unit, half_unit, rtol=0, atol=1e-9)
 
 
@@ -212,15 +251,14 @@ def test_calendar_kernels_agree_with_the_calendar():
 @pytest.mark.parametrize(
     ("make", "option"),
     [
-        (lambda: SinusoidKernel(5, UNIT, FREQ), "hidden_size: 5"),
-        (lambda: SinusoidKernel(WIDTH, 0.0, FREQ), "time_unit: 0"),
-        (lambda: SinusoidKernel(WIDTH, float("nan"), FREQ), "time_unit: nan"),
-        (lambda: SinusoidKernel(WIDTH, UNIT, 1.0), "kernel_freq: 1"),
+        (lambda: SinusoidKernel(5, CLOCK), "hidden_size: 5"),
+        (lambda: Clock(0.0, FREQ), "time_unit: 0"),
+        (lambda: Clock(float("nan"), FREQ), "time_unit: nan"),
+        (lambda: Clock(UNIT, 1.0), "kernel_freq: 1"),
         (lambda: DistanceKernel(WIDTH, 0), "max_distance: 0"),
-        (
-            lambda: DistanceKernel.build(KernelSettings(WIDTH, 9, SETTINGS.trained_days, UNIT, FREQ)),
-            "max_distance: not set",
-        ),
+        (lambda: DistanceKernel.build(replace(SETTINGS, max_distance=None)), "max_distance: not set"),
+        (lambda: SmoothDayKernel(WIDTH, torch.arange(3), 0), "day_spacing: 0"),
+        (lambda: SmoothDayKernel(WIDTH, torch.arange(0), 2), "trained_days: 0"),
         (lambda: MixKernels(["weekdy"], [], SETTINGS, 0.0), "absolute_kernels: weekdy"),
         (lambda: MixKernels([], ["day"], SETTINGS, 0.0), "relative_kernels: day"),
     ],
@@ -232,7 +270,30 @@ def test_refused_options_are_named(make, option):
 
 def test_dropout_leaves_one_tensor_for_both_sides():
     mix = MixKernels(["position", "hour"], [], SETTINGS, 0.5).train()
-    (position, same), (hour, other) = mix(moments(own_query_time=False), torch.float32).absolute
+    at = moments(own_query_time=False)
+    (position, same), (hour, other) = mix(at, Layout.padded(at.valid, True), torch.float32).absolute
     assert position is same
     assert hour is not other
     assert (position == 0).any()
+
+
+def test_gaps_are_bucketed_by_half_octaves_with_zero_alone():
+    kernel = GapBiasKernel(CLOCK)
+    assert kernel.width == gap_bucket(FREQ * UNIT) + 1
+    gaps = [0, 1, UNIT - 1, UNIT, 2 * UNIT, 3 * UNIT, FREQ * UNIT, 10 * FREQ * UNIT]
+    times = torch.tensor([[1_500_000_000 + int(gap) for gap in gaps]])
+    at = Moments(torch.arange(len(gaps))[None], times, times, times > 0)
+    buckets = kernel.buckets(at)
+    assert buckets[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5, kernel.width - 1, kernel.width - 1]
+    assert torch.equal(buckets, buckets.transpose(1, 2))
+
+
+def test_distances_are_exact_to_sixteen_then_logarithmic_and_know_their_side():
+    kernel, length = DistanceBiasKernel(), 300
+    at = Moments(*[torch.zeros(1, length, dtype=torch.int64)] * 4)
+    buckets = kernel.buckets(at)[0]
+    assert buckets[:, 0].tolist() == [distance_bucket(distance) for distance in range(length)]
+    assert buckets[0].tolist() == [distance_bucket(-distance) for distance in range(length)]
+    assert buckets[:17, 0].tolist() == list(range(17))
+    assert buckets[128:, 0].unique().tolist() == [31]
+    assert kernel.width == int(buckets.max()) + 1

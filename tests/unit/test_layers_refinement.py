@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
+from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 from recbole_adrrec.layers.refinement import (
     DISTANCE_RANK,
@@ -210,11 +211,11 @@ def test_any_attention_takes_a_refinement(kind, attention_class):
     attention = attention_class(8, HEADS, 0.0, refinement(kind)).double()
     shape = (2, 5, 8) if attention_class is DotProductAttention else (2, 5, 2, 8)
     hidden = torch.rand(shape, dtype=torch.float64)
-    _, mask = plain_weights([5, 3])
-    output = attention(hidden, mask, None)
+    layout = Layout.of_mask(plain_weights([5, 3])[1])
+    output = attention(hidden, layout, None)
     assert output.shape == hidden.shape
     attention.refinement = Refinement()
-    assert not torch.allclose(output, attention(hidden, mask, None))
+    assert not torch.allclose(output, attention(hidden, layout, None))
 
 
 def test_nothing_is_refined_by_the_plain_one():

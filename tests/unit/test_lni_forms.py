@@ -49,11 +49,12 @@ def plain_predictions(model, batch, weight):
     """Loss and penalty with whole score matrices, from the model's own two passes."""
     shown = model._training_batch(batch)
     torch.manual_seed(0)
-    passes = model.noise(model._encoder_of(shown.items, shown.moments), shown.moments.valid)
+    layout, encode = model._encoder_of(shown.items, shown.moments)
+    passes = model.noise(encode, None if layout.packed else layout.valid)
     asked = shown.targets > 0
     scores = []
     for states in (passes.clean, passes.noisy):
-        hidden = states[-1][asked]
+        hidden = layout.unpack(states[-1])[asked]
         all_scores = model.head(hidden, model.item_embedding.table)
         if model.loss_type != "CE":
             negatives = shown.negatives[asked]
@@ -64,8 +65,7 @@ def plain_predictions(model, batch, weight):
         torch.nn.functional.kl_div(*pair, log_target=True, reduction="batchmean")
         for pair in itertools.permutations((clean, noisy))
     ]
-    negatives = None if shown.negatives is None else shown.negatives[asked]
-    return model._loss_of(passes.clean[-1][asked], shown.targets[asked], negatives) + weight * sum(both) / 2
+    return model._loss_of(passes.clean[-1], model._targets_of(shown, layout)) + weight * sum(both) / 2
 
 
 @pytest.mark.parametrize(("loss_type", "changes"), LOSSES)
@@ -115,9 +115,9 @@ def test_the_noisy_form_is_the_loss_on_noisy_states_whatever_its_weight():
     assert losses[1e-3] == losses[2.0] != losses[0.0]
     model = model_of("noisy")
     shown = model._training_batch(batch)
-    states, _ = model.noise.inject(model._encoder_of(shown.items, shown.moments), shown.moments.valid)
-    asked = shown.targets > 0
-    torch.testing.assert_close(losses[2.0], model._loss_of(states[-1][asked], shown.targets[asked], None))
+    layout, encode = model._encoder_of(shown.items, shown.moments)
+    states, _ = model.noise.inject(encode, None if layout.packed else layout.valid)
+    torch.testing.assert_close(losses[2.0], model._loss_of(states[-1], model._targets_of(shown, layout)))
     tiny = loss_of(model_of("noisy", lni_sigma=1e-9), batch)
     torch.testing.assert_close(tiny, losses[0.0], rtol=1e-6, atol=0)
 

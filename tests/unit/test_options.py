@@ -224,10 +224,13 @@ def test_slips_concern_the_chosen_model_alone():
 def test_options_that_the_model_does_not_read_are_named_once(caplog, strict):
     with caplog.at_level(logging.WARNING):
         check_names(
-            {"n_heads": 2, "hidden_size": 4, "epochs": 1, "embedding_size": 3}, "ADRRec", strict, "config file a.yaml"
+            {"hidden_act": "gelu", "hidden_size": 4, "epochs": 1, "embedding_size": 3},
+            "ADRRec",
+            strict,
+            "config file a.yaml",
         )
     assert [record.getMessage() for record in caplog.records] == [
-        "warning: config file a.yaml: ADRRec does not read embedding_size, n_heads (no effect)"
+        "warning: config file a.yaml: ADRRec does not read embedding_size, hidden_act (no effect)"
     ]
 
 
@@ -244,7 +247,7 @@ def test_our_options_given_to_another_model_are_named(caplog):
 
 
 def test_warnings_can_be_left_to_a_later_check(caplog):
-    check_names({"n_heads": 2}, "ADRRec", strict=True, where="command line", warn=False)
+    check_names({"hidden_act": "gelu"}, "ADRRec", strict=True, where="command line", warn=False)
     assert not caplog.records
 
 
@@ -315,6 +318,7 @@ def config(model="ADRRec", **given):
 
 
 SAMPLED = {"distribution": "uniform", "sample_num": 1}
+HEADS = {"mixture": "heads"}
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
 
 
@@ -326,7 +330,10 @@ LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "
         {"train_neg_sample_args": "None"},
         {"train_neg_sample_args": {"distribution": "none", "sample_num": "none"}},
         {"absolute_kernels": [], "relative_kernels": ["log1p", "log1p"]},
-        {"absolute_kernels": ("position",), "relative_kernels": [], "hidden_size": 7},
+        {"absolute_kernels": [], "relative_kernels": []},
+        {"absolute_kernels": ("position",), "relative_kernels": [], "hidden_size": 7, **HEADS},
+        {"hidden_size": 7, "n_heads": 7, "relative_kernels": ["log1p", "gap_bias"]},
+        {"n_heads": 16, "time_unit": 60, "kernel_freq": None},
         {"train_stride": 50},
         {"lni_layers": [2], "lni_layer_weights": [0.5]},
         {"lni_layer_weights": [1, 0]},
@@ -387,15 +394,17 @@ def test_values_that_can_run(given):
         ({"absolute_kernels": "position"}, "absolute_kernels: 'position' is not a list; write it as"),
         ({"absolute_kernels": ["dya"]}, "absolute_kernels: entry 1: 'dya' is none of .*; did you mean day"),
         ({"absolute_kernels": ["sinusoid"]}, "absolute_kernels: entry 1: 'sinusoid' is none of position, day"),
-        ({"absolute_kernels": [], "relative_kernels": []}, "needs at least one"),
-        ({"hidden_size": 65}, "65 cannot be divided among 4 kernels .*multiple of 4, for instance 64 or 68"),
+        ({"absolute_kernels": [], "relative_kernels": [], **HEADS}, "needs at least one"),
+        ({"hidden_size": 65, **HEADS}, "65 cannot be divided among 4 kernels .*multiple of 4, for instance 64 or 68"),
         (
-            {"relative_kernels": ["log1p", "exponential", "distance"]},
+            {"relative_kernels": ["log1p", "exponential", "distance"], **HEADS},
             r"^hidden_size: 64 cannot be divided among 5 kernels \(heads\); choose a multiple of 5, for instance "
             r"60 or 65, or change absolute_kernels/relative_kernels$",
         ),
-        ({"absolute_kernels": [], "relative_kernels": ["sinusoid"], "hidden_size": 7}, "7 is odd.*6 or 8"),
-        ({"hidden_size": 2}, "for instance 4,"),
+        ({"absolute_kernels": [], "relative_kernels": ["sinusoid"], "hidden_size": 7, **HEADS}, "7 is odd.*6 or 8"),
+        ({"hidden_size": 2, **HEADS}, "for instance 4,"),
+        ({"hidden_size": 7, "n_heads": 7}, "7 is odd.*multiple of 14, for instance 14$"),
+        ({"hidden_size": 2, "n_heads": 4}, "n_heads, 4; choose a multiple of 4, for instance 4$"),
         ({"train_stride": 51}, r"train_stride: 51 is more than MAX_ITEM_LIST_LENGTH \(50\).*choose 1 to 50"),
         ({"train_stride": 0}, "train_stride: 0 is not"),
         ({"lni_layers": [3]}, r"lni_layers: there is no layer 3 among n_layers \(2\)"),
@@ -467,10 +476,11 @@ def test_recboles_models_have_no_loss_at_every_position():
     check_values({}, "ADRRec")
 
 
-@given(st.integers(1, 300), st.integers(1, 6), st.booleans())
-def test_proposed_widths_would_do(width, heads, paired):
+@given(st.integers(1, 300), st.integers(1, 6), st.booleans(), st.booleans())
+def test_proposed_widths_would_do(width, heads, paired, adaptive):
     kernels = ["sinusoid" if paired else "log1p"] * heads
-    given = config(hidden_size=width, absolute_kernels=[], relative_kernels=kernels)
+    mixture = {"n_heads": heads} if adaptive else HEADS
+    given = config(hidden_size=width, absolute_kernels=[], relative_kernels=kernels, **mixture)
     try:
         check_values(given, "ADRRec")
     except OptionError as error:

@@ -5,6 +5,10 @@ import pytest
 import yaml
 
 from recbole_adrrec import options, rules
+from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
+from recbole_adrrec.layers.transformer import ACTIVATIONS
+from recbole_adrrec.models.block import Block
+from recbole_adrrec.models.mix import TIMELESS
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")
@@ -92,7 +96,8 @@ def test_defaults_together_can_run(model, dataset):
 
 def test_meantime_is_adrrec_without_its_own_parts():
     adrrec, meantime = options.load_properties("model", "ADRRec"), options.load_properties("model", "MEANTIME")
-    extra = {"max_distance", "train_batch_size", *(name for name in adrrec if name.startswith(("lni_", "trend_")))}
+    extra = {"max_distance", "train_batch_size", "n_heads", "mixture", *Block.__dataclass_fields__}
+    extra |= {name for name in adrrec if name.startswith(("lni_", "trend_"))}
     assert set(adrrec) - set(meantime) == extra
     assert set(meantime) <= set(adrrec)
     assert meantime["relative_kernels"] == ["sinusoid", "log1p"]
@@ -117,7 +122,23 @@ def test_time_kernels_are_kernels():
         "position",
         "constant",
         "distance",
+        "distance_bias",
     }
+    assert rules.TIME_KERNELS.isdisjoint(TIMELESS)
+    assert {*rules._absolute_kernels(), *rules._relative_kernels()} == rules.TIME_KERNELS | TIMELESS
+
+
+def test_choices_are_those_that_exist():
+    assert set(rules._BLOCK_RULES["activation"].names) < set(ACTIVATIONS)
+    assert {name for name, kernel in RELATIVE_KERNELS.items() if kernel.is_bias} == rules.BIAS_KERNELS
+    assert set(rules._BLOCK_RULES) == {*Block.__dataclass_fields__, "n_heads", "mixture", "time_unit", "kernel_freq"}
+
+
+def test_adrrecs_block_is_sasrecs_by_default():
+    adrrec, awrsr = options.load_properties("model", "ADRRec"), options.load_properties("model", "AWRSR")
+    names = [*Block.__dataclass_fields__, "layer_norm_eps"]
+    assert {name: adrrec[name] for name in names} == {name: awrsr[name] for name in names}
+    assert (adrrec["n_heads"], awrsr["n_heads"]) == (None, 2)
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -19,12 +19,21 @@ from recbole_adrrec import carried, cli, compat, plugin
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.recommend import iso, seconds
 
+LEARNED = {"epochs": 1, "learning_rate": 0.03}
+"""Until something is learned, kernels have no say in ADRRec."""
+
 MODELS = {
     "ADRRec": {},
-    "ADRRec told": {"use_query_time": True, "relative_kernels": ["sinusoid", "log1p"]},
+    "ADRRec told": {"use_query_time": True, "relative_kernels": ["sinusoid", "log1p"], **LEARNED},
     "ADRRec inexact": {"exact_time": False},
+    "ADRRec clock": {
+        "relative_kernels": ["sinusoid", "log1p", "gap_bias", "distance_bias"],
+        "day_spacing": 7,
+        **LEARNED,
+    },
+    "ADRRec heads": {"mixture": "heads", "n_heads": None},
     "ADRRec trend": {"trend_rank": 3, "epochs": 1, "absolute_kernels": ["position", "constant"]},
-    "AWRSR": {"backbone": "mix", "refinement": "additive"},
+    "AWRSR": {"backbone": "mix", "refinement": "additive", **LEARNED},
     "AWRSR trend": {"trend_rank": 3, "trend_spacing": 3, "use_query_time": True, "epochs": 1, "temperature": 0.5},
     "MEANTIME": {},
     "STOSA": {},
@@ -140,6 +149,23 @@ def test_loading_disturbs_no_random_numbers_and_needs_no_data(checkpoints):
     assert torch.equal(torch.rand(3), want)
     assert len(recommender.users) == 60
     assert recommender.carried.user_field == "user_id"
+
+
+def test_a_checkpoint_keeps_the_clock_of_its_training_data(checkpoints):
+    run = checkpoints("ADRRec clock")
+    model, data = recbole_adrrec.load(run.path).model, run.train_data.dataset
+    resolution, span = data.time_scale(False)
+    assert resolution not in (1.0, DAY)
+    found = [kernel.clock.tolist() for kernel in model.kernels.relative if hasattr(kernel, "clock")]
+    assert found == [[resolution, span / resolution]] * 3
+    batch, trained = next(iter(run.test_data))[0], run.model
+    with torch.no_grad():
+        scores = trained.full_sort_predict(batch)
+        assert torch.equal(model.full_sort_predict(batch), scores)
+        for kernel in model.kernels.relative:
+            if hasattr(kernel, "clock"):
+                kernel.clock[0] *= 10
+        assert not torch.allclose(model.full_sort_predict(batch), scores)
 
 
 # What is seen

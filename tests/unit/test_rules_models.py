@@ -13,6 +13,9 @@ from recbole_adrrec.rules import MODEL_RULES
 NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
 
+HEADS = {"mixture": "heads"}
+
+
 def config(model, **given):
     return Config(model=model, dataset="ml-100k", config_dict={"data_path": "nowhere", **given})
 
@@ -21,6 +24,21 @@ def config(model, **given):
 def test_every_refinement_goes_with_every_backbone(refinement, backbone):
     made = config("AWRSR", refinement=refinement, backbone=backbone)
     assert (made["refinement"], made["backbone"]) == (refinement, backbone)
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        ("ADRRec", {"absolute_kernels": [], "relative_kernels": []}),
+        ("ADRRec", {"hidden_size": 50, "n_heads": 5, "relative_kernels": ["gap_bias", "distance_bias"]}),
+        ("ADRRec", {"hidden_size": 63, "n_heads": 7, "relative_kernels": ["log1p"]}),
+        ("AWRSR", {"backbone": "mix", "mixture": "heads", "n_heads": 3}),
+        ("AWRSR", {"backbone": "mix", "time_unit": 60, "kernel_freq": 2}),
+    ],
+)
+def test_taken(model, given):
+    made = config(model, **given)
+    assert {name: made[name] for name in given} == given
 
 
 def test_choices_are_those_that_exist():
@@ -52,11 +70,49 @@ def test_choices_are_those_that_exist():
         ("AWRSR", {"refinement_rank": 0}, "refinement_rank: 0 is not a whole number of at least 1"),
         ("AWRSR", {"refinement_layers": [3]}, r"refinement_layers: there is no layer 3 among 2 \(n_layers\)"),
         ("AWRSR", {"refinement_heads": [3]}, r"refinement_heads: there is no head 3 among 2 \(n_heads\)"),
-        ("AWRSR", {"refinement_heads": [5], "backbone": "mix"}, "no head 5 among 4 .one head for each kernel"),
+        (
+            "AWRSR",
+            {"refinement_heads": [5], "backbone": "mix", "mixture": "heads"},
+            "no head 5 among 4 .one head for each kernel",
+        ),
+        ("AWRSR", {"refinement_heads": [3], "backbone": "mix"}, r"no head 3 among 2 \(n_heads\)"),
         ("AWRSR", {"refinement_heads": []}, "refinement_heads: the list is empty"),
         ("AWRSR", {"MAX_ITEM_LIST_LENGTH": 1}, "MAX_ITEM_LIST_LENGTH: 1 leaves one attention weight"),
         ("AWRSR", {"hidden_size": 65}, "hidden_size: 65 cannot be divided among n_heads, 2; .*64 or 66"),
-        ("AWRSR", {"hidden_size": 66, "backbone": "mix"}, "hidden_size: 66 cannot be divided among 4 kernels"),
+        ("AWRSR", {"hidden_size": 66, "backbone": "mix", **HEADS}, "hidden_size: 66 cannot be divided among 4 kernels"),
+        ("ADRRec", {"hidden_size": 66, **HEADS}, "hidden_size: 66 cannot be divided among 4 kernels"),
+        ("ADRRec", {"hidden_size": 65}, "hidden_size: 65 cannot be divided among n_heads, 2; .*64 or 66"),
+        ("ADRRec", {"n_heads": 3}, "hidden_size: 64 cannot be divided among n_heads, 3; .*60 or 66$"),
+        ("AWRSR", {"n_heads": 3, "backbone": "mix"}, "hidden_size: 64 cannot be divided among n_heads, 3"),
+        ("ADRRec", {"hidden_size": 63, "n_heads": 3}, "hidden_size: 63 is odd, but the sinusoid .*60 or 66$"),
+        ("ADRRec", {"n_heads": 0}, "n_heads: 0 is not a whole number of at least 1"),
+        ("ADRRec", {"n_heads": 4, **HEADS}, "n_heads: 4 means nothing with mixture heads.* each of its 4 kernels"),
+        *(
+            (model, {"relative_kernels": ["sinusoid", bias], **HEADS, **own}, f"relative_kernels: {bias} adds to the")
+            for bias in ("gap_bias", "distance_bias")
+            for model, own in (("ADRRec", {}), ("AWRSR", {"backbone": "mix"}))
+        ),
+        ("MEANTIME", {"relative_kernels": ["gap_bias"]}, "relative_kernels: entry 1: 'gap_bias' is none of sinusoid"),
+        *(
+            (model, {name: value}, f"{name}: {message}")
+            for model in ("ADRRec", "AWRSR")
+            for name, value, message in (
+                ("mixture", "adaptiv", "'adaptiv' is none of adaptive, heads; did you mean adaptive"),
+                ("norm_order", "query", "'query' is none of post, pre"),
+                ("drop_residual", 0, "0 is neither true nor false"),
+                ("input_position", "yes", "'yes' is neither true nor false"),
+                ("input_norm", 1, "1 is neither true nor false"),
+                ("input_scale", 8, "8 is neither true nor false"),
+                ("final_norm", "post", "'post' is neither true nor false"),
+                ("activation", "swish", "'swish' is none of gelu, gelu_tanh, relu"),
+                ("inner_dropout_prob", 1, "1 is not a number of at least 0 and below 1"),
+                ("item_head", "dense", "'dense' is none of plain, projected"),
+                ("day_spacing", 0, "0 is not a whole number of at least 1"),
+                ("day_spacing", 1.5, "1.5 is not a whole number"),
+                ("time_unit", 0, "0 is not a number above 0"),
+                ("kernel_freq", 1, "1 is not a number above 1"),
+            )
+        ),
         ("AWRSR", {"published_padding_attention": True}, "makes no sense with backbone sasrec: only TiSASRec"),
         ("AWRSR", {"published_mean_bypass": True, "backbone": "mix"}, "makes no sense with backbone mix: only STOSA"),
         ("AWRSR", {"use_query_time": True, "backbone": "tisasrec"}, "makes no sense with backbone tisasrec"),

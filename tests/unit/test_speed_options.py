@@ -16,11 +16,12 @@ from tests import helpers
 
 EVERY_KERNEL = {
     "absolute_kernels": ["position", "day", "constant", "hour"],
-    "relative_kernels": ["sinusoid", "exponential", "log1p", "distance"],
+    "relative_kernels": ["sinusoid", "exponential", "log1p", "distance", "gap_bias", "distance_bias"],
 }
 MODELS = [
     (ADRRec, {**EVERY_KERNEL, "lni_weight": 0.05}),
     (ADRRec, {**EVERY_KERNEL, "objective": "cloze"}),
+    (ADRRec, {"mixture": "heads", "norm_order": "pre", "drop_residual": True}),
     (AWRSR, {"refinement": "stochastic"}),
     (AWRSR, {"backbone": "mix", "refinement": "value"}),
     (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
@@ -71,16 +72,18 @@ def test_recomputation_by_blocks_of_rows_changes_nothing(model_class, options, m
         options = {**options, "refinement": "additive"}  # its noise is drawn block by block
     loss, gradients = trained(model_class, **options)
     counted = []
-    run = transformer.TransformerEncoder._run
+    plain = transformer.TransformerLayer.forward
 
-    def count(self, layer, hidden, mask, context):
-        counted.append(len(hidden))
-        return run(self, layer, hidden, mask, context)
+    def count(self, hidden, layout, context):
+        (group,) = layout.groups
+        counted.append(len(group.mask))
+        return plain(self, hidden, layout, context)
 
-    monkeypatch.setattr(transformer.TransformerEncoder, "_run", count)
-    monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 2 * 8**2)
+    monkeypatch.setattr(transformer.TransformerLayer, "forward", count)
+    monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 1)
     again, others = trained(model_class, **options, recompute=True)
-    assert {1, 2} & set(counted)  # of three rows
+    # All three rows stay together where padding takes part.
+    assert set(counted) == ({3} if options.get("published_padding_attention") else {1})
     torch.testing.assert_close(again, loss, rtol=1e-12, atol=1e-12)
     assert others.keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -90,10 +93,9 @@ def test_recomputation_by_blocks_of_rows_changes_nothing(model_class, options, m
 def test_blocks_bound_what_is_made(monkeypatch):
     monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 60**2)
     model = helpers.build(ADRRec, **{**EVERY_KERNEL, "MAX_ITEM_LIST_LENGTH": 60, "recompute": True}).train()
-    n_heads = 8
     with Largest() as whole:
         model.calculate_loss(helpers.rows([60] * 8, width=60, targets="causal")).backward()
-    assert whole.elements <= 2 * n_heads * 60**2  # eight rows in one would make four times as much
+    assert whole.elements <= 16 * 60**2  # a kernel's features of one row's pairs; eight rows' are eight times as many
 
 
 def kept_bytes(**options):
