@@ -185,10 +185,15 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
         text = f"{reasons.model} has no kernel of the gap between two events: it knows their order alone."
         figure.text(0.012, level(below), text, fontsize=9.5, va="center")
         return figure
-    heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
-    note = "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
-    figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
-    _legend(figure, reasons, level(below + 0.25))
+    if reasons.kernels:
+        heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
+        note = (
+            "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
+        )
+        figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
+        _legend(figure, reasons, level(below + 0.25))
+    else:
+        heading("Gates of the kernels", below)
     panels = _panels(reasons)
     grid = figure.add_gridspec(
         len(layers),

@@ -16,7 +16,8 @@ EXAMPLES = """examples:
   explain -c saved/ADRRec.pth --user 196 --at 1998-04-01T12:00 -o 196.html     with all numbers in tables
 
 The picture has the user's events on a time axis, the attention weights of each layer and head for the last query,
-before and after refinement, and what the kernels of time add to its scores, by the gap in seconds, hours and days.
+before and after refinement, and what the kernels of pairs of events add to its scores, by the gap in places, seconds,
+hours and days; of mixture adaptive also the gates of all kernels.
 It works for ADRRec, AWRSR, MEANTIME, STOSA and TiSASRec."""
 
 

@@ -230,6 +230,21 @@ def test_the_moment_decides_what_is_shown(recommenders):
     assert not np.allclose(late.plain, soon.plain, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "known"),
+    [
+        ({"absolute_kernels": [], "relative_kernels": ["gap_bias"]}, True),
+        ({"absolute_kernels": ["position", "day"], "day_spacing": 7, "relative_kernels": ["distance"]}, True),
+        ({"absolute_kernels": ["position", "constant"], "relative_kernels": ["distance", "distance_bias"]}, False),
+    ],
+    ids=str,
+)
+def test_the_moment_is_known_through_any_kernel_of_time(small_data, tmp_path, kernels, known):
+    with plugin.command_line({}, strict=False):
+        run = train("ADRRec", small_data, tmp_path, use_query_time=True, **kernels)
+    assert recbole_adrrec.load(run.path).knows_query_time == known
+
+
 def test_other_models_and_users_are_refused(recommenders):
     with pytest.raises(OptionError, match="SASRec is RecBole's own"):
         explain.explain(recommenders("SASRec"), "196")
