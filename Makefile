@@ -21,8 +21,9 @@ READY := $(VENV)/.ready
 run: $(READY)
 	$(BIN)/python run_recbole.py --model=$(MODEL) --dataset=$(DATASET) $(ARGS)
 
+# Each of the JOBS processes computes on one thread.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 e2e: $(READY)
 	$(BIN)/python -m pytest -m slow
