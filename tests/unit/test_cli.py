@@ -157,7 +157,7 @@ def test_processes_are_recboles_matter_but_options_are_checked_first(runs, capsy
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--hidden_size=65"], "error: hidden_size: 65 cannot be divided among 4 kernels"),
+        (["--hidden_size=65"], "error: hidden_size: 65 cannot be divided among n_heads, 2"),
         (["--objective=clozee"], "error: objective: 'clozee' is none of causal, cloze; did you mean cloze?"),
         (["--train_neg_sample_args={distribution: uniform}"], "contradicts loss_type CE"),
         (["--model=SASRec", "--train_rows=sequence"], "error: train_rows: SASRec"),

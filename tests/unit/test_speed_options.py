@@ -32,10 +32,10 @@ MODELS = [
 DROPOUT = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3}
 
 
-def trained(model_class, dtype=torch.float64, autocast=False, **options):
+def trained(model_class, dtype=torch.float64, autocast=False, lengths=(7, 4, 6), **options):
     """Loss and gradients of one training step, drawn alike."""
     model = helpers.build(model_class, dtype=dtype, **options).train()
-    batch = helpers.rows([7, 4, 6], targets=model.objective)
+    batch = helpers.rows(list(lengths), targets=model.objective)
     torch.manual_seed(1)
     with torch.autocast("cpu", enabled=autocast):
         loss = model.calculate_loss(batch)
@@ -45,12 +45,31 @@ def trained(model_class, dtype=torch.float64, autocast=False, **options):
 
 @pytest.mark.parametrize(("model_class", "options"), MODELS)
 def test_recomputation_changes_nothing(model_class, options):
-    loss, gradients = trained(model_class, **DROPOUT, **options)
-    again, others = trained(model_class, **DROPOUT, **options, recompute=True)
+    """Of rows of similar length, dropout included: they are one group either way."""
+    loss, gradients = trained(model_class, **DROPOUT, **options, lengths=(7, 6, 7))
+    again, others = trained(model_class, **DROPOUT, **options, lengths=(7, 6, 7), recompute=True)
     assert torch.equal(again, loss)
-    assert others.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-12, atol=1e-12)
+    assert_gradients(others, gradients, 1e-12)
+
+
+@pytest.mark.parametrize(("model_class", "options"), MODELS)
+def test_what_is_computed_again_is_dropped_again(model_class, options, monkeypatch):
+    """Of rows of any length each group draws for itself, for the backward pass as it did before."""
+    loss, gradients = trained(model_class, **DROPOUT, **options, recompute=True)
+
+    def once(layer, *given, use_reentrant):
+        return layer(*given)
+
+    monkeypatch.setattr(transformer, "checkpoint", once)
+    kept, others = trained(model_class, **DROPOUT, **options, recompute=True)
+    assert torch.equal(kept, loss)
+    assert_gradients(others, gradients, 1e-12)
+
+
+def assert_gradients(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=tolerance, atol=1e-12, msg=name)
 
 
 class Largest(TorchDispatchMode):
@@ -85,9 +104,7 @@ def test_recomputation_by_blocks_of_rows_changes_nothing(model_class, options, m
     # All three rows stay together where padding takes part.
     assert set(counted) == ({3} if options.get("published_padding_attention") else {1})
     torch.testing.assert_close(again, loss, rtol=1e-12, atol=1e-12)
-    assert others.keys() == gradients.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(others[name], gradient, rtol=1e-9, atol=1e-12)
+    assert_gradients(others, gradients, 1e-9)
 
 
 def test_blocks_bound_what_is_made(monkeypatch):
