@@ -49,6 +49,8 @@ LENGTHS = (10, 25, 50, 100, 200)
 BACKBONES = ("sasrec", "stosa", "tisasrec", "mix")
 REFINEMENTS = ("simple", "value", "additive", "stochastic")
 NOISE_WEIGHTS = (0.001, 0.1)
+NOISE_WEIGHT = 0.01
+"""Weight of the noise where the full model has none."""
 NOISE_SIZES = (0.03, 0.3)
 NOISE_KINDS = ("gaussian", "uniform", "in_manifold")
 
@@ -259,26 +261,27 @@ class _Builder:
 
     def _noise(self) -> None:
         weight, size = self.base["lni_weight"], self.base["lni_sigma"]
-        if not weight:
-            raise OptionError("groups: noise has nothing to vary where lni_weight is 0; set it, or leave noise out")
         self._add("noise", FULL, {}, None)
-        self._add("noise", f"{FULL} -LNI", {"lni_weight": 0}, FULL)
-        for each in NOISE_WEIGHTS:
+        if weight:
+            self._add("noise", f"{FULL} -LNI", {"lni_weight": 0}, FULL)
+        # Where the full model has no noise, each entry brings it along.
+        own = {} if weight else {"lni_weight": NOISE_WEIGHT}
+        for each in (*NOISE_WEIGHTS, *([] if weight else [NOISE_WEIGHT])):
             if each != weight:
                 self._add("noise", f"{FULL} LNI weight {each:g}", {"lni_weight": each}, FULL)
         for each in NOISE_SIZES:
             if each != size:
-                self._add("noise", f"{FULL} LNI size {each:g}", {"lni_sigma": each}, FULL)
+                self._add("noise", f"{FULL} LNI size {each:g}", {**own, "lni_sigma": each}, FULL)
         for kind in NOISE_KINDS:
             if kind != self.base["lni_noise"]:
-                self._add("noise", f"{FULL} LNI {kind}", {"lni_noise": kind}, FULL)
+                self._add("noise", f"{FULL} LNI {kind}", {**own, "lni_noise": kind}, FULL)
         layers = range(1, int(self.base["n_layers"]) + 1)
         for layer in layers if len(layers) > 1 else ():
-            options = {"lni_layers": [layer], "lni_layer_weights": None}
+            options = {**own, "lni_layers": [layer], "lni_layer_weights": None}
             self._add("noise", f"{FULL} LNI layer {layer} alone", options, FULL)
         stopped = bool(self.base["lni_stop_gradient"])
         name = "without" if stopped else "with"
-        self._add("noise", f"{FULL} LNI {name} stop-gradient", {"lni_stop_gradient": not stopped}, FULL)
+        self._add("noise", f"{FULL} LNI {name} stop-gradient", {**own, "lni_stop_gradient": not stopped}, FULL)
 
     def _objective(self) -> None:
         self._add("objective", FULL, {}, None)

@@ -10,7 +10,13 @@ from study.ablations import Choices, ablation
 from recbole_adrrec import options
 from recbole_adrrec.errors import CheckpointError, OptionError
 
-BASE = {"MAX_ITEM_LIST_LENGTH": 50, **options.load_properties("model", "ADRRec")}
+BASE = {
+    "MAX_ITEM_LIST_LENGTH": 50,
+    **options.load_properties("model", "ADRRec"),
+    "absolute_kernels": ["position", "day"],
+    "relative_kernels": ["sinusoid", "distance"],
+    "lni_weight": 0.01,
+}
 
 
 def listed(*groups, **choices):
@@ -69,6 +75,15 @@ def test_groups_share_entries_and_each_label_comes_once():
         "AWRSR sasrec": {"heads"},
         "AWRSR sasrec simple": {"heads"},
     }
+
+
+def test_noise_is_added_where_the_full_model_has_none():
+    found = by_label(listed("noise", base={**BASE, "lni_weight": 0}))
+    assert "ADRRec -LNI" not in found
+    assert found.pop("ADRRec") == {}
+    assert all(given["lni_weight"] > 0 for given in found.values())
+    assert found["ADRRec LNI weight 0.01"] == {"lni_weight": 0.01}
+    assert found["ADRRec LNI uniform"] == {"lni_weight": 0.01, "lni_noise": "uniform"}
 
 
 def test_no_two_entries_of_a_model_are_the_same():

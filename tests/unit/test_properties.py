@@ -38,7 +38,7 @@ def test_no_file_means_no_defaults():
 
 def test_defaults_are_copies():
     options.load_properties("model", "ADRRec")["absolute_kernels"].append("hour")
-    assert options.load_properties("model", "ADRRec")["absolute_kernels"] == ["position", "day"]
+    assert options.load_properties("model", "ADRRec")["absolute_kernels"] == []
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
