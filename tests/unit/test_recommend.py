@@ -21,7 +21,13 @@ from recbole_adrrec.recommend import iso, seconds
 
 MODELS = {
     "ADRRec": {},
-    "ADRRec told": {"use_query_time": True, "relative_kernels": ["sinusoid", "log1p"]},
+    # An adaptive mixture that was never trained has its gates closed to the moment.
+    "ADRRec told": {
+        "use_query_time": True,
+        "relative_kernels": ["sinusoid", "log1p"],
+        "mixture": "heads",
+        "n_heads": None,
+    },
     "ADRRec inexact": {"exact_time": False},
     "ADRRec trend": {"trend_rank": 3, "epochs": 1, "absolute_kernels": ["position", "constant"]},
     "AWRSR": {"backbone": "mix", "refinement": "additive"},
