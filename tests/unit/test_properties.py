@@ -96,7 +96,7 @@ def test_defaults_together_can_run(model, dataset):
 
 def test_meantime_is_adrrec_without_its_own_parts():
     adrrec, meantime = options.load_properties("model", "ADRRec"), options.load_properties("model", "MEANTIME")
-    extra = {"max_distance", "train_batch_size", "n_heads", "mixture", *Block.__dataclass_fields__}
+    extra = {"max_distance", "train_batch_size", "n_heads", "mixture", "event_layout", *Block.__dataclass_fields__}
     extra |= {name for name in adrrec if name.startswith(("lni_", "trend_"))}
     assert set(adrrec) - set(meantime) == extra
     assert set(meantime) <= set(adrrec)

@@ -31,7 +31,11 @@ MODELS = {
         "day_spacing": 7,
         **LEARNED,
     },
-    "ADRRec heads": {"mixture": "heads", "n_heads": None},
+    "ADRRec heads": {
+        "mixture": "heads",
+        "absolute_kernels": ["position", "day"],
+        "relative_kernels": ["sinusoid", "distance"],
+    },
     "ADRRec trend": {"trend_rank": 3, "epochs": 1, "absolute_kernels": ["position", "constant"]},
     "AWRSR": {"backbone": "mix", "refinement": "additive", **LEARNED},
     "AWRSR trend": {"trend_rank": 3, "trend_spacing": 3, "use_query_time": True, "epochs": 1, "temperature": 0.5},
