@@ -78,8 +78,8 @@ OF_BACKBONE = {
     **dict.fromkeys(("kernel_freq", "grid_points", "max_distance", "use_query_time"), "mix"),
     **dict.fromkeys(("mixture", "day_spacing"), "mix"),
 }
-# The data layer reads the first; the last two change cost alone, as tests/unit/test_speed_options.py shows.
-ELSEWHERE = {"train_rows", "train_batch_size", "n_negatives", "recompute", "compile"}
+# The data layer reads the first; the last three change cost alone, as tests/unit/test_speed_options.py shows.
+ELSEWHERE = {"train_rows", "train_batch_size", "n_negatives", "recompute", "compile", "event_layout"}
 MODELS = [ADRRec, AWRSR, MEANTIME, STOSA, TiSASRec]
 OPTIONS = [
     (model_class, option)

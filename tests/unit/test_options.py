@@ -319,6 +319,7 @@ def config(model="ADRRec", **given):
 
 SAMPLED = {"distribution": "uniform", "sample_num": 1}
 HEADS = {"mixture": "heads"}
+FOUR_KERNELS = {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid", "distance"]}
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
 
 
@@ -395,15 +396,25 @@ def test_values_that_can_run(given):
         ({"absolute_kernels": ["dya"]}, "absolute_kernels: entry 1: 'dya' is none of .*; did you mean day"),
         ({"absolute_kernels": ["sinusoid"]}, "absolute_kernels: entry 1: 'sinusoid' is none of position, day"),
         ({"absolute_kernels": [], "relative_kernels": [], **HEADS}, "needs at least one"),
-        ({"hidden_size": 65, **HEADS}, "65 cannot be divided among 4 kernels .*multiple of 4, for instance 64 or 68"),
         (
-            {"relative_kernels": ["log1p", "exponential", "distance"], **HEADS},
+            {"hidden_size": 65, **HEADS, **FOUR_KERNELS},
+            "65 cannot be divided among 4 kernels .*multiple of 4, for instance 64 or 68",
+        ),
+        (
+            {
+                "absolute_kernels": ["position", "day"],
+                "relative_kernels": ["log1p", "exponential", "distance"],
+                **HEADS,
+            },
             r"^hidden_size: 64 cannot be divided among 5 kernels \(heads\); choose a multiple of 5, for instance "
             r"60 or 65, or change absolute_kernels/relative_kernels$",
         ),
         ({"absolute_kernels": [], "relative_kernels": ["sinusoid"], "hidden_size": 7, **HEADS}, "7 is odd.*6 or 8"),
-        ({"hidden_size": 2, **HEADS}, "for instance 4,"),
-        ({"hidden_size": 7, "n_heads": 7}, "7 is odd.*multiple of 14, for instance 14$"),
+        ({"hidden_size": 2, **HEADS, **FOUR_KERNELS}, "for instance 4,"),
+        (
+            {"hidden_size": 7, "n_heads": 7, "relative_kernels": ["sinusoid"]},
+            "7 is odd.*multiple of 14, for instance 14$",
+        ),
         ({"hidden_size": 2, "n_heads": 4}, "n_heads, 4; choose a multiple of 4, for instance 4$"),
         ({"train_stride": 51}, r"train_stride: 51 is more than MAX_ITEM_LIST_LENGTH \(50\).*choose 1 to 50"),
         ({"train_stride": 0}, "train_stride: 0 is not"),
@@ -427,7 +438,7 @@ def test_values_that_can_run(given):
             {"loss_type": "BPR", "train_neg_sample_args": {**SAMPLED, "dynamic": True}},
             "dynamic negatives need a row for each target",
         ),
-        ({"exact_time": False, "normalize_all": True}, "normalize_all: with exact_time false .*day, sinusoid"),
+        ({"exact_time": False, "normalize_all": True}, "normalize_all: with exact_time false .*gap_bias"),
         ({"exact_time": False, "normalize_field": ["timestamp"]}, "normalize_field: with exact_time false"),
         ({"transform": "crop_itemseq"}, "transform: 'crop_itemseq' changes items but not their times"),
         ({"topk": 0}, "topk: 0 is not"),

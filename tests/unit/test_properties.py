@@ -131,7 +131,14 @@ def test_time_kernels_are_kernels():
 def test_choices_are_those_that_exist():
     assert set(rules._BLOCK_RULES["activation"].names) < set(ACTIVATIONS)
     assert {name for name, kernel in RELATIVE_KERNELS.items() if kernel.is_bias} == rules.BIAS_KERNELS
-    assert set(rules._BLOCK_RULES) == {*Block.__dataclass_fields__, "n_heads", "mixture", "time_unit", "kernel_freq"}
+    assert set(rules._BLOCK_RULES) == {
+        *Block.__dataclass_fields__,
+        "n_heads",
+        "mixture",
+        "event_layout",
+        "time_unit",
+        "kernel_freq",
+    }
 
 
 def test_adrrecs_block_is_sasrecs_by_default():

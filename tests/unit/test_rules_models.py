@@ -13,7 +13,11 @@ from recbole_adrrec.rules import MODEL_RULES
 NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
 
-HEADS = {"mixture": "heads"}
+HEADS = {
+    "mixture": "heads",
+    "absolute_kernels": ["position", "day"],
+    "relative_kernels": ["sinusoid", "distance"],
+}
 
 
 def config(model, **given):
@@ -32,7 +36,7 @@ def test_every_refinement_goes_with_every_backbone(refinement, backbone):
         ("ADRRec", {"absolute_kernels": [], "relative_kernels": []}),
         ("ADRRec", {"hidden_size": 50, "n_heads": 5, "relative_kernels": ["gap_bias", "distance_bias"]}),
         ("ADRRec", {"hidden_size": 63, "n_heads": 7, "relative_kernels": ["log1p"]}),
-        ("AWRSR", {"backbone": "mix", "mixture": "heads", "n_heads": 3}),
+        ("AWRSR", {"backbone": "mix", "n_heads": 3, **HEADS}),
         ("AWRSR", {"backbone": "mix", "time_unit": 60, "kernel_freq": 2}),
     ],
 )
@@ -72,7 +76,7 @@ def test_choices_are_those_that_exist():
         ("AWRSR", {"refinement_heads": [3]}, r"refinement_heads: there is no head 3 among 2 \(n_heads\)"),
         (
             "AWRSR",
-            {"refinement_heads": [5], "backbone": "mix", "mixture": "heads"},
+            {"refinement_heads": [5], "backbone": "mix", **HEADS},
             "no head 5 among 4 .one head for each kernel",
         ),
         ("AWRSR", {"refinement_heads": [3], "backbone": "mix"}, r"no head 3 among 2 \(n_heads\)"),
@@ -82,13 +86,21 @@ def test_choices_are_those_that_exist():
         ("AWRSR", {"hidden_size": 66, "backbone": "mix", **HEADS}, "hidden_size: 66 cannot be divided among 4 kernels"),
         ("ADRRec", {"hidden_size": 66, **HEADS}, "hidden_size: 66 cannot be divided among 4 kernels"),
         ("ADRRec", {"hidden_size": 65}, "hidden_size: 65 cannot be divided among n_heads, 2; .*64 or 66"),
-        ("ADRRec", {"n_heads": 3}, "hidden_size: 64 cannot be divided among n_heads, 3; .*60 or 66$"),
+        (
+            "ADRRec",
+            {"n_heads": 3, "relative_kernels": ["sinusoid"]},
+            "hidden_size: 64 cannot be .* n_heads, 3; .*60 or 66$",
+        ),
         ("AWRSR", {"n_heads": 3, "backbone": "mix"}, "hidden_size: 64 cannot be divided among n_heads, 3"),
-        ("ADRRec", {"hidden_size": 63, "n_heads": 3}, "hidden_size: 63 is odd, but the sinusoid .*60 or 66$"),
+        (
+            "ADRRec",
+            {"hidden_size": 63, "n_heads": 3, "relative_kernels": ["sinusoid"]},
+            "hidden_size: 63 is odd, but the sinusoid .*60 or 66$",
+        ),
         ("ADRRec", {"n_heads": 0}, "n_heads: 0 is not a whole number of at least 1"),
         ("ADRRec", {"n_heads": 4, **HEADS}, "n_heads: 4 means nothing with mixture heads.* each of its 4 kernels"),
         *(
-            (model, {"relative_kernels": ["sinusoid", bias], **HEADS, **own}, f"relative_kernels: {bias} adds to the")
+            (model, {**HEADS, "relative_kernels": ["sinusoid", bias], **own}, f"relative_kernels: {bias} adds to the")
             for bias in ("gap_bias", "distance_bias")
             for model, own in (("ADRRec", {}), ("AWRSR", {"backbone": "mix"}))
         ),
