@@ -101,7 +101,7 @@ def test_two_processes_train_as_one_does(
         options["checkpoint_dir"] = str(folder)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(script), model, json.dumps(options), free_port(), str(count)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr
         told.append(torch.load(folder / "told.pt"))
     alone, together = told
@@ -166,7 +166,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), json.dumps(options), free_port(), str(tmp_path / "result.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
 

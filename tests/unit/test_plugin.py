@@ -210,7 +210,7 @@ if __name__ == "__main__":
     script = small_data / "two.py"
     script.write_text(code)
     done = subprocess.run(
-        [sys.executable, str(script), "--learning_rate=0.002"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), "--learning_rate=0.002"], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "ndcg@10" in done.stdout

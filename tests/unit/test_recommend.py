@@ -747,7 +747,7 @@ def test_help_is_there_at_once(command):
         "import sys; from recbole_adrrec import cli; code = cli.main([sys.argv[1], '--help']);"
         "sys.exit(code or sum(name in sys.modules for name in ('torch', 'pandas', 'recbole', 'matplotlib')))"
     )
-    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, command], capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert f"recbole_adrrec {command}" in done.stdout
     assert "example" in done.stdout
@@ -755,6 +755,6 @@ def test_help_is_there_at_once(command):
 
 def test_python_m_runs_the_commands(path, adrrec):
     command = [sys.executable, "-m", "recbole_adrrec", "recommend", "-c", path, "-u", adrrec.users[0], "-k", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert str(adrrec.recommend(adrrec.users[0], top=1).items[0, 0]) in done.stdout.splitlines()[2].split()

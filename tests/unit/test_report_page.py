@@ -134,7 +134,7 @@ def test_chromium_shows_the_page_without_errors(page, tmp_path, width):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1200,
     )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert picture.stat().st_size > 20_000

@@ -289,7 +289,7 @@ def run_and_signal(which: int, arguments: list[str], folder: Path) -> subprocess
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
         env={
             **os.environ,
@@ -342,7 +342,7 @@ def test_two_processes_are_continued_as_one_is(tiny: dict[str, Any], tmp_path: P
             cwd=tmp_path,
             check=True,
             capture_output=True,
-            timeout=300,
+            timeout=1200,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
         )
 
