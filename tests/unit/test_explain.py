@@ -43,6 +43,9 @@ MODELS = {
     "AWRSR none": {"backbone": "sasrec", "refinement": "none"},
     "AWRSR trend": {"backbone": "sasrec", "trend_rank": 3, "use_query_time": True},
 }
+KERNELS = {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid", "distance"]}
+"""Of models with kernels, where they name no others."""
+
 CLOZE = ("MEANTIME", "ADRRec adaptive cloze")
 LENGTH = 12
 
@@ -56,7 +59,8 @@ def recommenders(small_data, tmp_path_factory):
         if name not in made:
             with plugin.command_line({}, strict=False), pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)  # RecBole makes its log folders here
-                options = MODELS.get(name, {})
+                named = name.startswith("ADRRec") or name == "AWRSR mix"
+                options = {**(KERNELS if named else {}), **MODELS.get(name, {})}
                 run = train(
                     name.split()[0], small_data, folder / name.replace(" ", "_"), initializer_range=0.5, **options
                 )
