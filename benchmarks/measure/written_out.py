@@ -193,7 +193,7 @@ def write_out(model: Any) -> None:
     model : MixAttentionRecommender
         For example ADRRec.
     """
-    model.packs_rows = False
+    model.event_layout = "padded"
     model.kernels = WrittenOutKernels(model.kernels)
     for layer in model.encoder.layers:
         layer.attention = WrittenOutAttention(layer.attention)

@@ -112,7 +112,7 @@ def golden_model(request):
         use_query_time=True,
         MAX_ITEM_LIST_LENGTH=tokens.size(1),
     )
-    model.packs_rows = request.param
+    model.event_layout = "grouped" if request.param else "padded"
     assert model.mask_token == meta["mask_token"]
     names = parameter_names(meta["blocks"], len(absolute), len(relative))
     load_weights(model, names, parameters)

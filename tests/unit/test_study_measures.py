@@ -340,9 +340,9 @@ def last_states(model, batch):
     """Mean state that the second layer's query map gets at the last events of a batch, Float[d]."""
     seen = []
     handle = heads.attentions(model)[1].query.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.packs_rows = False
+    model.event_layout = "padded"
     model.full_sort_predict(batch)
-    model.packs_rows = True
+    model.event_layout = "auto"
     handle.remove()
     last = batch["item_length"] - (1 if model.objective == "causal" else 0)
     return seen[0][torch.arange(len(last)), last].detach()
