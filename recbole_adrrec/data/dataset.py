@@ -379,10 +379,16 @@ class SequenceDataset(SequentialDataset):
             As for ``trained_days``.
         """
         rows = self.inter_feat
-        if not isinstance(rows, PrefixRows):
-            return time_scale(rows[self.uid_field], rows[self.time_field])
-        shown = self._shown_events(rows, include_targets).nonzero().squeeze(1)
-        return time_scale(rows.events.column(self.uid_field, shown), rows.events.columns[self.time_field][shown])
+        users, times = rows[self.uid_field], rows[self.time_field]
+        if isinstance(rows, PrefixRows):
+            shown = self._shown_events(rows, include_targets).nonzero().squeeze(1)
+            users, times = rows.events.column(self.uid_field, shown), rows.events.columns[self.time_field][shown]
+        resolution, span = time_scale(users, times)
+        self.logger.info(
+            f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
+            "time_unit and kernel_freq are unset"
+        )
+        return resolution, span
 
     def smallest_training_gaps(self) -> Tensor:
         """Smallest positive gap between two training events of each user: TiSASRec's unit of time.

@@ -329,15 +329,9 @@ class SequenceRecommender(SequentialRecommender):
 
     def _clock(self, dataset: Any) -> tuple[float, float]:
         if hasattr(dataset, "time_scale"):
-            resolution, span = dataset.time_scale(self.use_query_time or self.objective == "cloze")
-        else:
-            events = dataset.inter_feat
-            resolution, span = time_scale(events[self.USER_ID], events[self.TIME])
-        self.logger.info(
-            f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
-            "time_unit and kernel_freq are unset"
-        )
-        return resolution, span
+            return dataset.time_scale(self.use_query_time or self.objective == "cloze")
+        events = dataset.inter_feat
+        return time_scale(events[self.USER_ID], events[self.TIME])
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

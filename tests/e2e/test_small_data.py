@@ -33,7 +33,13 @@ SMALL = {
 
 RUNS = {
     "ADRRec": {"model": "ADRRec", "n_layers": 2},
-    "ADRRec, heads": {"model": "ADRRec", "mixture": "heads", "time_unit": 3600, "item_head": "projected"},
+    "ADRRec, heads": {
+        "model": "ADRRec",
+        "mixture": "heads",
+        "relative_kernels": ["sinusoid", "log1p"],
+        "time_unit": 3600,
+        "item_head": "projected",
+    },
     "MEANTIME": {"model": "MEANTIME"},
     "TiSASRec": {"model": "TiSASRec", "time_span": 20},
     "TiSASRec, BCE": {"model": "TiSASRec", "time_span": 20, "loss_type": "BCE"},

@@ -33,6 +33,7 @@ MODELS = {
     },
     "ADRRec heads": {
         "mixture": "heads",
+        "n_heads": None,
         "absolute_kernels": ["position", "day"],
         "relative_kernels": ["sinusoid", "distance"],
     },

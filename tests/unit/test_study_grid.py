@@ -122,7 +122,7 @@ def test_minutes_give_an_exit_code_of_their_own(
     study = ["--datasets", "small", "--data_path", str(small_data), "--models", "ADRRec", "--seeds", "2"]
     arguments = [*study, "--results", str(tmp_path / "r"), *(f"--{name}={value}" for name, value in OPTIONS.items())]
     assert compare.main([*arguments, "--minutes", "0.001"]) == compare.EXIT_UNFINISHED
-    assert "2 runs are left: the time was over" in capsys.readouterr().out
+    assert "2 runs are left (--minutes, --only)" in capsys.readouterr().out
     assert not list((tmp_path / "r" / "runs").glob("*.json"))
     assert compare.main([*arguments, "--minutes", "0"]) == 2
     assert "minutes: 0 is not a number above 0" in capsys.readouterr().err

@@ -429,6 +429,8 @@ def test_a_saved_model_gives_its_run_again_and_is_measured(small_data, tmp_path,
                 "MAX_ITEM_LIST_LENGTH": 12,
                 "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
                 "initializer_range": 0.3,
+                "absolute_kernels": ["position", "day"],
+                "relative_kernels": ["sinusoid", "distance"],
             },
         },
     )
