@@ -269,7 +269,7 @@ def small_study(small_data, tmp_path_factory):
         *("--groups", "robustness,heads,length", "--datasets", "small", "--data_path", str(small_data)),
         *("--seeds", "1", "--results", str(results), "--lengths", "4,8", "--shares", "0.5", "--jobs", "2"),
         *("--epochs", "1", "--hidden_size", "16", "--inner_size", "16", "--MAX_ITEM_LIST_LENGTH", "8"),
-        *("--load_col", "{inter: [user_id, item_id, timestamp]}"),
+        *("--load_col", "{inter: [user_id, item_id, timestamp]}", "--lni_weight", "0.01"),
     ]
     assert ablate.main(arguments) == 0
     return results, arguments
