@@ -26,9 +26,6 @@ GROUP_GROWTH = 1.5
 
 SHORT = 4
 
-LAYOUTS = ("padded", "grouped", "jagged")
-"""Names of the layouts of a batch."""
-
 
 @dataclass(frozen=True)
 class Group:
