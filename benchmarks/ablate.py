@@ -25,8 +25,8 @@ from study.plan import Plan
 from tqdm import tqdm
 
 from recbole_adrrec import options
-from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.errors import OptionError, UserError
+from recbole_adrrec.files import AtomicFile
 
 FLAGS: dict[str, str] = {
     **compare.FLAGS,

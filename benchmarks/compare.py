@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from study import plan as plans
 from study.plan import KEYS, Plan
 
-from recbole_adrrec import options, rules
+from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError, UserError
+from recbole_adrrec.options import rules
 
 if TYPE_CHECKING:
     from study.grid import Outcome

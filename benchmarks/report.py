@@ -17,8 +17,8 @@ from study.measurements import KINDS, measure, measured_kinds, specs_of
 from study.results import Results
 from tqdm import tqdm
 
-from recbole_adrrec import rules
 from recbole_adrrec.errors import DataError, OptionError, UserError
+from recbole_adrrec.options import rules
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

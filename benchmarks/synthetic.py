@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.files import AtomicFile
 
 BLOCK_EVENTS = 1 << 20
 """About so many events are drawn and written at a time; whole users, so a block may be longer."""

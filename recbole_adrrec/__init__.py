@@ -16,11 +16,11 @@ from recbole_adrrec.version import __version__
 if TYPE_CHECKING:
     import os
 
-    from recbole_adrrec.recommend import Recommender
+    from recbole_adrrec.tools.recommend import Recommender
 
 
 def register() -> None:
-    """Make RecBole find our models, their options and our data sets by name; see :mod:`recbole_adrrec.plugin`.
+    """Make RecBole find our models, options and data sets by name; see :mod:`recbole_adrrec.integration.register`.
 
     Call it before importing ``recbole.quick_start``, which does not import by itself with today's libraries. Calling
     it again does nothing.
@@ -30,7 +30,7 @@ def register() -> None:
     RuntimeError
         The installed RecBole lacks something that the plugin builds on; the message names it and the version.
     """
-    from recbole_adrrec import plugin
+    from recbole_adrrec.integration import register as plugin
 
     plugin.register()
 
@@ -51,10 +51,10 @@ def load(checkpoint: str | os.PathLike[str], device: str = "cpu") -> Recommender
     Raises
     ------
     CheckpointError
-        See :func:`recbole_adrrec.recommend.load`.
+        See :func:`recbole_adrrec.tools.recommend.load`.
     """
     register()
-    from recbole_adrrec import recommend
+    from recbole_adrrec.tools import recommend
 
     return recommend.load(checkpoint, device)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.files import AtomicFile
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -72,7 +72,7 @@ def _start(source: str) -> None:
     if source in ("recbole", "untraced"):
         import torch
 
-        from recbole_adrrec import compat
+        from recbole_adrrec.integration import patches as compat
 
         compat.check()
         compat.apply()

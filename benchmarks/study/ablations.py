@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recbole_adrrec import rules
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.options import rules
 from study import parts
 from study.plan import Entry
 

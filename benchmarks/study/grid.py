@@ -22,8 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.files import AtomicFile
 from study import plan as plans
 from study import runs
 from study.plan import Plan, RunSpec

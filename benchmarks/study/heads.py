@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from recbole_adrrec.explain import RelativeTerm, last_queries, relative_terms
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
+from recbole_adrrec.tools.explain import RelativeTerm, last_queries, relative_terms
 from study.loaded import Trained
 from study.plots import KernelCurve
 from study.robustness import drop_row

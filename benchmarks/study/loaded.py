@@ -106,7 +106,9 @@ def load(spec: RunSpec, saved: Path) -> Trained:
         train, _, test = data.data_preparation(config, dataset)
         loader = protocols.restricted(spec.protocol, config, test, "test")
         model: nn.Module = utils.get_model(config["model"])(config, train._dataset).to(config["device"])
-        found = importlib.import_module("recbole_adrrec.compat.checkpoints").load(saved, map_location=config["device"])
+        found = importlib.import_module("recbole_adrrec.integration.checkpoints").load(
+            saved, map_location=config["device"]
+        )
         try:
             model.load_state_dict(found["state_dict"])
         except (KeyError, RuntimeError) as error:

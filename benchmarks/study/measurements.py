@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.files import AtomicFile
 from study.plan import Protocol, RunSpec
 from study.plots import KernelCurve
 from study.results import Results, Run, read_json

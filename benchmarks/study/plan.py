@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec import options, rules
+from recbole_adrrec import options
 from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.options import rules
 
 KEYS: dict[str, str] = {
     "name": "name of the study; the file's, if unset",

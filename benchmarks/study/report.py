@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.files import AtomicFile
 from study import plots
 from study.measurements import Measurement, read_measurements
 from study.results import Protocol, Results, Run, sample_of

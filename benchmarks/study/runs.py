@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recbole_adrrec.compat.files import AtomicFile
 from recbole_adrrec.errors import UserError
+from recbole_adrrec.files import AtomicFile
 from study.plan import RunSpec
 
 FORMAT = 1
@@ -85,7 +85,7 @@ def configure(spec: RunSpec, scratch: Path) -> Any:
     import recbole_adrrec
 
     recbole_adrrec.register()
-    from recbole_adrrec import plugin
+    from recbole_adrrec.integration import register as plugin
 
     config_class = importlib.import_module("recbole.config").Config
     with plugin.command_line(given_options(spec, scratch)):

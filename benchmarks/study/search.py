@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from recbole_adrrec import options, rules
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.options import rules
 from study import grid, runs
 from study import plan as plans
 from study.plan import Entry, Plan, Protocol, RunSpec

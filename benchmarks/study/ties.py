@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.files import AtomicFile
 
 SECONDS_A_DAY = 86_400
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec.files import AtomicFile
 from study.results import Results, Run
 
 FILE = "validation.md"

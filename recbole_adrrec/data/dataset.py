@@ -16,7 +16,8 @@ from torch import Tensor
 
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
-from recbole_adrrec.data.times import (
+from recbole_adrrec.errors import DataError
+from recbole_adrrec.times import (
     SECONDS_A_DAY,
     check_times,
     has_quotes,
@@ -25,7 +26,6 @@ from recbole_adrrec.data.times import (
     to_seconds,
     unreadable_line,
 )
-from recbole_adrrec.errors import DataError
 
 
 class SequenceDataset(SequentialDataset):
@@ -371,7 +371,7 @@ class SequenceDataset(SequentialDataset):
         return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
 
     def time_scale(self, include_targets: bool) -> tuple[float, float]:
-        """Resolution and span of the training times, in seconds; see :func:`recbole_adrrec.data.times.time_scale`.
+        """Resolution and span of the training times, in seconds; see :func:`recbole_adrrec.times.time_scale`.
 
         Parameters
         ----------

@@ -33,9 +33,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recbole_adrrec.data.times import to_seconds
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.rules import moment_seconds
+from recbole_adrrec.options.rules import moment_seconds
+from recbole_adrrec.times import to_seconds
 
 PERIODS = ("train", "valid", "test")
 

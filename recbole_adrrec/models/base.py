@@ -16,7 +16,6 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
 from recbole_adrrec.collectives import share_of
-from recbole_adrrec.data.times import smallest_gaps, time_scale
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
@@ -43,6 +42,7 @@ from recbole_adrrec.losses import (
     sampled_loss,
     shared_softmax,
 )
+from recbole_adrrec.times import smallest_gaps, time_scale
 
 
 @dataclass(frozen=True)

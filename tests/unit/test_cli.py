@@ -10,8 +10,9 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from recbole_adrrec import cli, report
+from recbole_adrrec import cli
 from recbole_adrrec.errors import UserError
+from recbole_adrrec.tools import report
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = {

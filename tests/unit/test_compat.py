@@ -22,9 +22,9 @@ from recbole.trainer import trainer as trainer_module
 from recbole.utils import get_model
 from recbole.utils import utils as utils_module
 
-from recbole_adrrec import compat
-from recbole_adrrec.compat import lookups, numpy_names, patching, surface, tuning
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration import lookups, numpy_names, patching, surface, tuning
+from recbole_adrrec.integration import patches as compat
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +55,7 @@ except AttributeError as error:
     print("fault: numpy", error)
 else:
     assert not lacking
-from recbole_adrrec import compat
+from recbole_adrrec.integration import patches as compat
 compat.check()
 compat.apply()
 compat.apply()
@@ -88,7 +88,7 @@ import sys, types
 ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
 ray.tune = tune
 sys.modules.update({"ray": ray, "ray.tune": tune})
-from recbole_adrrec import compat
+from recbole_adrrec.integration import patches as compat
 compat.apply()
 assert sys.modules["ray"] is ray and sys.modules["ray.tune"] is tune and ray.tune is tune
 """)

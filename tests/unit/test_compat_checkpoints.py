@@ -22,11 +22,11 @@ from recbole.quick_start import load_data_and_model, run_recbole
 from recbole.trainer import trainer as trainer_module
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_adrrec import compat
-from recbole_adrrec.compat import checkpoints, pickles
-from recbole_adrrec.compat.files import AtomicFile, open_atomic
-from recbole_adrrec.compat.patching import Overlay
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.files import AtomicFile, open_atomic
+from recbole_adrrec.integration import checkpoints, pickles
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration.patching import Overlay
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 

@@ -15,9 +15,9 @@ import torch
 from recbole.config import Config
 from recbole.data.dataset import Dataset
 
-from recbole_adrrec.compat import downloads
-from recbole_adrrec.compat.patching import original
 from recbole_adrrec.errors import DataError
+from recbole_adrrec.integration import downloads
+from recbole_adrrec.integration.patching import original
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(f"u{i % 3}\ti{i}\t{i}\n" for i in range(9))
 

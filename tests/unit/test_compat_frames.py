@@ -15,8 +15,8 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as dataset_module
 from recbole.data.dataset import sequential_dataset as sequential_module
 
-from recbole_adrrec.compat import frames
-from recbole_adrrec.compat.patching import Overlay, original
+from recbole_adrrec.integration import frames
+from recbole_adrrec.integration.patching import Overlay, original
 
 pandas_3 = pytest.mark.skipif(not frames.copies_columns(), reason="this pandas has not the fault")
 

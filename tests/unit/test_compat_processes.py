@@ -18,9 +18,9 @@ from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 
-from recbole_adrrec.compat import processes
-from recbole_adrrec.compat.patching import original
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration import processes
+from recbole_adrrec.integration.patching import original
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,10 +16,10 @@ from conftest import ML_100K
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_adrrec import convert, sources
-from recbole_adrrec.commands.convert import main
-from recbole_adrrec.compat.files import AtomicFile
-from recbole_adrrec.convert import Distinct, TimeTextError, read_time
+from recbole_adrrec.cli.convert import main
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.tools import convert, sources
+from recbole_adrrec.tools.convert import Distinct, TimeTextError, read_time
 
 ROWS = [("ann", "tea", "1700000000"), ("ann", "milk", "1700000060"), ("bob", "tea", "1600000000")]
 WRITTEN = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join("\t".join(row) + "\n" for row in ROWS)

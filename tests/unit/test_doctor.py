@@ -10,8 +10,10 @@ import pytest
 import torch
 from conftest import ML_100K, write_dataset
 
-from recbole_adrrec import cli, compat, doctor, options
-from recbole_adrrec.commands.doctor import render
+from recbole_adrrec import cli, options
+from recbole_adrrec.cli.doctor import render
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.tools import doctor
 
 ROOT = Path(__file__).parents[2]
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
@@ -135,7 +137,7 @@ def test_a_recbole_that_is_not_as_expected_is_wrong(monkeypatch, capsys):
     def refuse():
         raise RuntimeError("the installed recbole 9.9 has no Config")
 
-    monkeypatch.setattr("recbole_adrrec.plugin.register", refuse)
+    monkeypatch.setattr("recbole_adrrec.integration.register.register", refuse)
     code, out, _ = run_cli(capsys)
     assert code == 1
     assert "the installed recbole 9.9 has no Config" in out

@@ -12,8 +12,8 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_adrrec import evaluation
-from recbole_adrrec.evaluation import RowScores
+from recbole_adrrec.integration import ranking as evaluation
+from recbole_adrrec.integration.ranking import RowScores
 
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "MAP", "Precision", "GAUC", "ItemCoverage", "AveragePopularity"]
 

@@ -11,9 +11,11 @@ from PIL import Image
 from trained import train
 
 import recbole_adrrec
-from recbole_adrrec import cli, explain, pictures, plugin
+from recbole_adrrec import cli
 from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.integration import register as plugin
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, captured_weights
+from recbole_adrrec.tools import explain, pictures
 
 MODELS = {
     "ADRRec": {"relative_kernels": ["sinusoid", "distance"], "mixture": "heads", "n_heads": None},

@@ -21,9 +21,9 @@ from recbole.data import create_dataset
 from recbole.trainer import Trainer
 from test_resume import break_off, files, write_tiny
 
-from recbole_adrrec import cli, training
-from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.files import AtomicFile
+from recbole_adrrec import cli
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.integration import checkpoints, training
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 START = 1_600_000_000

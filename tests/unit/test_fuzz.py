@@ -13,10 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_adrrec import options, rules
-from recbole_adrrec.commands import convert as command
-from recbole_adrrec.convert import EPOCH, TimeTextError, parse_keep, read_time
+from recbole_adrrec import options
+from recbole_adrrec.cli.commands import convert as command
 from recbole_adrrec.errors import UserError
+from recbole_adrrec.options import rules
+from recbole_adrrec.tools.convert import EPOCH, TimeTextError, parse_keep, read_time
 
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from recbole_adrrec.data.times import smallest_gaps
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
 from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
@@ -11,6 +10,7 @@ from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.transformer import TransformerLayer
+from recbole_adrrec.times import smallest_gaps
 from tests.unit.test_layers_attention import largest_tensor
 
 SPAN = 5

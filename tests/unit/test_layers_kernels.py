@@ -12,12 +12,7 @@ from recbole_adrrec.layers.absolute_kernels import DayKernel, HourKernel, MonthK
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Clock, KernelSettings, Moments
-from recbole_adrrec.layers.relative_kernels import (
-    DistanceBiasKernel,
-    DistanceKernel,
-    GapBiasKernel,
-    SinusoidKernel,
-)
+from recbole_adrrec.layers.relative_kernels import DistanceBiasKernel, DistanceKernel, GapBiasKernel, SinusoidKernel
 from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2

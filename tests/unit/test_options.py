@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recbole_adrrec import options, rules
+from recbole_adrrec import options
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.options import check_names, check_values, parse_command_line, parse_value
+from recbole_adrrec.options import check_names, check_values, parse_command_line, parse_value, rules
 
 # Values
 

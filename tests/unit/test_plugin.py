@@ -17,9 +17,9 @@ from recbole.utils import get_model
 from recbole.utils.case_study import full_sort_topk
 
 import recbole_adrrec
-from recbole_adrrec import plugin
 from recbole_adrrec.data import SequenceDataset
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration import register as plugin
 
 MODELS = recbole_adrrec.models()
 
@@ -201,7 +201,7 @@ def test_two_processes_know_our_models(small, small_data):
     """RecBole's ``run`` spawns processes that import nothing of ours by themselves."""
     code = f"""
 import recbole_adrrec
-from recbole_adrrec import plugin
+from recbole_adrrec.integration import register as plugin
 recbole_adrrec.register()
 from recbole.quick_start import run
 if __name__ == "__main__":

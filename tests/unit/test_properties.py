@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from recbole_adrrec import options, rules
+from recbole_adrrec import options
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
 from recbole_adrrec.layers.transformer import ACTIVATIONS
 from recbole_adrrec.models.block import Block
 from recbole_adrrec.models.mix import TIMELESS
+from recbole_adrrec.options import rules
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")

@@ -15,9 +15,12 @@ from conftest import read_events, write_dataset
 from trained import train
 
 import recbole_adrrec
-from recbole_adrrec import carried, cli, compat, plugin
+from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
-from recbole_adrrec.recommend import iso, seconds
+from recbole_adrrec.integration import carried
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration import register as plugin
+from recbole_adrrec.tools.recommend import iso, seconds
 
 LEARNED = {"epochs": 1, "learning_rate": 0.03}
 """Until something is learned, kernels have no say in ADRRec."""

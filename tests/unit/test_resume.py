@@ -20,11 +20,12 @@ from recbole.quick_start import run_recbole
 from recbole.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
-from recbole_adrrec import cli, compat, training
-from recbole_adrrec.carried import Carried
-from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.digests import digest
+from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, OptionError
+from recbole_adrrec.integration import checkpoints, training
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration.carried import Carried
+from recbole_adrrec.integration.digests import digest
 
 EPOCHS = 4
 CUT = 2  # whole epochs before training is broken off

@@ -8,7 +8,7 @@ from recbole.config import Config
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.refinement import REFINEMENTS
 from recbole_adrrec.models.awrsr import BACKBONES
-from recbole_adrrec.rules import MODEL_RULES
+from recbole_adrrec.options.rules import MODEL_RULES
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 

@@ -12,9 +12,9 @@ from conftest import read_events, write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_adrrec import plugin
 from recbole_adrrec.data.splits import GlobalSplit
 from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.integration import register as plugin
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 DAY = 86_400

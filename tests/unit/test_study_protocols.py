@@ -16,8 +16,8 @@ from study import plan as plans
 from study import protocols, runs, ties
 from study.plan import Protocol
 
-from recbole_adrrec import plugin
 from recbole_adrrec.errors import DataError
+from recbole_adrrec.integration import register as plugin
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 

@@ -22,7 +22,7 @@ from recbole.quick_start import run_recbole
 from study import plan as plans
 from study import runs
 
-from recbole_adrrec import plugin
+from recbole_adrrec.integration import register as plugin
 
 OPTIONS = {
     "hidden_size": 8,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_adrrec.data.times import check_times, time_scale, to_seconds, unreadable_line
 from recbole_adrrec.errors import DataError
+from recbole_adrrec.times import check_times, time_scale, to_seconds, unreadable_line
 
 
 def times(*values: float) -> np.ndarray:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.digests import digest
 from recbole_adrrec.errors import CheckpointError, OptionError, UserError
+from recbole_adrrec.integration import checkpoints
+from recbole_adrrec.integration.digests import digest
 
 KEY = "training"
 """Where a checkpoint keeps what continuing takes beyond RecBole's own entries."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.cli.commands import Parser, add_asking, check_output, guarded, write
 from recbole_adrrec.errors import DataError, OptionError
 
 FORMATS = ("table", "json", "csv")
@@ -73,7 +73,7 @@ def _recommend(given: Any) -> int:
     if not users and not given.events:
         raise OptionError("recommend: no users; name some by --user or --users, or give --events")
     if given.at is not None:
-        from recbole_adrrec.recommend import seconds
+        from recbole_adrrec.tools.recommend import seconds
 
         given.at = seconds(given.at)
     recommender, events = open_recommender(given, given.skip_unknown)
@@ -99,7 +99,7 @@ def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
     import recbole_adrrec
 
     recommender = recbole_adrrec.load(given.checkpoint, given.device)
-    from recbole_adrrec.given_events import read_events
+    from recbole_adrrec.tools.given_events import read_events
 
     carried = recommender.carried
     fields = (carried.user_field, carried.item_field, carried.time_field)
@@ -118,7 +118,7 @@ def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
     OptionError
         A file is given that isn't there or has no titles.
     """
-    from recbole_adrrec import report
+    from recbole_adrrec.tools import report
 
     config, carried = recommender.config, recommender.carried
     path = file or Path(str(config["data_path"]), f"{carried.dataset}.item")
@@ -155,7 +155,7 @@ def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any)
     recommender : Recommender
         Who answered.
     """
-    from recbole_adrrec.recommend import iso
+    from recbole_adrrec.tools.recommend import iso
 
     if kind == "json":
         return json.dumps(_document(answers, titles, recommender), ensure_ascii=False, indent=1)
@@ -174,7 +174,7 @@ def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any)
 
 
 def _document(answers: Any, titles: Mapping[str, str], recommender: Any) -> dict[str, Any]:
-    from recbole_adrrec.recommend import iso
+    from recbole_adrrec.tools.recommend import iso
 
     def item(name: str, score: float) -> dict[str, Any]:
         title = {"title": titles[name]} if name in titles else {}

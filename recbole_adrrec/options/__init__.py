@@ -1,7 +1,7 @@
 """Options: their defaults, how they are written, and which names are known.
 
 Everything here works before RecBole is imported: its own options are found in the text of its
-files. Values are judged by :mod:`recbole_adrrec.rules`.
+files. Values are judged by :mod:`recbole_adrrec.options.rules`.
 """
 
 import ast
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.rules import MODEL_RULES, OVERALL_RULES, RECBOLE_RULES, check_values, nearest, suggestion
+from recbole_adrrec.options.rules import MODEL_RULES, OVERALL_RULES, RECBOLE_RULES, check_values, nearest, suggestion
 
 __all__ = [
     "CommandLine",
@@ -118,7 +118,7 @@ def _properties() -> Path:
     """Find the folder of defaults: installed with the package, or beside it in a checkout."""
     spec = importlib.util.find_spec("recbole_adrrec.properties")
     places = list(spec.submodule_search_locations or []) if spec else []
-    return Path(places[0]) if places else Path(__file__).resolve().parent.parent / "properties"
+    return Path(places[0]) if places else Path(__file__).resolve().parents[2] / "properties"
 
 
 def _property_text(kind: Kind, name: str) -> str:

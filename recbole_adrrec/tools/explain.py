@@ -23,7 +23,7 @@ from recbole_adrrec.layers.kernels import MixContext, MixKernels
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.recommend import At, Recommender
+from recbole_adrrec.tools.recommend import At, Recommender
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From gaps in seconds or in places to what is added to the attention score."""

@@ -1,4 +1,4 @@
-"""Pictures of :class:`recbole_adrrec.explain.Reasons`: a PNG, or one HTML page that needs nothing else."""
+"""Pictures of :class:`recbole_adrrec.tools.explain.Reasons`: a PNG, or one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from recbole_adrrec.explain import Kernel, Reasons
-from recbole_adrrec.recommend import iso
+from recbole_adrrec.tools.explain import Kernel, Reasons
+from recbole_adrrec.tools.recommend import iso
 
 SPANS = (("seconds", 1.0, 300.0, 300.0), ("hours", 3600.0, 48.0, 48.0), ("days", 86_400.0, 30.0, 730.0))
 """Axes of the kernels: name, seconds in a unit, units shown at least and at most: as far as the user's gaps go."""

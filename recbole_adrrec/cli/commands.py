@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.rules import suggestion
+from recbole_adrrec.options.rules import suggestion
 
 COMMANDS = {
     "recommend": "top items of users at a moment, from a checkpoint alone",
@@ -44,7 +44,7 @@ def run(name: str, argv: Sequence[str]) -> int:
     int
         Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, 130 interrupted.
     """
-    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.commands.{name}").main
+    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name}").main
     return main(argv)
 
 
@@ -134,7 +134,7 @@ def write(data: str | bytes, path: Path | None) -> None:
             print(data)
         sys.stdout.flush()
         return
-    from recbole_adrrec.compat.files import AtomicFile
+    from recbole_adrrec.files import AtomicFile
 
     try:
         with AtomicFile(path) as file:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recbole_adrrec import compat
-from recbole_adrrec.carried import Carried
 from recbole_adrrec.errors import CheckpointError, OptionError
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration.carried import Carried
 
 
 class _NotCarriedError(AttributeError):
@@ -82,7 +82,7 @@ def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cp
     Raises
     ------
     CheckpointError, OptionError
-        See :func:`recbole_adrrec.recommend.load`.
+        See :func:`recbole_adrrec.tools.recommend.load`.
     """
     path = os.fspath(checkpoint)
     stored = compat.load_checkpoint(path, map_location="cpu")

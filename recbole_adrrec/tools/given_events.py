@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from recbole_adrrec.convert import TimeTextError, is_time, read_time
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.sources import Layout, RawFile, Wishes, find_layout
+from recbole_adrrec.tools.convert import TimeTextError, is_time, read_time
+from recbole_adrrec.tools.sources import Layout, RawFile, Wishes, find_layout
 
 
 @dataclass

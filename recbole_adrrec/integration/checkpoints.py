@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_adrrec.compat.digests import digest
-from recbole_adrrec.compat.files import AtomicFile
-from recbole_adrrec.compat.patching import overlay, override, override_everywhere
-from recbole_adrrec.compat.plain_numpy import Refused, plain_bytes, plain_dtype, plain_scalar
-from recbole_adrrec.compat.tuning import QUICK_START
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.integration.digests import digest
+from recbole_adrrec.integration.patching import overlay, override, override_everywhere
+from recbole_adrrec.integration.plain_numpy import Refused, plain_bytes, plain_dtype, plain_scalar
+from recbole_adrrec.integration.tuning import QUICK_START
 
 TRAINER = "recbole.trainer.trainer"
 PARTS = ("config", "state_dict")

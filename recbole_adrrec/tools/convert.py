@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from recbole_adrrec.compat.files import AtomicFile
-from recbole_adrrec.data.times import LARGEST_SECONDS
 from recbole_adrrec.errors import DataError, OptionError
-from recbole_adrrec.sources import Block, Layout, RawFile, Wishes, find_layout
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.times import LARGEST_SECONDS
+from recbole_adrrec.tools.sources import Block, Layout, RawFile, Wishes, find_layout
 
 FIELDS = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
 """Header of the file that is written: names that RecBole and our options have by default."""

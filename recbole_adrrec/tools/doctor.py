@@ -179,7 +179,8 @@ def _version_of(name: str, installed: str | None, required: str | None) -> Findi
 
 def examine_recbole() -> list[Finding]:
     """Whether RecBole is as this package expects it, and which mends these libraries need."""
-    from recbole_adrrec import compat, plugin
+    from recbole_adrrec.integration import patches as compat
+    from recbole_adrrec.integration import register as plugin
 
     needed = compat.needed()
     try:
@@ -292,7 +293,7 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     import numpy as np
     import pandas as pd
 
-    from recbole_adrrec.data.times import check_times, to_seconds, unreadable_line
+    from recbole_adrrec.times import check_times, to_seconds, unreadable_line
 
     wanted = [settings.get(option, default) for option, default in FIELDS]
     try:

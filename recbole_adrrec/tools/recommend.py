@@ -26,14 +26,14 @@ from recbole.data.interaction import Interaction
 from torch import Tensor
 from tqdm import tqdm
 
-from recbole_adrrec.carried import Carried, Histories
-from recbole_adrrec.convert import TimeTextError, read_time
-from recbole_adrrec.data.times import LARGEST_SECONDS, smallest_gaps
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
+from recbole_adrrec.integration.carried import Carried, Histories
+from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.models.mix import TIMELESS
-from recbole_adrrec.restore import restore
+from recbole_adrrec.times import LARGEST_SECONDS, smallest_gaps
+from recbole_adrrec.tools.convert import TimeTextError, read_time
 
 SECONDS_A_DAY = 86_400
 
@@ -171,7 +171,7 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     OptionError
         There is no such device.
     """
-    from recbole_adrrec import plugin
+    from recbole_adrrec.integration import register as plugin
 
     plugin.register()
     model, config, carried = restore(checkpoint, device)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas._libs.parsers import STR_NA_VALUES
 
-from recbole_adrrec.compat.patching import overlay, override
+from recbole_adrrec.integration.patching import overlay, override
 
 DATASET = "recbole.data.dataset.dataset"
 MODULES_WITH_SEQUENCES = (DATASET, "recbole.data.dataset.kg_dataset", "recbole.data.dataset.sequential_dataset")

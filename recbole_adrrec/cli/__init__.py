@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import URLError
 
-from recbole_adrrec import commands, options
+from recbole_adrrec import options
+from recbole_adrrec.cli import commands
 from recbole_adrrec.errors import DataError, OptionError, UserError
-from recbole_adrrec.rules import suggestion
+from recbole_adrrec.options.rules import suggestion
 
 MODEL = "ADRRec"
 DATASET = "ml-100k"
@@ -175,7 +176,7 @@ class Plan:
         import recbole_adrrec
 
         recbole_adrrec.register()
-        from recbole_adrrec import training
+        from recbole_adrrec.integration import training
 
         file = given["resume"]
         saved = training.saved_options(file)
@@ -234,7 +235,7 @@ class Plan:
         import recbole_adrrec
 
         recbole_adrrec.register()
-        from recbole_adrrec import plugin
+        from recbole_adrrec.integration import register as plugin
 
         quick_start = importlib.import_module("recbole.quick_start")
         typed = {name: value for name, value in self.given.items() if name not in options.RUN_OPTIONS}
@@ -278,7 +279,7 @@ class Plan:
         return config_class(model=self.model, dataset=self.dataset, config_file_list=self.files or None)
 
     def _report(self, result: Mapping[str, Any] | None, trainer: Any) -> str:
-        from recbole_adrrec import report
+        from recbole_adrrec.tools import report
 
         if result is None:
             return "This machine's processes are done; the first machine of the group has the result."
@@ -307,7 +308,7 @@ class Plan:
         return "\n".join(lines).rstrip()
 
     def _case(self, trainer: Any, loader: Any, config: Any, user: str | None) -> str:
-        from recbole_adrrec import report
+        from recbole_adrrec.tools import report
 
         try:
             case = report.show_case(trainer.model, loader, config, user)

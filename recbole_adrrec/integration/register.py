@@ -1,7 +1,7 @@
 """The one place that touches RecBole's look-ups: models, options, data sets, loaders, processes.
 
 RecBole finds things by name in its own folders. Each hook below adds ours to one such look-up and leaves what was
-there as it was; faults of RecBole are mended in :mod:`recbole_adrrec.compat` instead.
+there as it was; faults of RecBole are mended in :mod:`recbole_adrrec.integration.patches` instead.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_adrrec import compat, models, options
-from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.patching import override
+from recbole_adrrec import models, options
 from recbole_adrrec.errors import CheckpointError, OptionError
+from recbole_adrrec.integration import checkpoints
+from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration.patching import override
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
@@ -279,7 +280,7 @@ def _hook_checkpoints() -> None:
     RecBole compares shapes alone, so weights of other data, or of other filters, would be taken for others' items.
     """
     trainer = importlib.import_module("recbole.trainer.trainer").Trainer
-    carried = importlib.import_module("recbole_adrrec.carried")
+    carried = importlib.import_module("recbole_adrrec.integration.carried")
 
     def refuse_other(file: Any, found: Any, dataset: Any) -> None:
         difference = carried.other_data(found, dataset)
@@ -348,7 +349,7 @@ def _hook_checkpoints() -> None:
 
 def _hook_trainers() -> None:
     """Let training be continued from its last whole epoch (utils/utils.py:88), and refuse early where it can't be."""
-    training = importlib.import_module("recbole_adrrec.training")
+    training = importlib.import_module("recbole_adrrec.integration.training")
     get = importlib.import_module("recbole.utils.utils").get_trainer
     create = importlib.import_module("recbole.data.utils").create_dataset
 
@@ -371,7 +372,7 @@ def _hook_trainers() -> None:
 
 def _hook_evaluation() -> None:
     """Rank sequential models by blocks of rows (trainer/trainer.py:527; collector.py:124)."""
-    from recbole_adrrec import evaluation
+    from recbole_adrrec.integration import ranking as evaluation
 
     trainer = importlib.import_module("recbole.trainer.trainer").Trainer
     collector = importlib.import_module("recbole.evaluator.collector").Collector

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_adrrec.compat.checkpoints import allowed_alone, is_model
-from recbole_adrrec.compat.files import open_atomic
-from recbole_adrrec.compat.patching import overlay
-from recbole_adrrec.compat.plain_numpy import Refused, plain_dtype, plain_scalar
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.files import open_atomic
+from recbole_adrrec.integration.checkpoints import allowed_alone, is_model
+from recbole_adrrec.integration.patching import overlay
+from recbole_adrrec.integration.plain_numpy import Refused, plain_dtype, plain_scalar
 
 DATA_UTILS = "recbole.data.utils"
 DATASET = "recbole.data.dataset.dataset"

@@ -254,7 +254,7 @@ class Carried:
         Parameters
         ----------
         checkpoint : dict
-            As :func:`recbole_adrrec.compat.load_checkpoint` gives it.
+            As :func:`recbole_adrrec.integration.patches.load_checkpoint` gives it.
         path : str
             Its file, for messages.
 

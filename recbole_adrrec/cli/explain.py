@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.cli.commands import Parser, add_asking, check_output, guarded, write
 from recbole_adrrec.errors import OptionError
 
 SUFFIXES = (".png", ".html")
@@ -61,13 +61,13 @@ def _explain(given: Any) -> int:
         raise OptionError(f"--shown: {given.shown} is not a whole number of at least 1")
     check_output(given.output)
     if given.at is not None:
-        from recbole_adrrec.recommend import seconds
+        from recbole_adrrec.tools.recommend import seconds
 
         given.at = seconds(given.at)
-    from recbole_adrrec.commands.recommend import open_recommender, titles_of
+    from recbole_adrrec.cli.recommend import open_recommender, titles_of
 
     recommender, _ = open_recommender(given, skip_unknown=False)
-    from recbole_adrrec import explain, pictures
+    from recbole_adrrec.tools import explain, pictures
 
     reasons = explain.explain(recommender, given.user, given.at, given.top)
     make = pictures.png if given.output.suffix.lower() == ".png" else pictures.page

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from recbole_adrrec.compat import checkpoints
-from recbole_adrrec.compat.patching import overlay, override, override_everywhere
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration import checkpoints
+from recbole_adrrec.integration.patching import overlay, override, override_everywhere
 
 UTILS = "recbole.utils.utils"
 

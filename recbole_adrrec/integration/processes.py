@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSampler
 
 from recbole_adrrec.collectives import mean_over_processes, share_of
-from recbole_adrrec.compat.patching import override, override_everywhere
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration.patching import override, override_everywhere
 
 CONFIGURATOR = "recbole.config.configurator"
 TRAINER = "recbole.trainer.trainer"

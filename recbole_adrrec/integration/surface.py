@@ -7,7 +7,7 @@ import importlib.metadata
 import inspect
 from types import ModuleType
 
-from recbole_adrrec.compat import tuning
+from recbole_adrrec.integration import tuning
 
 SURFACE: dict[str, dict[str, tuple[str, ...] | None]] = {
     "recbole.config.configurator": {

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recbole_adrrec import convert
-from recbole_adrrec.data.times import DIVISORS
 from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.sources import FORMATS, Wishes
+from recbole_adrrec.times import DIVISORS
+from recbole_adrrec.tools import convert
+from recbole_adrrec.tools.sources import FORMATS, Wishes
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

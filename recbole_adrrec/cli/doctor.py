@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.commands import Parser, guarded, write
+from recbole_adrrec.cli.commands import Parser, guarded, write
 
 EXIT_WRONG = 1
 NARROWEST = 110
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _doctor(given: Any) -> int:
-    from recbole_adrrec import doctor
+    from recbole_adrrec.tools import doctor
 
     checkup = doctor.examine(given.data_path, given.dataset)
     if given.json:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from recbole_adrrec.compat.patching import original, override_everywhere
+from recbole_adrrec.integration.patching import original, override_everywhere
 
 QUICK_START = "recbole.quick_start.quick_start"
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import yaml
 
-from recbole_adrrec.compat.patching import overlay, override
 from recbole_adrrec.errors import DataError
+from recbole_adrrec.integration.patching import overlay, override
 
 DATASET = "recbole.data.dataset.dataset"
 URL = "recbole.utils.url"

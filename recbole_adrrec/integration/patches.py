@@ -6,7 +6,7 @@ RecBole alone. :func:`apply` has to come before anything else of RecBole is impo
 
 from __future__ import annotations
 
-from recbole_adrrec.compat import (
+from recbole_adrrec.integration import (
     anomalies,
     checkpoints,
     downloads,
@@ -18,10 +18,10 @@ from recbole_adrrec.compat import (
     surface,
     tuning,
 )
-from recbole_adrrec.compat.checkpoints import allow, check_data_by
-from recbole_adrrec.compat.checkpoints import load as load_checkpoint
-from recbole_adrrec.compat.patching import Mend, replace_everywhere
-from recbole_adrrec.compat.pickles import allow_pickled, count_as_dataset_argument
+from recbole_adrrec.integration.checkpoints import allow, check_data_by
+from recbole_adrrec.integration.checkpoints import load as load_checkpoint
+from recbole_adrrec.integration.patching import Mend, replace_everywhere
+from recbole_adrrec.integration.pickles import allow_pickled, count_as_dataset_argument
 
 __all__ = [
     "MENDS",

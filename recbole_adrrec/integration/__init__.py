@@ -1,0 +1,1 @@
+"""Everything that reaches into RecBole: registration, patches, training, checkpoints, processes."""

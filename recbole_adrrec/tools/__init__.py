@@ -1,0 +1,1 @@
+"""Conversion, recommendations, explanations, and the check of the environment."""
