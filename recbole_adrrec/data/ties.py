@@ -95,7 +95,7 @@ class TieStatistics:
             return None
         return (
             f"Tied events stand in one order for all users (tie consistency {self.consistency:.3f}, by chance "
-            f"{self.by_chance:.3f}): models learn that order, and figures depend on it. tie_order: random takes it away."
+            f"{self.by_chance:.3f}): models learn it, and figures depend on it. tie_order: random takes it away."
         )
 
 
