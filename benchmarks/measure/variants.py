@@ -46,7 +46,7 @@ class Variant:
 
     def unknown(self) -> list[str]:
         """Options that this version doesn't have."""
-        return [] if self.source == "peer" else sorted(set(self.options) - known_options(self.model))
+        return [] if self.source == "peer" else sorted(set(self.options) - known_options())
 
 
 _SASREC = {"backbone": "sasrec", "refinement": "none"}

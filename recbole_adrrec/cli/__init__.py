@@ -19,7 +19,7 @@ from urllib.error import URLError
 from recbole_adrrec import options
 from recbole_adrrec.cli import commands
 from recbole_adrrec.errors import DataError, OptionError, UserError
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
 
 MODEL = "ADRRec"
 DATASET = "ml-100k"

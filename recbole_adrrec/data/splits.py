@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.options.rules import moment_seconds
+from recbole_adrrec.options import moment_seconds
 from recbole_adrrec.times import to_seconds
 
 PERIODS = ("train", "valid", "test")

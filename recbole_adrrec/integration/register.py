@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_adrrec import models, options
+from recbole_adrrec import options
 from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.integration import checkpoints
 from recbole_adrrec.integration import patches as compat
 from recbole_adrrec.integration.patching import override
+from recbole_adrrec.models import MODULES
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
@@ -26,7 +27,7 @@ RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 MANY_NEGATIVES = ("sampled_softmax", "gBCE")
 """Losses that take ``n_negatives`` where ``train_neg_sample_args`` is unset; others take RecBole's one."""
 
-OF_SOME_MODELS = ("objective", "use_query_time", "trend_rank")
+MODEL_SPECIFIC_OPTIONS = ("objective", "use_query_time", "trend_rank")
 """Options that data, rules and report act on: from a file for several models they must not reach one without them."""
 
 PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
@@ -120,7 +121,7 @@ def watch_trainers() -> Iterator[list[Any]]:
 
 def _hook_models() -> None:
     """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
-    for name, path in models.MODULES.items():
+    for name, path in MODULES.items():
         module = importlib.import_module(path)
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = module
         compat.allow(getattr(module, name))
@@ -171,12 +172,12 @@ def _hook_config() -> None:
             loss = final.get("loss_type")
             if loss == "CE" or _draws_its_own(self.model, final):
                 final["train_neg_sample_args"] = None
-            elif loss in MANY_NEGATIVES and self.model in models.MODULES:
+            elif loss in MANY_NEGATIVES and self.model in MODULES:
                 final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
-        for name in OF_SOME_MODELS:
-            if self.model in models.MODULES and name not in options.load_properties("model", self.model):
+        for name in MODEL_SPECIFIC_OPTIONS:
+            if self.model in MODULES and name not in options.load_properties("model", self.model):
                 final.pop(name, None)
-        if _strict or self.model in models.MODULES:
+        if _strict or self.model in MODULES:
             given = {**dict(_foreign_arguments()), **self.external_config_dict}
             given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
             options.check_names(given, self.model, strict=_strict, where="the options given")
@@ -187,7 +188,7 @@ def _hook_config() -> None:
     def set_default_parameters(self: Any) -> None:
         set_defaults(self)
         final = self.final_config_dict
-        if self.model in models.MODULES and final["loss_type"] != "CE":
+        if self.model in MODULES and final["loss_type"] != "CE":
             # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their own.
             kinds = importlib.import_module("recbole.utils.enum_type").InputType
             final["MODEL_INPUT_TYPE"] = kinds.POINTWISE if _draws_its_own(self.model, final) else kinds.PAIRWISE
@@ -201,7 +202,7 @@ def _hook_config() -> None:
 
 def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
     """Whether a model of ours draws its negatives itself, once a batch."""
-    return model in models.MODULES and config.get("negatives") == "shared"
+    return model in MODULES and config.get("negatives") == "shared"
 
 
 def _is_sequential(model_class: Any) -> bool:
@@ -227,7 +228,7 @@ def _foreign_command_line() -> dict[str, Any]:
     Here unknown names and other forms are left to the program they were meant for.
     """
     found: dict[str, Any] = {}
-    known = options.known_options(None)
+    known = options.known_options()
     for name, text in _foreign_arguments():
         if name in known:
             value = options.parse_value(text)

@@ -283,7 +283,7 @@ def _interval_kernels(
     """``q_i . RK_r / sqrt(dh)`` of each head, ``r`` by the gap in units of the user's own."""
     model = recommender.model
     with torch.no_grad(), recommender.units():
-        _, moments, _ = model._asked(row)
+        _, moments, _ = model._inference_inputs(row)
         unit = float(model.kernels.units(moments))
         table = part.table(model.kernels.interval_key.weight)  # [H, S, dh]
         scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu().numpy()

@@ -31,7 +31,7 @@ from recbole_adrrec.integration.carried import Carried, Histories
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.mix import TIMELESS
+from recbole_adrrec.options.schema import TIMELESS_KERNELS
 from recbole_adrrec.times import LARGEST_SECONDS, smallest_gaps
 from recbole_adrrec.tools.convert import TimeTextError, read_time
 
@@ -255,7 +255,7 @@ class Recommender:
         kernels = self.model.kernels
         # TiSASRec's intervals are those between events.
         names = [*kernels.absolute_names, *kernels.relative_names] if isinstance(kernels, MixKernels) else []
-        return self.model.head.trend is not None or not TIMELESS.issuperset(names)
+        return self.model.head.trend is not None or not TIMELESS_KERNELS.issuperset(names)
 
     @property
     def last_time(self) -> int | None:
