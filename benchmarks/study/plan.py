@@ -464,7 +464,7 @@ def _shuffled_ties(given: Any, most: int) -> int:
 
 
 def _flag(given: Any, key: str) -> bool:
-    fault = rules.Flag().fault(given)
+    fault = rules.FLAG.fault(given)
     if fault:
         raise OptionError(f"{key}: {fault}")
     return bool(given)

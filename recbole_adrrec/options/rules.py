@@ -22,11 +22,15 @@ from recbole_adrrec.options.rule_types import (
     Number,
     Rule,
     Unset,
+    rule_of,
 )
-from recbole_adrrec.options.schema import MODEL_OPTIONS, Loss, ModelOptions, model_rules, rule_of
+from recbole_adrrec.options.schema import MODEL_OPTIONS, Loss, ModelOptions
 
 __all__ = [
     "COUNT",
+    "FLAG",
+    "MODEL_RULES",
+    "OVERALL_RULES",
     "RECBOLE_RULES",
     "Choice",
     "ListOf",
@@ -82,6 +86,9 @@ GLOBAL_SPLIT_RULES: dict[str, Rule] = {
 }
 """Rules of the entries of ``eval_args: {split: {GT: {...}}}``; see :mod:`recbole_adrrec.data.splits`."""
 
+MODEL_RULES = {name: each.rules() for name, each in MODEL_OPTIONS.items()}
+"""Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
+
 SPLITS = ("LS", "RS", "TS", "GT")
 VALUE_METRICS = frozenset({"auc", "gauc", "mae", "rmse", "logloss"})
 """Metrics without a length of list: their results aren't named ``metric@k``."""
@@ -89,7 +96,7 @@ VALUE_METRICS = frozenset({"auc", "gauc", "mae", "rmse", "logloss"})
 
 def rules_of(model: str) -> dict[str, Rule]:
     """Rules of every option that is checked for ``model``, ours or one of RecBole's."""
-    return {**RECBOLE_RULES, **OVERALL_RULES, **model_rules(model)}
+    return {**RECBOLE_RULES, **OVERALL_RULES, **MODEL_RULES.get(model, {})}
 
 
 def check_option(model: str, name: str, value: Any) -> None:

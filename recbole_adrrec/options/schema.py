@@ -70,13 +70,6 @@ DEPENDENCIES = (
 )
 
 
-@functools.cache
-def model_rules(model: str) -> dict[str, Rule]:
-    """Rule of each option in ``properties/model/<model>.yaml``; empty for a model that is not ours."""
-    hints = get_type_hints(MODEL_OPTIONS[model], include_extras=True) if model in MODEL_OPTIONS else {}
-    return {name: rule_of(hints[name]) for name in load_properties("model", model)}
-
-
 Options = TypeVar("Options", bound="ModelOptions")
 
 
@@ -113,6 +106,13 @@ class ModelOptions:
     trend_decay: AtLeastZero = 1e-4
 
     @classmethod
+    @functools.cache
+    def rules(cls) -> dict[str, Rule]:
+        """Rule of each option in ``properties/model/<model>.yaml``."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: rule_of(hints[name]) for name in load_properties("model", cls.model)}
+
+    @classmethod
     def read(cls: type[Options], config: Any) -> Options:
         """Options of this model among those of a run.
 
@@ -130,7 +130,7 @@ class ModelOptions:
         for name, value in load_properties("model", cls.model).items():
             if name in config:
                 value = config[name]
-                model_rules(cls.model)[name].check(name, value)
+                cls.rules()[name].check(name, value)
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 

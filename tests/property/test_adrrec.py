@@ -65,8 +65,8 @@ def loss_of(model, batch, seed=0):
 
 def states_and_scores(model, batch):
     """Causal states at every place."""
-    items, time = model._history(batch)
-    moments = model._causal_moments(time, batch["item_length"], batch["timestamp"])
+    items, time, length, _ = model._history(batch)
+    moments = model._causal_moments(time, length, batch["timestamp"])
     return model.eval()(items, moments).detach()
 
 
