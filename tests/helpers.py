@@ -72,7 +72,8 @@ def dataset(n_items=N_ITEMS, days=None):
 def build(model_class, seed=0, dtype=torch.float64, data=None, **changes):
     """Make a model with seeded weights, biases included, in evaluation mode."""
     torch.manual_seed(seed)
-    given = options(model_class.__name__, **changes)
+    # RecBole's own models take what all of ours have.
+    given = options(model_class.options_class.model if hasattr(model_class, "options_class") else "", **changes)
     model = model_class(given, dataset() if data is None else data).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
