@@ -20,10 +20,9 @@ from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments, whole_days
-from recbole_adrrec.layers.negatives import SharedNegatives
 from recbole_adrrec.layers.noise import Encode
 from recbole_adrrec.layers.objectives import (
+    SharedNegatives,
     append_event,
     draw_cloze_mask,
     known_times,
@@ -32,6 +31,7 @@ from recbole_adrrec.layers.objectives import (
     valid_places,
 )
 from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.sequence_times import SequenceTimes, whole_days
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.losses import (
@@ -104,7 +104,7 @@ class NoContext:
 class NoKernels(nn.Module):
     """Stands where kernels of place and time would, in a model whose layers share nothing."""
 
-    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> NoContext:
+    def forward(self, moments: SequenceTimes, layout: Layout, dtype: torch.dtype) -> NoContext:
         """Give nothing."""
         return NoContext()
 
@@ -177,7 +177,7 @@ class TrainingBatch(NamedTuple):
     """Items shown, Int64[B, L]; their moments; items to find there, 0 for none; negatives, Int64[B, L, k]."""
 
     items: Tensor
-    moments: Moments
+    moments: SequenceTimes
     targets: Tensor
     negatives: Tensor | None
 
@@ -339,7 +339,7 @@ class SequenceRecommender(SequentialRecommender):
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
 
-    def forward(self, items: Tensor, moments: Moments) -> Tensor:
+    def forward(self, items: Tensor, moments: SequenceTimes) -> Tensor:
         """States after the last layer, Float[B, L, d], of items, Int64[B, L], at their moments."""
         layout, encode = self._encoder_of(items, moments)
         return layout.unpack(encode(None)[-1])
@@ -379,12 +379,14 @@ class SequenceRecommender(SequentialRecommender):
         _, items, time, negatives, shared, _ = targets
         table = self.item_embedding.table
         if shared is not None:
-            product = self.head.as_product(hidden, table, torch.cat([items, shared]), time=time)
+            product = self.head.as_product(hidden, table, torch.cat([items, shared]), query_time=time)
             return shared_softmax(*product, items, shared, self.label_smoothing)
         if negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table, time=time), items, self.label_smoothing)
+            return item_cross_entropy(
+                *self.head.as_product(hidden, table, query_time=time), items, self.label_smoothing
+            )
         items = items.unsqueeze(1)
-        positive, negative = self.head.score_items(hidden, table, items, negatives, time=time)
+        positive, negative = self.head.score_items(hidden, table, items, negatives, query_time=time)
         loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.gbce_t, self.label_smoothing)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
             between = -self.head.compare(table[items], table[negatives])
@@ -394,13 +396,13 @@ class SequenceRecommender(SequentialRecommender):
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""
         hidden, tau = self._last_state(interaction)
-        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], time=tau)
+        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], query_time=tau)
         return score
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
         hidden, tau = self._last_state(interaction)
-        return self.head(hidden, self.item_embedding.table, time=tau)
+        return self.head(hidden, self.item_embedding.table, query_time=tau)
 
     @torch.no_grad()
     def explain(self, interaction: Any) -> Explanation:
@@ -432,10 +434,10 @@ class SequenceRecommender(SequentialRecommender):
         plain, refined = (torch.cat(list(kind))[..., -count:, -count:] for kind in zip(*layers, strict=True))
         return Explanation(items[0], moments.key_time[0], plain, refined)
 
-    def _encoder_of(self, items: Tensor, moments: Moments) -> tuple[Layout, Encode]:
+    def _encoder_of(self, items: Tensor, moments: SequenceTimes) -> tuple[Layout, Encode]:
         """Lay out and embed a batch; what comes back runs the layers on it."""
         layout = self._layout(moments.valid)
-        hidden = self.item_embedding(layout.pack(items), layout.places(moments))
+        hidden = self.item_embedding(layout.pack(items), layout.pack_times(moments))
         context = self.kernels(moments, layout, hidden.dtype)
         return layout, partial(self.encoder, hidden, layout, context)
 
@@ -460,7 +462,7 @@ class SequenceRecommender(SequentialRecommender):
         states = encode(None)[-1]
         return states[layout.at(place.squeeze(1))], moments.query_time.gather(1, place).squeeze(1)
 
-    def _asked(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:
+    def _asked(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, moments and lengths that ask each row for its next event."""
         length = interaction[self.ITEM_SEQ_LEN]
         user = self._user(interaction)
@@ -559,11 +561,15 @@ class SequenceRecommender(SequentialRecommender):
             negatives,
         )
 
-    def _causal_moments(self, time: Tensor, length: Tensor, asked_at: Tensor, user: Tensor | None = None) -> Moments:
+    def _causal_moments(
+        self, time: Tensor, length: Tensor, asked_at: Tensor, user: Tensor | None = None
+    ) -> SequenceTimes:
         query_time = next_times(time, length, asked_at) if self.use_query_time else time
         return self._moments(query_time, time, length, user)
 
-    def _moments(self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None) -> Moments:
+    def _moments(
+        self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None
+    ) -> SequenceTimes:
         """Join places and times, Tensor[B, L]; padding gets the time of the row's first event."""
         width = key_time.size(1)
         valid = valid_places(length, width)
@@ -577,4 +583,4 @@ class SequenceRecommender(SequentialRecommender):
 
         key = padded(key_time)
         query = key if query_time is key_time else padded(query_time)
-        return Moments(position, query, key, valid, user)
+        return SequenceTimes(position, query, key, valid, user)

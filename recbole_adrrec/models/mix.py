@@ -7,7 +7,7 @@ from typing import Any
 
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.moments import Clock, KernelSettings
+from recbole_adrrec.layers.sequence_times import Clock, KernelSettings
 from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, trend_of, unrefined
 from recbole_adrrec.models.block import Block, block_parts
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recbole.model.sequential_recommender.sasrec import SASRec
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.negatives import SharedNegatives
+from recbole_adrrec.layers.objectives import SharedNegatives
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.losses import LOSSES
 from recbole_adrrec.models.adrrec import ADRRec
