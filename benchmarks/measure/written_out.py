@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 
 Feature = Callable[[Tensor, int, float, torch.dtype], Tensor]
 """From gaps in units, Float64[..., 1], width, base of the rates and dtype to features, [..., d]."""
@@ -71,7 +71,7 @@ class WrittenOutKernels(nn.Module):
         super().__init__()
         self.kernels = kernels
 
-    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> WrittenOutContext:
+    def forward(self, moments: SequenceTimes, layout: Layout, dtype: torch.dtype) -> WrittenOutContext:
         """Make the features of a batch."""
         absolute = []
         for kernel in self.kernels.absolute:
@@ -83,7 +83,7 @@ class WrittenOutKernels(nn.Module):
         return WrittenOutContext(absolute, [self._phi(name, kernel, moments, dtype) for name, kernel in pairs])
 
     @staticmethod
-    def _phi(name: str, kernel: Any, moments: Moments, dtype: torch.dtype) -> Tensor:
+    def _phi(name: str, kernel: Any, moments: SequenceTimes, dtype: torch.dtype) -> Tensor:
         rows, length = moments.position.shape
         if kernel.is_bias:
             return F.one_hot(kernel.buckets(moments), kernel.width).to(dtype).expand(rows, -1, -1, -1)

@@ -32,11 +32,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
 }
 
-ORDERS = ("pre", "post", "query")
-
 
 class SharedContext(Protocol):
-    """Whatever the layers share of a batch."""
+    """Results of the kernels for a batch, which the layers share."""
 
     def single(self, number: int, places: slice) -> Any:
         """The part of one group of rows, whose places in the states are given."""
@@ -84,16 +82,11 @@ class TransformerLayer(nn.Module):
     dropout : float
         Share of the elements that training drops.
     order : str
-        One of ``ORDERS``.
+        ``pre``, ``post`` or ``query``.
     drop_residual : bool
         Whether dropout also falls on the layer's output, residual stream included (MEANTIME's public code).
     finish : Module, optional
-        Takes the layer's input and its result; what it gives is the layer's output.
-
-    Raises
-    ------
-    ValueError
-        If ``order`` is unknown.
+        From the layer's input and its result to the layer's output.
     """
 
     def __init__(
@@ -108,8 +101,6 @@ class TransformerLayer(nn.Module):
         finish: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ValueError(f"order: {order}; must be one of {', '.join(ORDERS)}")
         self.order = order
         self.drop_residual = drop_residual
         self.attention_norm = attention_norm
@@ -120,7 +111,7 @@ class TransformerLayer(nn.Module):
         self.finish = finish
 
     def forward(self, hidden: Tensor, layout: Layout, context: Any) -> Tensor:
-        """Give the layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
+        """The layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
         before = hidden
         if self.order == "pre":
             hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), layout, context))
@@ -138,7 +129,7 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of layers.
+    """Stack of layers.
 
     Parameters
     ----------
@@ -173,9 +164,9 @@ class TransformerEncoder(nn.Module):
         layout : Layout
             How the events are laid out, and which keys a query may attend to.
         context : SharedContext
-            What the layers share of a batch.
+            Results of the kernels for the batch.
         perturb : callable, optional
-            Takes a layer's number (from 1) and its input; what it gives goes into the layer.
+            From a layer's number (from 1) and its input to the input that the layer gets.
 
         Returns
         -------

@@ -88,7 +88,7 @@ class ADRRec(SequenceRecommender):
         if shared is not None:
             rows = torch.arange(len(items), device=items.device)
             product, candidates, bias = self.head.as_product(
-                hidden, table, torch.cat([items, shared]), time=targets.time
+                hidden, table, torch.cat([items, shared]), query_time=targets.time
             )
 
             def of_shared(part: slice) -> Tensor:
@@ -102,9 +102,9 @@ class ADRRec(SequenceRecommender):
 
             return of_shared, len(shared) + 1
         if targets.negatives is None:
-            product, candidates, bias = self.head.as_product(hidden, table, time=targets.time)
+            product, candidates, bias = self.head.as_product(hidden, table, query_time=targets.time)
             return lambda part: F.linear(product[part], candidates, bias), len(candidates)
-        both = self.head.score_items(hidden, table, items.unsqueeze(1), targets.negatives, time=targets.time)
+        both = self.head.score_items(hidden, table, items.unsqueeze(1), targets.negatives, query_time=targets.time)
         scores = torch.cat(both, 1)
         return lambda part: scores[part], scores.size(1)
 

@@ -17,10 +17,9 @@ from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.layers.negatives import SharedNegatives
 from recbole_adrrec.layers.noise import Encode
-from recbole_adrrec.layers.objectives import last_place
+from recbole_adrrec.layers.objectives import SharedNegatives, last_place
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.losses import item_cross_entropy, positive_versus_negative, sampled_loss, shared_softmax
@@ -166,9 +165,9 @@ class SequenceRecommender(SequenceInputs):
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.data.zero_()
 
-    def forward(self, items: Tensor, moments: Moments) -> Tensor:
-        """States after the last layer, Float[B, L, d], of items, Int64[B, L], at their moments."""
-        layout, encode = self._encoder_of(items, moments)
+    def forward(self, items: Tensor, times: SequenceTimes) -> Tensor:
+        """States after the last layer, Float[B, L, d], of items, Int64[B, L], at their times."""
+        layout, encode = self._encoder_of(items, times)
         return layout.unpack(encode(None)[-1])
 
     def calculate_loss(self, interaction: Any) -> Tensor:
@@ -177,20 +176,20 @@ class SequenceRecommender(SequenceInputs):
         Of several processes each gives its targets' part of the mean over the targets of all.
         """
         batch = self._training_batch(interaction)
-        layout, encode = self._encoder_of(batch.items, batch.moments)
+        layout, encode = self._encoder_of(batch.items, batch.times)
         loss = self._training_loss(encode, layout, self._targets_of(batch, layout))
         return loss if self.head.trend is None else loss + self.head.trend.penalty()
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""
         hidden, time = self._last_state(interaction)
-        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], time=time)
+        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], query_time=time)
         return score
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
         hidden, time = self._last_state(interaction)
-        return self.head(hidden, self.item_embedding.table, time=time)
+        return self.head(hidden, self.item_embedding.table, query_time=time)
 
     @torch.no_grad()
     def explain(self, interaction: Any) -> Explanation:
@@ -209,24 +208,24 @@ class SequenceRecommender(SequenceInputs):
         rows = len(interaction[self.ITEM_SEQ_LEN])
         if rows != 1 or int(interaction[self.ITEM_SEQ_LEN]) == 0:
             raise ValueError(f"interaction: {rows} rows; explain takes one, with at least one event")
-        items, moments, length = self._inference_inputs(interaction)
+        items, times, length = self._inference_inputs(interaction)
         training = self.training
         self.eval()
         try:
             with captured_weights(self.encoder) as layers:
-                self(items, moments)
+                self(items, times)
         finally:
             self.train(training)
         count = int(length)
         # Left-padded rows have their events last, others have them first and nothing else.
         plain, refined = (torch.cat(list(kind))[..., -count:, -count:] for kind in zip(*layers, strict=True))
-        return Explanation(items[0], moments.key_time[0], plain, refined)
+        return Explanation(items[0], times.key_time[0], plain, refined)
 
-    def _encoder_of(self, items: Tensor, moments: Moments) -> tuple[Layout, Encode]:
+    def _encoder_of(self, items: Tensor, times: SequenceTimes) -> tuple[Layout, Encode]:
         """Layout of a batch, and a function that runs the layers on it."""
-        layout = self._layout(moments.valid)
-        hidden = self.item_embedding(layout.pack(items), layout.places(moments))
-        context = self.kernels(moments, layout, hidden.dtype)
+        layout = self._layout(times.valid)
+        hidden = self.item_embedding(layout.pack(items), layout.pack_times(times))
+        context = self.kernels(times, layout, hidden.dtype)
         return layout, partial(self.encoder, hidden, layout, context)
 
     def _layout(self, valid: Tensor) -> Layout:
@@ -244,14 +243,14 @@ class SequenceRecommender(SequenceInputs):
 
     def _last_state(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """State behind each row's next event, Float[B, d], and its query time, Tensor[B]."""
-        items, moments, length = self._inference_inputs(interaction)
-        layout, encode = self._encoder_of(items, moments)
+        items, times, length = self._inference_inputs(interaction)
+        layout, encode = self._encoder_of(items, times)
         place = last_place(length)
         states = encode(None)[-1]
-        return states[layout.at(place.squeeze(1))], moments.query_time.gather(1, place).squeeze(1)
+        return states[layout.at(place.squeeze(1))], times.query_time.gather(1, place).squeeze(1)
 
     def _targets_of(self, batch: TrainingBatch, layout: Layout) -> Targets:
-        items, time = layout.pack(batch.targets), layout.pack(batch.moments.query_time)
+        items, time = layout.pack(batch.targets), layout.pack(batch.times.query_time)
         places = items > 0
         items = items[places]
         return Targets(
@@ -275,12 +274,12 @@ class SequenceRecommender(SequenceInputs):
         _, items, time, negatives, shared, _ = targets
         table, smoothing = self.item_embedding.table, self.options.label_smoothing
         if shared is not None:
-            product = self.head.as_product(hidden, table, torch.cat([items, shared]), time=time)
+            product = self.head.as_product(hidden, table, torch.cat([items, shared]), query_time=time)
             return shared_softmax(*product, items, shared, smoothing)
         if negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table, time=time), items, smoothing)
+            return item_cross_entropy(*self.head.as_product(hidden, table, query_time=time), items, smoothing)
         items = items.unsqueeze(1)
-        positive, negative = self.head.score_items(hidden, table, items, negatives, time=time)
+        positive, negative = self.head.score_items(hidden, table, items, negatives, query_time=time)
         loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.options.gbce_t, smoothing)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
             between = -self.head.compare(table[items], table[negatives])

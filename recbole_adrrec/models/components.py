@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments, whole_days
 from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.sequence_times import SequenceTimes, whole_days
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.options.schema import ModelOptions
@@ -87,7 +87,7 @@ class NoContext:
 class NoKernels(nn.Module):
     """Stands where kernels of place and time would, in a model whose layers share nothing."""
 
-    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> NoContext:
+    def forward(self, times: SequenceTimes, layout: Layout, dtype: torch.dtype) -> NoContext:
         """Give nothing."""
         return NoContext()
 
@@ -99,9 +99,9 @@ class ModelComponents:
     Attributes
     ----------
     item_embedding : ItemEmbedding
-        From items and moments to the encoder's input.
+        From items and times to the encoder's input.
     kernels : Module
-        From moments, a layout and a dtype to what the layers share of a batch.
+        From times, a layout and a dtype to what the layers share of a batch.
     encoder : TransformerEncoder
         From the input, a layout and what is shared to the states after each layer.
     head : ItemHead

@@ -1,4 +1,4 @@
-"""From RecBole's batches to a model's inputs: items, moments, and the targets of training.
+"""From RecBole's batches to a model's inputs: items, times, and the targets of training.
 
 Letters: ``B`` rows of a batch, ``L`` places, ``k`` negatives of each target.
 """
@@ -11,7 +11,6 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
-from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.objectives import (
     append_event,
     draw_cloze_mask,
@@ -20,6 +19,7 @@ from recbole_adrrec.layers.objectives import (
     next_times,
     valid_places,
 )
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.options.schema import ModelOptions
 
 
@@ -36,16 +36,16 @@ class TrainingRows(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Items shown, Int64[B, L]; their moments; target items there, 0 for none; negatives, Int64[B, L, k]."""
+    """Items shown, Int64[B, L]; their times; target items there, 0 for none; negatives, Int64[B, L, k]."""
 
     items: Tensor
-    moments: Moments
+    times: SequenceTimes
     targets: Tensor
     negatives: Tensor | None
 
 
 class SequenceInputs(SequentialRecommender):
-    """Reads the options and fields of a model, and its inputs off RecBole's batches."""
+    """Sequential recommender that reads its options, and its inputs off RecBole's batches."""
 
     options: ModelOptions
     options_class: ClassVar[type[ModelOptions]]
@@ -62,19 +62,19 @@ class SequenceInputs(SequentialRecommender):
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
 
-    def _inference_inputs(self, interaction: Any) -> tuple[Tensor, Moments, Tensor]:
-        """Items, moments and lengths of rows whose next event is to be predicted."""
+    def _inference_inputs(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
+        """Items, times and lengths of rows whose next event is to be predicted."""
         items, time, length, user = self._history(interaction)
         query_time = interaction[self.TIME]
         if self.objective == "causal":
-            return items, self._causal_moments(time, length, query_time, user), length
+            return items, self._causal_times(time, length, query_time, user), length
         if not self.use_query_time:
             query_time = time.gather(1, last_place(length)).squeeze(1)
         mask_token = torch.full_like(length, self.mask_token)
         items = append_event(items, length, mask_token, self.max_seq_length)
         time = append_event(time, length, query_time, self.max_seq_length)
         length = (length + 1).clamp(max=self.max_seq_length)
-        return items, self._moments(time, time, length, user), length
+        return items, self._sequence_times(time, time, length, user), length
 
     def _training_batch(self, interaction: Any) -> TrainingBatch:
         negatives = interaction[self.NEG_ITEM_ID] if self.given_negatives else None
@@ -120,7 +120,7 @@ class SequenceInputs(SequentialRecommender):
             own = time.gather(1, last)
             target_mask = targets.gather(1, last) > 0
             target_time = torch.where(target_mask, target_time.gather(1, last).to(own.dtype), own).squeeze(1)
-        return TrainingBatch(items, self._causal_moments(time, length, target_time, user), targets, negatives)
+        return TrainingBatch(items, self._causal_times(time, length, target_time, user), targets, negatives)
 
     def _cloze_batch(self, rows: TrainingRows) -> TrainingBatch:
         items, time, length, user, targets, target_time, negatives = rows
@@ -138,14 +138,16 @@ class SequenceInputs(SequentialRecommender):
         if not self.use_query_time:
             time = known_times(time, valid & ~masked)
         shown = items.masked_fill(masked, self.mask_token)
-        return TrainingBatch(shown, self._moments(time, time, length, user), items * masked, negatives)
+        return TrainingBatch(shown, self._sequence_times(time, time, length, user), items * masked, negatives)
 
-    def _causal_moments(self, time: Tensor, length: Tensor, last: Tensor, user: Tensor | None = None) -> Moments:
-        """Moments of a causal model; ``last`` is the query time of each row's last place, Tensor[B]."""
+    def _causal_times(self, time: Tensor, length: Tensor, last: Tensor, user: Tensor | None = None) -> SequenceTimes:
+        """SequenceTimes of a causal model; ``last`` is the query time of each row's last place, Tensor[B]."""
         query_time = next_times(time, length, last) if self.use_query_time else time
-        return self._moments(query_time, time, length, user)
+        return self._sequence_times(query_time, time, length, user)
 
-    def _moments(self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None) -> Moments:
+    def _sequence_times(
+        self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None
+    ) -> SequenceTimes:
         """Join places and times, Tensor[B, L]; padding gets the time of the row's first event."""
         width = key_time.size(1)
         valid = valid_places(length, width)
@@ -155,4 +157,4 @@ class SequenceInputs(SequentialRecommender):
             position = position.clamp(max=self.max_seq_length - 1)
         key = torch.where(valid, key_time, key_time[:, :1])
         query = key if query_time is key_time else torch.where(valid, query_time, key_time[:, :1])
-        return Moments(position, query, key, valid, user)
+        return SequenceTimes(position, query, key, valid, user)

@@ -6,7 +6,7 @@ from functools import cache
 
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.moments import Clock, KernelSettings
+from recbole_adrrec.layers.sequence_times import Clock, KernelSettings
 from recbole_adrrec.models.block import block_components
 from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, unrefined
 from recbole_adrrec.options.schema import TIMELESS_KERNELS, MixOptions

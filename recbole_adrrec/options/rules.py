@@ -107,7 +107,8 @@ def check_option(model: str, name: str, value: Any) -> None:
     OptionError
         Naming the option, its value and what would be right.
     """
-    rules_of(model).get(name, ANYTHING).check(name, value)
+    if name in rules_of(model):
+        rules_of(model)[name].check(name, value)
 
 
 def check_values(config: Mapping[str, Any], model: str) -> None:
@@ -125,8 +126,9 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     OptionError
         Naming the option, its value and what would be right.
     """
-    for name, value in config.items():
-        check_option(model, name, value)
+    for name, rule in rules_of(model).items():
+        if name in config:
+            rule.check(name, config[name])
     own = MODEL_OPTIONS[model].read(config) if model in MODEL_OPTIONS else None
     _check_gpu(config)
     _check_metrics(config)

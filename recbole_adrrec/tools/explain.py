@@ -21,7 +21,7 @@ from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, Mix
 from recbole_adrrec.layers.intervals import IntervalAttention
 from recbole_adrrec.layers.kernels import MixContext, MixKernels
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.tools.recommend import At, Recommender
 
@@ -246,7 +246,9 @@ class RelativeTerm:
         key = torch.zeros(1 if places else len(asked), width, dtype=torch.float64, device=asked.device)
         place = torch.arange(width, device=key.device).expand(key.shape)
         query = key if places else asked.unsqueeze(1)
-        score = self.kernel(Moments(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype)
+        score = self.kernel(
+            SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype
+        )
         shape = (len(key), 1, width, -1)
         found = score(self.projected[0].expand(shape), self.constant[0].expand(shape))
         added = found[0, 0, span - 1, span - 1 - asked.long()] if places else found.flatten()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recbole_adrrec.layers.attention import captured_weights
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
+from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.heads import GaussianItemHead
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.losses import bayesian_personalized_ranking, positive_versus_negative
@@ -85,4 +85,4 @@ def test_pairwise_distances(golden_layer):
     golden, _, _, _ = golden_layer
     states = gaussian_points(golden["output.mean"][0], golden["output.cov"][0])
     items = gaussian_points(golden["input.pos_mean"][0], golden["input.pos_cov"][0])
-    close(-nearness(states, items), golden["output.pairwise_w2"])
+    close(-negative_squared_distance(states, items), golden["output.pairwise_w2"])

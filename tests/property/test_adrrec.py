@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention, captured_weights
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Clock, KernelSettings, Moments
+from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
@@ -66,7 +66,7 @@ def loss_of(model, batch, seed=0):
 def states_and_scores(model, batch):
     """Causal states at every place."""
     items, time, length, _ = model._history(batch)
-    moments = model._causal_moments(time, length, batch["timestamp"])
+    moments = model._causal_times(time, length, batch["timestamp"])
     return model.eval()(items, moments).detach()
 
 
@@ -157,7 +157,7 @@ def test_rows_without_keys_get_zero_weights_and_finite_gradients(length, seed, c
     kernels, attention = mix_of(mixture, names, 20, Clock(60.0, 10000.0), 2)
     times = torch.randint(0, 10**6, (2, length))
     valid = torch.tensor([[True], [False]]).expand(2, length)
-    at = Moments(torch.arange(length).expand(2, -1), times, times, valid)
+    at = SequenceTimes(torch.arange(length).expand(2, -1), times, times, valid)
     hidden = torch.randn(2, length, 20, requires_grad=True)
     layout = Layout.padded(valid, causal)
     with captured_weights(attention) as weights:
@@ -216,7 +216,7 @@ def test_gradients_of_mix_attention_agree_with_finite_differences(seed, causal, 
     kernels, attention = (part.double() for part in mix_of(mixture, names, 12, Clock(3600.0, 100.0), 1))
     times = torch.randint(0, 86400, (2, 4)).cumsum(1)
     valid = torch.tensor([[True] * 3, [True, True, False]])
-    at = Moments(torch.arange(3).expand(2, -1), times[:, 1:], times[:, :-1], valid)
+    at = SequenceTimes(torch.arange(3).expand(2, -1), times[:, 1:], times[:, :-1], valid)
     layout = Layout.padded(valid, causal)
     names_, parameters = zip(*attention.named_parameters(), strict=True)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recbole.model.sequential_recommender.sasrec import SASRec
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.negatives import SharedNegatives
+from recbole_adrrec.layers.objectives import SharedNegatives
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.losses import LOSSES
 from recbole_adrrec.models.adrrec import ADRRec
@@ -262,7 +262,7 @@ def test_the_loss_is_that_of_the_scores(name, scoring, kind):
     torch.manual_seed(0)  # a cloze model draws its masks again
     shown = model._training_batch(rows)
     mask = shown.targets > 0
-    hidden, times, targets = model(shown.items, shown.moments)[mask], shown.moments.query_time[mask], shown.targets
+    hidden, times, targets = model(shown.items, shown.times)[mask], shown.times.query_time[mask], shown.targets
     scores, targets = model.head(hidden, model.item_embedding.table, time=times), targets[mask]
     if model.shared_negatives is not None:
         drawn = copy.deepcopy(model.shared_negatives)

@@ -17,7 +17,6 @@ from recbole_adrrec.layers.refinement import (
     AdditiveRefinement,
     Refinement,
     SimpleRefinement,
-    StochasticRefinement,
     ValueRefinement,
     skewed,
 )
@@ -211,7 +210,7 @@ def test_any_attention_takes_a_refinement(kind, attention_class):
     attention = attention_class(8, HEADS, 0.0, refinement(kind)).double()
     shape = (2, 5, 8) if attention_class is DotProductAttention else (2, 5, 2, 8)
     hidden = torch.rand(shape, dtype=torch.float64)
-    layout = Layout.of_mask(plain_weights([5, 3])[1])
+    layout = Layout.padded(torch.arange(5) < torch.tensor([[5], [3]]), causal=True)
     output = attention(hidden, layout, None)
     assert output.shape == hidden.shape
     attention.refinement = Refinement()
@@ -302,24 +301,3 @@ def test_maps_by_distance_need_a_causal_mask():
     weights, mask = plain_weights([5, 3], causal=False)
     with pytest.raises(ValueError, match="refinement_maps: distance; needs a causal mask"):
         refinement("simple")(weights, mask)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rank": 0}, "refinement_rank: 0"),
-        ({"heads": []}, "refinement_heads"),
-        ({"heads": [3]}, "refinement_heads: .*1 to 2"),
-        ({"heads": [1, 1]}, "refinement_heads"),
-        ({"maps": "distances"}, "refinement_maps: distances"),
-    ],
-)
-def test_values_out_of_range_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        StochasticRefinement(HEADS, WIDTH, **changes)
-
-
-@pytest.mark.parametrize("start", [0.0, 1.0, -0.5])
-def test_shares_out_of_range_are_refused(start):
-    with pytest.raises(ValueError, match="refinement_start"):
-        AdditiveRefinement(HEADS, WIDTH, start=start)

@@ -16,19 +16,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recbole_adrrec.layers.dropout import Bits, drop_threshold
-from recbole_adrrec.layers.masks import hidden_softmax
+from recbole_adrrec.layers.dropout import DropoutBits, drop_threshold
+from recbole_adrrec.layers.masks import masked_softmax_
 
 BLOCK_WEIGHTS = 1 << 19
 """Attention weights that are worked on at a time: what fits a CPU's cache."""
 
 
-def can_attend(scores: Tensor) -> bool:
-    """Whether ``attend`` takes these: on a CPU, neither compiled nor under autocast."""
-    return scores.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-
-
-def attend(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -> Tensor:
+def fused_cpu_attention(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -> Tensor:
     """``dropout(softmax(scores)) @ values``, where a query without any allowed key gets zeros.
 
     Parameters
@@ -38,7 +33,7 @@ def attend(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -
     mask : Bool[B, 1, L, L]
         True where a key may be attended to.
     values : Float[B, H, L, dh]
-        What is summed.
+        Values that are summed.
     dropout : float
         Share of the weights that is dropped, in steps of ``dropout.STEPS``; 0 outside of training.
 
@@ -48,28 +43,28 @@ def attend(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -
         Can be differentiated once.
     """
     threshold = drop_threshold(dropout)
-    seed = Bits.draw_seed() if threshold else 0
-    summed: Tensor = _Attend.apply(mask, values, threshold, seed, *scores)
+    seed = DropoutBits.draw_seed() if threshold else 0
+    summed: Tensor = _FusedAttention.apply(mask, values, threshold, seed, *scores)
     return summed
 
 
-class _Attend(torch.autograd.Function):
-    @staticmethod
-    def _blocks(rows: int, elements: int) -> Iterator[slice]:
-        size = max(1, BLOCK_WEIGHTS // max(1, elements))
-        return (slice(start, start + size) for start in range(0, rows, size))
+def _blocks(rows: int, weights_per_row: int) -> Iterator[slice]:
+    size = max(1, BLOCK_WEIGHTS // max(1, weights_per_row))
+    return (slice(start, start + size) for start in range(0, rows, size))
 
+
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, mask: Tensor, values: Tensor, threshold: int, seed: int, *scores: Tensor) -> Tensor:
         rows, heads, _, _ = values.shape
         pairs = scores[0].shape[2:]
         weights = values.new_empty(rows, heads, *pairs) if any(ctx.needs_input_grad) else None
         summed = values.new_empty(rows, heads, pairs[0], values.size(3))
-        bits = Bits(seed, threshold)
-        for block in _Attend._blocks(rows, heads * pairs.numel()):
+        bits = DropoutBits(seed, threshold)
+        for block in _blocks(rows, heads * pairs.numel()):
             part = torch.cat([score[block] for score in scores], 1)
-            found = hidden_softmax(part, mask[block], torch.empty_like(part) if weights is None else weights[block])
-            torch.matmul(bits.drop(found), values[block], out=summed[block])
+            own = masked_softmax_(part, mask[block], torch.empty_like(part) if weights is None else weights[block])
+            torch.matmul(bits.drop(own), values[block], out=summed[block])
         ctx.save_for_backward(weights, values)
         ctx.threshold, ctx.seed, ctx.heads = threshold, seed, [score.size(1) for score in scores]
         return summed
@@ -82,15 +77,15 @@ class _Attend(torch.autograd.Function):
         rows = len(weights)
         on_values = torch.empty_like(values)
         on_scores = [weights.new_empty(rows, heads, *weights.shape[2:]) for heads in ctx.heads]
-        bits = Bits(ctx.seed, ctx.threshold)
-        for block in _Attend._blocks(rows, weights[:1].numel()):
-            found, kept = weights[block], bits.kept(weights[block])
-            dropped = found if kept is None else found * kept
+        bits = DropoutBits(ctx.seed, ctx.threshold)
+        for block in _blocks(rows, weights[:1].numel()):
+            own, factors = weights[block], bits.factors(weights[block])
+            dropped = own if factors is None else own * factors
             torch.matmul(dropped.transpose(2, 3), grad[block], out=on_values[block])
             on_weights = grad[block] @ values[block].transpose(2, 3)
-            if kept is not None:
-                on_weights.mul_(kept)
-            on_block = torch.ops.aten._softmax_backward_data(on_weights, found, -1, found.dtype)
-            for own, part in zip(on_scores, on_block.split(ctx.heads, 1), strict=True):
-                own[block] = part
+            if factors is not None:
+                on_weights.mul_(factors)
+            on_block = torch.ops.aten._softmax_backward_data(on_weights, own, -1, own.dtype)
+            for target, part in zip(on_scores, on_block.split(ctx.heads, 1), strict=True):
+                target[block] = part
         return None, on_values, None, None, *on_scores

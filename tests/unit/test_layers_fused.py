@@ -1,11 +1,11 @@
-"""Softmax, dropout and the sum of values in one go, against the steps one after another."""
+"""Softmax, dropout and the sum of values in one, against the steps one after another."""
 
 import pytest
 import torch
 
-from recbole_adrrec.layers import attend as module
-from recbole_adrrec.layers.attend import attend
+from recbole_adrrec.layers import fused as module
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
+from recbole_adrrec.layers.fused import fused_cpu_attention
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.masks import attention_mask, masked_softmax
 
@@ -37,7 +37,7 @@ def gradients(made, of):
 def test_values_and_gradients_are_those_of_the_steps(causal):
     scores, mask, values = inputs(causal)
     before = [score.detach().clone() for score in scores]
-    made = attend(scores, mask, values, 0.0)
+    made = fused_cpu_attention(scores, mask, values, 0.0)
     plain = masked_softmax(torch.cat(scores, 1), mask) @ values
     torch.testing.assert_close(made, plain, rtol=0, atol=1e-14)
     for mine, other in zip(gradients(made, [*scores, values]), gradients(plain, [*scores, values]), strict=True):
@@ -51,7 +51,7 @@ def dropped(dropout, seed=3):
     scores, mask, _ = inputs()
     values = torch.eye(LENGTH, dtype=torch.float64).expand(ROWS, sum(HEADS), -1, -1).contiguous().requires_grad_()
     torch.manual_seed(seed)
-    made = attend(scores, mask, values, dropout)
+    made = fused_cpu_attention(scores, mask, values, dropout)
     return scores, mask, values, made, masked_softmax(torch.cat(scores, 1), mask)
 
 
@@ -81,7 +81,7 @@ def test_the_share_that_is_dropped():
     torch.manual_seed(0)
     scores, length = torch.zeros(40, 2, 50, 50), 50
     values = torch.eye(length).expand(40, 2, -1, -1)
-    kept = attend([scores], torch.ones(40, 1, length, length, dtype=torch.bool), values, 0.2) > 0
+    kept = fused_cpu_attention([scores], torch.ones(40, 1, length, length, dtype=torch.bool), values, 0.2) > 0
     error = (0.2 * 0.8 / kept.numel()) ** 0.5
     assert abs(kept.double().mean().item() - 0.8) < 4 * error
 
@@ -89,9 +89,9 @@ def test_the_share_that_is_dropped():
 @pytest.mark.usefixtures("block")
 def test_without_gradients_it_is_the_same():
     scores, mask, values = inputs()
-    made = attend(scores, mask, values, 0.0)
+    made = fused_cpu_attention(scores, mask, values, 0.0)
     with torch.no_grad():
-        assert torch.equal(attend(scores, mask, values, 0.0), made)
+        assert torch.equal(fused_cpu_attention(scores, mask, values, 0.0), made)
 
 
 def test_what_it_keeps():
@@ -99,7 +99,7 @@ def test_what_it_keeps():
     scores, mask, values = inputs()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda part: kept.append(part.numel()) or part, lambda part: part):
-        attend(scores, mask, values, 0.5)
+        fused_cpu_attention(scores, mask, values, 0.5)
     assert sum(kept) == ROWS * sum(HEADS) * LENGTH**2 + values.numel()
 
 

@@ -1,4 +1,4 @@
-"""Where and when events are, and what kernels of them are built from.
+"""Places and times of a batch's events, and the settings that kernels of them are built from.
 
 Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size.
 """
@@ -11,26 +11,26 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SECONDS_PER_DAY = 86400
+from recbole_adrrec.times import SECONDS_A_DAY
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Where and when the events of a batch are.
+class SequenceTimes:
+    """Places and times of the events of a batch.
 
     Attributes
     ----------
     position : Int64[B, L]
         Row of the position table.
     query_time : Int64[B, L] or Float64[B, L]
-        The moment at which each place is asked, in seconds since 1970 (UTC).
+        Time at which each place predicts, in seconds since 1970 (UTC).
     key_time : Int64[B, L] or Float64[B, L]
-        The moment of each event, in the same unit. The same object as ``query_time`` where the
-        two are equal, so that nothing is computed twice.
+        Time of each event, in the same unit. The same object as ``query_time`` where the two are equal, so that
+        nothing is computed twice.
     valid : Bool[B, L]
         True at events, false at padding.
     user : Int64[B], optional
-        Whose events they are, where known.
+        User of each row, where known.
     """
 
     position: Tensor
@@ -39,43 +39,32 @@ class Moments:
     valid: Tensor
     user: Tensor | None = None
 
-    def rows(self, index: slice | Tensor, width: int) -> Moments:
-        """Moments of some rows, cut to the first ``width`` places."""
-        taken = self.each(lambda part: part[index, :width])
-        return replace(taken, user=None if self.user is None else self.user[index])
+    def rows(self, index: slice | Tensor, width: int) -> SequenceTimes:
+        """Some rows, cut to the first ``width`` places."""
+        chosen = self.map(lambda part: part[index, :width])
+        return replace(chosen, user=None if self.user is None else self.user[index])
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Moments:
-        """Apply a function to each of the tensors by places; ``user`` is left out."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> SequenceTimes:
+        """Apply a function to each tensor but ``user``, which is left out."""
         key = function(self.key_time)
         query = key if self.query_time is self.key_time else function(self.query_time)
-        return Moments(function(self.position), query, key, function(self.valid))
+        return SequenceTimes(function(self.position), query, key, function(self.valid))
 
 
 @dataclass(frozen=True)
 class Clock:
-    """In what unit gaps in time count, and how slow the slowest rate of a kernel of gaps is.
+    """Unit and slowest rate of the kernels of a gap in time.
 
     Attributes
     ----------
     time_unit : float
-        Seconds per unit of a gap.
+        Seconds per unit of a gap, above 0.
     kernel_freq : float
-        The slowest rate is about ``1 / kernel_freq`` per unit.
-
-    Raises
-    ------
-    ValueError
-        If one is out of range.
+        The slowest rate is about ``1 / kernel_freq`` per unit; above 1.
     """
 
     time_unit: float
     kernel_freq: float
-
-    def __post_init__(self) -> None:
-        if not self.time_unit > 0:
-            raise ValueError(f"time_unit: {self.time_unit}; seconds per unit must be above 0")
-        if not self.kernel_freq > 1:
-            raise ValueError(f"kernel_freq: {self.kernel_freq}; must be above 1")
 
 
 @dataclass(frozen=True)
@@ -89,9 +78,9 @@ class KernelSettings:
     max_seq_length : int
         Rows of the position table.
     trained_days : callable
-        Gives the sorted whole days since 1970 that training shows, Int64[n]; asked only if needed.
+        Gives the sorted whole days since 1970 (UTC) that training shows, Int64[n]; called only if needed.
     clock : callable
-        Gives the units and rates of the kernels of a gap; called only if needed.
+        Gives the ``Clock`` of the kernels of a gap; called only if needed.
     day_spacing : int
         Days between two knots of the day kernel; 1 for a row of its own for each day.
     max_distance : int, optional
@@ -111,4 +100,4 @@ class KernelSettings:
 
 def whole_days(time: Tensor) -> Tensor:
     """Whole days since 1970 (UTC), Int64, of times in seconds; also right before 1970."""
-    return torch.div(time, SECONDS_PER_DAY, rounding_mode="floor").long()
+    return torch.div(time, SECONDS_A_DAY, rounding_mode="floor").long()
