@@ -21,6 +21,7 @@ from measure.ledger import Job
 from measure.settings import common
 from measure.tables import markdown, median, shown
 from measure.variants import CE, Variant
+from recbole_adrrec.options import SASREC_BLOCK
 
 ROOT = BENCHMARKS.parent
 PARTS = ("recbole_adrrec", "properties")
@@ -45,16 +46,7 @@ SASREC: dict[str, Any] = {
     "backbone": "sasrec",
     "refinement": "none",
     "n_heads": 2,
-    "norm_order": "post",
-    "drop_residual": False,
-    "input_position": True,
-    "input_norm": True,
-    "input_scale": False,
-    "final_norm": False,
-    "activation": "gelu",
-    "inner_dropout_prob": 0.0,
-    "item_head": "plain",
-    "layer_norm_eps": 1e-12,
+    **SASREC_BLOCK,
 }
 """RecBole's SASRec."""
 
