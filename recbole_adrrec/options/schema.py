@@ -159,10 +159,12 @@ class ModelOptions:
     def __post_init__(self) -> None:
         defaults = load_properties("model", self.model)
         for name, other, values, reason in DEPENDENCIES:
-            if name in defaults and getattr(self, name) != defaults[name] and getattr(self, other) not in values:
+            value, found = getattr(self, name, None), getattr(self, other, None)
+            if name in defaults and value != defaults[name] and found not in values:
+                shown = list(value) if isinstance(value, tuple) else value
                 raise OptionError(
-                    f"{name}: {getattr(self, name)!r} means nothing with {other} {getattr(self, other)}"
-                    f"{reason and f' ({reason})'}; leave it out, or choose {other} {' or '.join(values)}"
+                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, or "
+                    f"choose {other} {' or '.join(values)}"
                 )
         self._check_width()
         if self.backbone == "stosa" and self.loss_type in ("BCE", "gBCE"):

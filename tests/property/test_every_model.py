@@ -235,7 +235,7 @@ def test_every_way_to_score_agrees(name, scoring):
     torch.testing.assert_close(model.predict(batch), together.gather(1, batch["item_id"][:, None])[:, 0])
     states, time = model._last_state(batch)
     runs = [slice(0, 7), slice(7, helpers.N_ITEMS)]
-    parts = [model.head(states, model.item_embedding.table, items=run, time=time) for run in runs]
+    parts = [model.head(states, model.item_embedding.table, items=run, query_time=time) for run in runs]
     torch.testing.assert_close(torch.cat(parts, 1), together)
     if "temperature" in SCORED[scoring] and model.head.trend is None:
         assert together.abs().max() <= 1 / SCORED[scoring]["temperature"] + 1e-9
@@ -263,7 +263,7 @@ def test_the_loss_is_that_of_the_scores(name, scoring, kind):
     shown = model._training_batch(rows)
     mask = shown.targets > 0
     hidden, times, targets = model(shown.items, shown.times)[mask], shown.times.query_time[mask], shown.targets
-    scores, targets = model.head(hidden, model.item_embedding.table, time=times), targets[mask]
+    scores, targets = model.head(hidden, model.item_embedding.table, query_time=times), targets[mask]
     if model.shared_negatives is not None:
         drawn = copy.deepcopy(model.shared_negatives)
         drawn.step -= 1

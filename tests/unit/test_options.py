@@ -455,7 +455,7 @@ def test_values_that_can_run(given):
         ({"lni_form": "state"}, "lni_form: 'state' is none of states, predictions, noisy; did you mean states"),
         (
             {"lni_form": "predictions", "lni_layer_weights": [1, 2]},
-            r"lni_layer_weights: \(1, 2\) means nothing with lni_form predictions; .*or choose lni_form states$",
+            r"lni_layer_weights: \[1, 2\] means nothing with lni_form predictions; .*or choose lni_form states$",
         ),
         ({"lni_form": "noisy", "lni_stop_gradient": True}, "lni_stop_gradient: True means nothing with lni_form noisy"),
         ({"lni_layer_weights": [1]}, r"lni_layer_weights: 1 weights for 2 layers \(n_layers\)"),
