@@ -8,6 +8,7 @@ from typing import Any
 
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.options.properties import load_yaml
+from recbole_adrrec.options.rules import MODEL_RULES, OVERALL_RULES, RECBOLE_RULES
 
 TEXT_OPTIONS = frozenset(
     {
@@ -110,7 +111,7 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         if text is None and name not in _FLAGS and rest and re.match(r"[^-]|-\.?\d|$", rest[0]):
             text = rest.pop(0)
         value = True if text is None else _parse_option(name, text)
-        if text is None and name in TEXT_OPTIONS:
+        if text is None and (name in TEXT_OPTIONS or _needs_value(name)):
             raise OptionError(f"{name}: no value is given")
         if name in given and (type(given[name]), given[name]) != (type(value), value):
             raise OptionError(f"{name}: given twice on the command line, as {given[name]!r} and {value!r}")
@@ -127,3 +128,9 @@ def _split_argument(argument: str) -> tuple[str, str | None]:
     if not argument.startswith("--") or not re.fullmatch(r"[A-Za-z_][\w-]*", name):
         raise OptionError(f"command line: {argument!r} belongs to no option; write --key=value or --key value")
     return name, text if equals else None
+
+
+def _needs_value(name: str) -> bool:
+    """True for an option whose rule, in every model that has it, refuses true."""
+    known = [rules[name] for rules in (RECBOLE_RULES, OVERALL_RULES, *MODEL_RULES.values()) if name in rules]
+    return bool(known) and all(rule.fault(True) for rule in known)

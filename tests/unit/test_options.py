@@ -129,6 +129,7 @@ def test_command_line(argv, found):
         (["--flag=1", "--flag"], "flag: given twice"),
         (["-m", "ADRRec", "--model=SASRec"], "model: given twice"),
         (["--model"], "model: no value is given"),
+        (["--epochs"], "epochs: no value is given"),
         (["--config_files"], "config_files: no file is named"),
         (["--debug", "yes"], "'yes' belongs to no option"),
         (["--topk=[1"], "topk: .*not valid YAML"),
