@@ -163,8 +163,8 @@ class ModelOptions:
             if name in defaults and value != defaults[name] and found not in values:
                 shown = list(value) if isinstance(value, tuple) else value
                 raise OptionError(
-                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, or "
-                    f"choose {other} {' or '.join(values)}"
+                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, "
+                    f"or choose {other} {' or '.join(values)}"
                 )
         self._check_width()
         if self.backbone == "stosa" and self.loss_type in ("BCE", "gBCE"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recbole.model.sequential_recommender.sasrec import SASRec
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS
 from recbole_adrrec.layers.objectives import SharedNegatives
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.losses import LOSSES
@@ -25,7 +26,7 @@ from recbole_adrrec.options.schema import AWRSROptions
 from tests import helpers
 
 WIDTH = 7
-MODELS = {
+CAUSAL = {
     "TiSASRec": (TiSASRec, {}),
     "STOSA": (STOSA, {"initializer_range": 0.1}),
     "STOSA, bypass": (STOSA, {"published_mean_bypass": True, "initializer_range": 0.1}),
@@ -37,9 +38,23 @@ MODELS = {
         for refinement, backbone in itertools.product(REFINEMENTS, BACKBONES)
     },
 }
+ALL_KERNELS = {"absolute_kernels": list(ABSOLUTE_KERNELS), "relative_kernels": list(RELATIVE_KERNELS)}
+MODELS = {
+    **CAUSAL,
+    **{
+        f"ADRRec, {objective}, {'query time' if timed else 'history'}": (
+            ADRRec,
+            {
+                **{"objective": objective, "use_query_time": timed, "hidden_size": 20, **ALL_KERNELS},
+                **{"lni_weight": 0.5, "lni_noise": "in_manifold"},
+            },
+        )
+        for objective, timed in itertools.product(("causal", "cloze"), (False, True))
+    },
+}
 FEW = settings(max_examples=12, deadline=None)
 
-names = st.sampled_from(list(MODELS))
+names = st.sampled_from(list(CAUSAL))
 lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=4)
 seeds = st.integers(0, 10_000)
 
@@ -76,11 +91,12 @@ def test_a_state_depends_on_no_later_event(name, seed, changed):
     assert torch.equal(before[:, :changed], states(model, times)[:, :changed])
 
 
+@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
 @pytest.mark.parametrize("name", MODELS)
-def test_padding_content_changes_nothing(name):
-    model = build(name, loss_type="BPR")
+def test_padding_content_changes_nothing(name, loss_type):
+    model = build(name, loss_type=loss_type)
     twin = copy.deepcopy(model)
-    for kind in ("row", "causal"):
+    for kind in ("row", model.objective):
         batch = helpers.rows([WIDTH, 3, 1], targets=kind)
         padding = torch.arange(WIDTH) >= batch["item_length"].unsqueeze(1)
         filled = dict(batch)
@@ -94,7 +110,7 @@ def test_padding_content_changes_nothing(name):
 
 
 @FEW
-@given(names, lengths, seeds)
+@given(st.sampled_from(list(MODELS)), lengths, seeds)
 def test_scores_do_not_depend_on_the_rest_of_the_batch(name, counts, seed):
     model = build(name)
     batch = helpers.rows(counts, seed=seed)
