@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from recbole_adrrec.options import SASREC_BLOCK
-
 SASREC = "SASRec"
 BARE = "ADRRec, bare"
 HEADS = "ADRRec, one head for each kernel"
@@ -32,8 +30,22 @@ class Part:
     model: str = "ADRRec"
 
 
+BLOCK: dict[str, Any] = {
+    "norm_order": "post",
+    "drop_residual": False,
+    "input_position": True,
+    "input_norm": True,
+    "input_scale": False,
+    "final_norm": False,
+    "activation": "gelu",
+    "inner_dropout_prob": 0.0,
+    "item_head": "plain",
+    "layer_norm_eps": 1e-12,
+}
+"""RecBole's SASRec."""
+
 OFF: dict[str, Any] = {
-    **SASREC_BLOCK,
+    **BLOCK,
     "absolute_kernels": [],
     "relative_kernels": [],
     "lni_weight": 0.0,
@@ -79,7 +91,7 @@ def _sasrec(label: str, **changes: Any) -> Part:
     return Part(f"{SASREC}, {label}", {**_AWRSR, **changes}, SASREC, "AWRSR")
 
 
-_AWRSR: dict[str, Any] = {**SASREC_BLOCK, "backbone": "sasrec", "refinement": "none", "n_heads": 2}
+_AWRSR: dict[str, Any] = {**BLOCK, "backbone": "sasrec", "refinement": "none", "n_heads": 2}
 
 _ALL_KERNELS: dict[str, Any] = {
     "absolute_kernels": ["position", "day"],
