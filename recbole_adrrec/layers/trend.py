@@ -26,15 +26,13 @@ class Trend(nn.Module):
 
     Parameters
     ----------
-    n_items : int
-        Items ``V``, padding included.
-    rank : int
-        Width ``r`` of ``a`` and ``e``, at least 1.
+    n_items, rank : int
+        Items ``V``, padding included, and width ``r`` of ``a`` and ``e``.
     trained_days : Int64[n_days]
         Whole days since 1970 (UTC) that training shows, sorted. The first and the last are kept with the weights, as
         ``trained_range``.
     spacing : float
-        Days between two knots, above 0.
+        Days between two knots.
     decay : float
         Weight of the L2 penalty on both factors.
     """
