@@ -60,9 +60,9 @@ class Trend(nn.Module):
         after = (before + 1).clamp(max=self.knots.num_embeddings - 1)
         return torch.lerp(self.knots(before), self.knots(after), share)
 
-    def item_factors(self, items: slice | Tensor) -> Tensor:
-        """``a`` of a run of items or of items by number, Float[..., r]."""
-        return self.items[items] if isinstance(items, slice) else F.embedding(items, self.items)
+    def item_factors(self, items: Tensor | None) -> Tensor:
+        """``a`` of all items or of ``items``, Int64[...]: Float[..., r]."""
+        return self.items if items is None else F.embedding(items, self.items)
 
     def penalty(self) -> Tensor:
         """``decay / 2 (|a|^2 + |e|^2)``, Float[], over all items and knots."""
