@@ -42,20 +42,12 @@ def item_cross_entropy(
 
     Parameters
     ----------
-    states : Float[N, D]
-        Query states.
-    weight : Float[V, D]
-        A row for each item.
-    bias : Float[V], optional
-        Added to each item's score.
-    targets : Int64[N]
-        Target items.
+    states, targets : Float[N, D], Int64[N]
+        Query states and target items.
+    weight, bias : Float[V, D], Float[V]
+        A row for each item, and what is added to its score, if anything.
     smoothing : float
         Share of the label that is spread over all ``V``, in [0, 1).
-
-    Returns
-    -------
-    Float[]
     """
     product_dtype, kind = _product_dtype(weight), states.device.type
     with torch.autocast(kind, enabled=False):
@@ -151,22 +143,12 @@ def shared_softmax(
 
     Parameters
     ----------
-    states : Float[N, D]
-        Query states.
-    candidates : Float[N + k, D]
-        A row for each target, then one for each negative.
-    bias : Float[N + k], optional
-        Added to their scores.
-    targets : Int64[N]
-        Target items.
-    negatives : Int64[k]
-        Sampled items.
+    states, targets, negatives : Float[N, D], Int64[N], Int64[k]
+        Query states, target items and sampled items.
+    candidates, bias : Float[N + k, D], Float[N + k]
+        A row for each target, then one for each negative, and what is added to their scores, if anything.
     smoothing : float
         Share of the label that is spread over the position's candidates, its target included, in [0, 1).
-
-    Returns
-    -------
-    Float[]
     """
     product_dtype, kind = _product_dtype(candidates), states.device.type
     counts = [len(targets), len(negatives)]

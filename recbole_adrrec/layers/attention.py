@@ -52,15 +52,7 @@ class Projected(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Frame of all attentions.
-
-    Parameters
-    ----------
-    dropout : float
-        Share of the weights that training drops, after refinement.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
-    """
+    """Base of all attentions: the steps, with a refinement of the weights and dropout on what it gives."""
 
     sums_are_products = True
     """True where ``aggregate`` gives ``weights @ value``."""
@@ -149,21 +141,7 @@ class Attention(nn.Module):
 
 
 class ProjectedAttention(Attention):
-    """Attention between linear maps of the states, cut into heads.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``, divisible by ``n_heads``.
-    n_heads : int
-        Heads ``H``.
-    dropout : float
-        Share of the weights that training drops.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
-    project_output : bool
-        Whether a linear map follows the joined heads.
-    """
+    """Attention between linear maps of the states, cut into ``H`` heads; ``H`` divides the hidden size ``d``."""
 
     def __init__(
         self,
@@ -206,20 +184,9 @@ class DotProductAttention(ProjectedAttention):
 class MixAttention(ProjectedAttention):
     """One head for each kernel (MEANTIME, Cho et al., RecSys 2020; ADRRec's mix attention).
 
-    Absolute head: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``.
-    Relative head: ``(q_i . k_j + (q_i + b) . P phi(i, j)) / sqrt(dh)``, computed as
-    ``u_i . phi(i, j)`` with ``u_i = P^T (q_i + b)``. Kernels enter the scores, never the values.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``, divisible by the number of heads.
-    n_absolute, n_relative : int
-        Numbers of heads of either kind; absolute heads come first.
-    dropout : float
-        Share of the weights that training drops.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
+    Absolute heads, which come first: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``. Relative heads:
+    ``(q_i . k_j + (q_i + b) . P phi(i, j)) / sqrt(dh)``, the second term computed as ``u_i . phi(i, j)`` with
+    ``u_i = P^T (q_i + b)``. Kernels enter the scores, never the values.
     """
 
     def __init__(
@@ -294,16 +261,7 @@ class AdaptiveMixAttention(ProjectedAttention):
     Absolute terms are sums of products, so they widen queries and keys: ``[q + sum_m g_m P^q E ; g_m (q + P^q E)]`` and
     ``[k ; P^k E]``, ``dh`` features more for each kernel.
 
-    Parameters
-    ----------
-    hidden_size, n_heads, dropout, refinement
-        As for ``ProjectedAttention``.
-    n_absolute : int
-        Absolute kernels.
-    relative_widths : list of int
-        Features of each relative kernel.
-    relative_is_bias : list of bool
-        Which of them are bias kernels.
+    ``relative_widths`` are the features of each relative kernel; ``relative_is_bias`` says which are bias kernels.
     """
 
     def __init__(
@@ -389,10 +347,7 @@ class AttentionWeights(NamedTuple):
 def captured_weights(module: nn.Module) -> Iterator[list[AttentionWeights]]:
     """Collect the weights of every attention inside ``module`` while the context lasts.
 
-    Yields
-    ------
-    list of AttentionWeights
-        One entry for each group of rows of each attention that runs, in the order of running; tensors are detached.
+    Each group of rows of each attention adds an entry, in the order of running; tensors are detached.
     """
     collected: list[AttentionWeights] = []
 

@@ -15,15 +15,7 @@ def drop_threshold(share: float) -> int:
 
 
 class DropoutBits:
-    """A repeatable sequence of draws of dropped elements.
-
-    Parameters
-    ----------
-    seed : int
-        As of ``draw_seed``; equal seeds give equal draws.
-    threshold : int
-        As of ``drop_threshold``; 0 drops nothing, ``STEPS`` everything.
-    """
+    """Draws of dropped elements, repeatable by their seed; ``threshold`` is as of ``drop_threshold``."""
 
     def __init__(self, seed: int, threshold: int) -> None:
         self.threshold = threshold

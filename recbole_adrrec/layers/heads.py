@@ -59,20 +59,16 @@ class ItemHead(nn.Module):
             raise ValueError("query_time: None; scores with a trend depend on the time of each state")
         return torch.cat([states, self.trend(query_time).to(states.dtype)], -1)
 
-    def _items(self, table: Tensor, items: slice | Tensor) -> Tensor:
-        """Rows of a run of items or of items, Int64[...]: Float[..., D], or Float[..., D + r] with a trend."""
-        rows = table[items] if isinstance(items, slice) else F.embedding(items, table)
+    def _items(self, table: Tensor, items: Tensor | None) -> Tensor:
+        """Rows of all items or of ``items``, Int64[...]: Float[..., D], or Float[..., D + r] with a trend."""
+        rows = table[: self.n_items] if items is None else F.embedding(items, table)
         if self.temperature is not None:
             rows = unit_length(rows)
         return rows if self.trend is None else torch.cat([rows, self.trend.item_factors(items).to(rows.dtype)], -1)
 
-    def forward(
-        self, hidden: Tensor, table: Tensor, items: slice | None = None, query_time: Tensor | None = None
-    ) -> Tensor:
-        """Scores of all items, Float[N, V], or of a run of them, from states, Float[N, d]."""
-        items = slice(self.n_items) if items is None else items
-        bias = None if self.bias is None else self.bias[items]
-        return F.linear(self._states(hidden, query_time), self._items(table, items), bias)
+    def forward(self, hidden: Tensor, table: Tensor, query_time: Tensor | None = None) -> Tensor:
+        """Scores of all items, Float[N, V], from states, Float[N, d]."""
+        return F.linear(*self.as_product(hidden, table, query_time=query_time))
 
     def as_product(
         self, hidden: Tensor, table: Tensor, items: Tensor | None = None, query_time: Tensor | None = None
@@ -82,9 +78,8 @@ class ItemHead(nn.Module):
         ``states @ items.T + bias`` are the scores up to an additive constant per row (softmax is shift-invariant). With
         a trend both are wider by its rank.
         """
-        chosen = slice(self.n_items) if items is None else items
-        bias = None if self.bias is None else self.bias[chosen]
-        return self._states(hidden, query_time), self._items(table, chosen), bias
+        bias = self.bias if self.bias is None or items is None else self.bias[items]
+        return self._states(hidden, query_time), self._items(table, items), bias
 
     def score_items(
         self, hidden: Tensor, table: Tensor, *items: Tensor, query_time: Tensor | None = None
@@ -131,13 +126,9 @@ class GaussianItemHead(ItemHead):
     def _transform(self, hidden: Tensor) -> Tensor:
         return gaussian_points(hidden[..., 0, :], hidden[..., 1, :])
 
-    def forward(
-        self, hidden: Tensor, table: Tensor, items: slice | None = None, query_time: Tensor | None = None
-    ) -> Tensor:
-        """Scores of all items, Float[N, V], or of a run of them."""
-        return negative_squared_distance(
-            self._transform(hidden), table[slice(self.n_items) if items is None else items]
-        )
+    def forward(self, hidden: Tensor, table: Tensor, query_time: Tensor | None = None) -> Tensor:
+        """Scores of all items, Float[N, V]."""
+        return negative_squared_distance(self._transform(hidden), table[: self.n_items])
 
     def as_product(
         self, hidden: Tensor, table: Tensor, items: Tensor | None = None, query_time: Tensor | None = None

@@ -44,19 +44,11 @@ class MixContext:
 
 
 class MixKernels(nn.Module):
-    """The kernels of a model.
+    """The kernels of a model, by their names in ``ABSOLUTE_KERNELS`` and ``RELATIVE_KERNELS``.
 
-    Parameters
-    ----------
-    absolute, relative : list of str
-        Names out of ``ABSOLUTE_KERNELS`` and ``RELATIVE_KERNELS``.
-    settings : KernelSettings
-        What the kernels are built from.
-    dropout : float
-        Share of the absolute embeddings' elements that training drops.
-    spread : bool
-        Whether the tables start as N(0, 1). For kernels behind a gate that starts at zero: their terms then grow as
-        fast as the gate does, where small tables behind small projections would keep them near zero.
+    Dropout falls on the embeddings of the absolute ones. With ``spread`` the tables start as N(0, 1), for kernels
+    behind a gate that starts at zero: their terms then grow as fast as the gate does, where small tables behind small
+    projections would keep them near zero.
 
     Attributes
     ----------

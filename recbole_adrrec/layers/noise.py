@@ -63,13 +63,12 @@ class LayerwiseNoise(nn.Module):
     n_layers : int
         Layers of the encoder.
     sigma : float
-        RMS of the noise relative to that of the input, above 0.
+        RMS of the noise relative to that of the input.
     noise : str
-        ``gaussian``, ``uniform`` (both independent per element) or ``in_manifold`` (the direction
-        to another valid place of the batch).
+        ``gaussian``, ``uniform`` (both independent per element) or ``in_manifold`` (the direction to another valid
+        place of the batch).
     layers : sequence of int, optional
-        Numbers from 1 of the layers whose input is disturbed and whose output is compared; all by
-        default.
+        Numbers from 1 of the layers whose input is disturbed and whose output is compared; all by default.
     layer_weights : sequence of float, optional
         ``lambda_l``, one for each of ``layers``; ones by default.
     stop_gradient : bool
@@ -176,19 +175,9 @@ def divergence(clean: Logits, noisy: Logits, count: int, rows: int, stop_gradien
     """``(KL(p || q) + KL(q || p)) / 2``, Float[], of two passes' softmaxes; the mean over positions.
 
     With logits ``s`` and ``t`` it is ``(p - q) . (s - t) / 2``: the normalisers cancel, as ``p`` and ``q`` sum to one.
-    R-Drop's form (SMART takes the sum of both directions). Logits are made ``rows`` positions at a time, and again in
-    the backward pass, so that those of all positions are never kept.
-
-    Parameters
-    ----------
-    clean, noisy : callable
-        Give the logits of a run of the positions, Float[n, C], of each pass.
-    count : int
-        Positions ``N``.
-    rows : int
-        Positions at a time.
-    stop_gradient : bool
-        Whether the clean predictions carry no gradient.
+    R-Drop's form (SMART takes the sum of both directions). Logits of the ``count`` positions are made ``rows`` at a
+    time, and again in the backward pass, so that those of all positions are never kept. With ``stop_gradient`` the
+    clean predictions carry no gradient.
     """
 
     def of_block(part: slice) -> Tensor:

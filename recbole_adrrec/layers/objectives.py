@@ -15,23 +15,10 @@ def valid_places(length: Tensor, width: int) -> Tensor:
 
 
 def append_event(sequence: Tensor, length: Tensor, value: Tensor, max_length: int) -> Tensor:
-    """Rows with one more event behind the last; a full row loses its oldest.
+    """Rows with one more event behind the last, Tensor[B, min(L + 1, max_length)]; a full row loses its oldest.
 
-    Parameters
-    ----------
-    sequence : Tensor[B, L]
-        Items or times, ``L <= max_length``.
-    length : Int64[B]
-        Events of each row.
-    value : Tensor[B]
-        The new event's item or time.
-    max_length : int
-        Most events that a row may hold.
-
-    Returns
-    -------
-    Tensor[B, min(L + 1, max_length)]
-        Rows of ``min(length + 1, max_length)`` events.
+    ``sequence``, Tensor[B, L], holds items or times of rows of ``length``, Int64[B], events; ``value``, Tensor[B], the
+    new event's.
     """
     extended = torch.cat([sequence, torch.zeros_like(sequence[:, :1])], 1)
     extended = extended.scatter(1, length.unsqueeze(1), value.to(sequence.dtype).unsqueeze(1))
@@ -99,16 +86,8 @@ class SharedNegatives(nn.Module):
     """Draws of ``count`` items for a batch, uniformly and with repetition, from all but padding.
 
     The draw depends on the seed and on the number of draws before it, which is saved with the weights: continued
-    training goes on with the same draws, and processes that train together draw the same items.
-
-    Parameters
-    ----------
-    count : int
-        Items to draw.
-    n_items : int
-        Items, padding included.
-    seed : int
-        Seed of the draws, which take nothing from torch's global random state.
+    training goes on with the same draws, and processes that train together draw the same items. Torch's global random
+    state is left alone. ``n_items`` counts padding.
     """
 
     step: Tensor

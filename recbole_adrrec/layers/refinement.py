@@ -37,19 +37,10 @@ REFINEMENT_START = 0.05
 def skewed(weights: Tensor) -> Tensor:
     """Weights by the distance of their key instead of its place.
 
-    Rows of the flat weights are read one element later each, as in the skewing of the Music Transformer (Huang et al.,
-    ICLR 2019): a copy, no index.
-
-    Parameters
-    ----------
-    weights : Float[B, h, L, L]
-        Query by key; zero where the key is later than the query, as a causal mask makes them.
-
-    Returns
-    -------
-    Float[B, h, L, L + 1]
-        Column ``c`` of row ``i`` holds the weight of key ``i - (L - 1 - c)``, zero where there is none: the last but
-        one is the query's own place, the first the farthest. The last is zero; to cut it off would take a copy.
+    Of causal weights, Float[B, h, L, L], it gives Float[B, h, L, L + 1]: column ``c`` of row ``i`` holds the weight of
+    key ``i - (L - 1 - c)``, zero where there is none. The last column but one is the query's own place, the first the
+    farthest; the last is zero, and to cut it off would take a copy. Rows of the flat weights are read one element later
+    each, as in the skewing of the Music Transformer (Huang et al., ICLR 2019): a copy, no index.
     """
     length = weights.size(-1)
     return F.pad(weights.flatten(-2), (length - 1, 1)).unflatten(-1, (length, length + 1))
@@ -96,10 +87,8 @@ class LearnedRefinement(Refinement):
 
     Parameters
     ----------
-    n_heads : int
-        Heads ``H`` of the attention.
-    max_length : int
-        Most places ``L_max``.
+    n_heads, max_length : int
+        Heads ``H`` of the attention, and most places ``L_max``.
     rank : int, optional
         Columns ``r`` of the maps; by default ``DISTANCE_RANK`` by distance and ``L_max`` by place.
     heads : sequence of int, optional

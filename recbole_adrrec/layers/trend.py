@@ -26,15 +26,13 @@ class Trend(nn.Module):
 
     Parameters
     ----------
-    n_items : int
-        Items ``V``, padding included.
-    rank : int
-        Width ``r`` of ``a`` and ``e``, at least 1.
+    n_items, rank : int
+        Items ``V``, padding included, and width ``r`` of ``a`` and ``e``.
     trained_days : Int64[n_days]
         Whole days since 1970 (UTC) that training shows, sorted. The first and the last are kept with the weights, as
         ``trained_range``.
     spacing : float
-        Days between two knots, above 0.
+        Days between two knots.
     decay : float
         Weight of the L2 penalty on both factors.
     """
@@ -62,9 +60,9 @@ class Trend(nn.Module):
         after = (before + 1).clamp(max=self.knots.num_embeddings - 1)
         return torch.lerp(self.knots(before), self.knots(after), share)
 
-    def item_factors(self, items: slice | Tensor) -> Tensor:
-        """``a`` of a run of items or of items by number, Float[..., r]."""
-        return self.items[items] if isinstance(items, slice) else F.embedding(items, self.items)
+    def item_factors(self, items: Tensor | None) -> Tensor:
+        """``a`` of all items or of ``items``, Int64[...]: Float[..., r]."""
+        return self.items if items is None else F.embedding(items, self.items)
 
     def penalty(self) -> Tensor:
         """``decay / 2 (|a|^2 + |e|^2)``, Float[], over all items and knots."""

@@ -122,18 +122,18 @@ def golden_model(request):
     tokens, times = right_padded(tokens, length), right_padded(times, length)
     labels = right_padded(golden["input.labels"], length)
     inside = torch.arange(tokens.size(1)) < length.unsqueeze(1)
-    moments = model._sequence_times(times, times, length)
+    sequence_times = model._sequence_times(times, times, length)
     with captured_weights(model) as weights:
-        hidden = model(tokens * inside, moments)
-    asked = (labels > 0) & inside
+        hidden = model(tokens * inside, sequence_times)
+    has_target = (labels > 0) & inside
     table = model.item_embedding.weight
-    loss = item_cross_entropy(*model.head.as_product(hidden[asked], table), labels[asked])
+    loss = item_cross_entropy(*model.head.as_product(hidden[has_target], table), labels[has_target])
     loss.backward()
     run = {
         "hidden": hidden.detach(),
         "loss": loss.detach(),
         "weights": weights,
-        "groups": model._layout(moments.valid).groups,
+        "groups": model._layout(sequence_times.valid).groups,
         "scores": model.head(hidden, table).detach(),
     }
     run["tokens"], run["times"] = tokens, times

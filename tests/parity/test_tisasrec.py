@@ -65,28 +65,28 @@ def golden_model(request):
     rows = {name: right_padded(golden[f"input.{name}"], length) * inside for name in ("tokens", "pos", "neg")}
     # Ours takes padding to be one unit before the first event; the golden rows have other distances there.
     model.kernels.intervals = lambda time, unit: golden["input.time_matrix"]
-    moments = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
-    return golden, model, names, rows, moments
+    sequence_times = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
+    return golden, model, names, rows, sequence_times
 
 
 def test_intervals(golden_model):
-    golden, model, _, _, moments = golden_model
-    index = TimeIntervals.intervals(model.kernels, golden["input.time_units"], model.kernels.units(moments))
+    golden, model, _, _, sequence_times = golden_model
+    index = TimeIntervals.intervals(model.kernels, golden["input.time_units"], model.kernels.units(sequence_times))
     assert torch.equal(index, golden["input.time_matrix"])
 
 
 def test_features_logits_loss_and_gradients(golden_model):
-    golden, model, names, rows, moments = golden_model
-    length = moments.valid.sum(1)
-    hidden = model(rows["tokens"], moments)
+    golden, model, names, rows, sequence_times = golden_model
+    length = sequence_times.valid.sum(1)
+    hidden = model(rows["tokens"], sequence_times)
     expected = right_padded(golden["output.features"], length)
-    close(hidden[moments.valid], expected[moments.valid])
+    close(hidden[sequence_times.valid], expected[sequence_times.valid])
 
-    asked = rows["pos"] > 0
+    has_target = rows["pos"] > 0
     table = model.item_embedding.table
-    scores = model.head.score_items(hidden[asked], table, rows["pos"][asked], rows["neg"][asked])
+    scores = model.head.score_items(hidden[has_target], table, rows["pos"][has_target], rows["neg"][has_target])
     for kind, score in zip(("pos", "neg"), scores, strict=True):
-        close(score, right_padded(golden[f"output.{kind}_logits"], length)[asked], kind)
+        close(score, right_padded(golden[f"output.{kind}_logits"], length)[has_target], kind)
     loss = binary_cross_entropy(*(score.unsqueeze(1) for score in scores))
     close(loss, golden["output.bce_loss"])
     loss.backward()
@@ -96,14 +96,14 @@ def test_features_logits_loss_and_gradients(golden_model):
 
 
 def test_the_loss_of_a_batch(golden_model):
-    golden, model, _, rows, moments = golden_model
+    golden, model, _, rows, sequence_times = golden_model
     batch = {
         "user_id": torch.zeros(len(rows["tokens"]), dtype=torch.int64),
         "item_id_list": rows["tokens"],
-        "timestamp_list": moments.key_time,
-        "item_length": moments.valid.sum(1),
+        "timestamp_list": sequence_times.key_time,
+        "item_length": sequence_times.valid.sum(1),
         "item_id": rows["pos"],
-        "timestamp": moments.key_time,
+        "timestamp": sequence_times.key_time,
         "neg_item_id": rows["neg"],
     }
     close(model.calculate_loss(batch), golden["output.bce_loss"])

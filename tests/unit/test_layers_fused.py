@@ -47,7 +47,7 @@ def test_values_and_gradients_are_those_of_the_steps(causal):
 
 
 def dropped(dropout, seed=3):
-    """What remains of each weight: the sums of unit vectors are the weights themselves."""
+    """Weights after dropout: the sums of unit vectors are the weights themselves."""
     scores, mask, _ = inputs()
     values = torch.eye(LENGTH, dtype=torch.float64).expand(ROWS, sum(HEADS), -1, -1).contiguous().requires_grad_()
     torch.manual_seed(seed)

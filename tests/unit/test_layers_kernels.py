@@ -229,13 +229,13 @@ def test_calendar_kernels_agree_with_the_calendar():
     ]
     seconds = torch.tensor([[int(edge.total_seconds()) + shift for edge in edges for shift in (-1, 0)]])
     times = torch.cat([times, seconds], 1)
-    moments_in_time = [epoch + datetime.timedelta(seconds=second) for second in times[0].tolist()]
+    datetimes = [epoch + datetime.timedelta(seconds=second) for second in times[0].tolist()]
     for kernel, part in (
-        (HourKernel, lambda moment: moment.hour),
-        (WeekdayKernel, lambda moment: moment.weekday()),
-        (MonthKernel, lambda moment: moment.month - 1),
+        (HourKernel, lambda time: time.hour),
+        (WeekdayKernel, lambda time: time.weekday()),
+        (MonthKernel, lambda time: time.month - 1),
     ):
-        expected = torch.tensor([[part(moment) for moment in moments_in_time]])
+        expected = torch.tensor([[part(time) for time in datetimes]])
         assert torch.equal(kernel(SETTINGS).index(times), expected)
 
 

@@ -102,7 +102,6 @@ def test_with_a_temperature_scores_are_cosines_without_a_bias(head):
     scores = head(hidden, table)
     state = head._transform(hidden)
     torch.testing.assert_close(scores, F.cosine_similarity(state[:, None], table[None, :10], dim=-1) / 0.1)
-    torch.testing.assert_close(head(hidden, table, slice(2, 5)), scores[:, 2:5])
     torch.testing.assert_close(head.score_items(hidden, table, items)[0], scores.gather(1, items[:, None])[:, 0])
     states, rows, bias = head.as_product(hidden, table)
     torch.testing.assert_close(states @ rows.T, scores)

@@ -91,7 +91,6 @@ def test_every_way_to_score_adds_the_trend(projected, temperature):
     head.trend = trend()
     expected = plain + head.trend(times) @ head.trend.items.T
     torch.testing.assert_close(head(hidden, table, query_time=times), expected)
-    torch.testing.assert_close(head(hidden, table, slice(3, 8), times), expected[:, 3:8])
     states, items, bias = head.as_product(hidden, table, query_time=times)
     assert states.shape == (4, WIDTH + RANK)
     torch.testing.assert_close(states @ items.T + (0 if bias is None else bias), expected)

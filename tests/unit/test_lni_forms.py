@@ -1,4 +1,4 @@
-"""What ADRRec makes of layer-wise noise: its forms in training, what the log says of them, and that they act."""
+"""Forms of layer-wise noise in ADRRec's training: losses, log, and that they act."""
 
 import itertools
 import logging
@@ -51,14 +51,14 @@ def plain_predictions(model, batch, weight):
     torch.manual_seed(0)
     layout, encode = model._encoder_of(shown.items, shown.times)
     passes = model.noise(encode, None if layout.packed else layout.valid)
-    asked = shown.targets > 0
+    has_target = shown.targets > 0
     scores = []
     for states in (passes.clean, passes.noisy):
-        hidden = layout.unpack(states[-1])[asked]
+        hidden = layout.unpack(states[-1])[has_target]
         all_scores = model.head(hidden, model.item_embedding.table)
         if model.loss_type != "CE":
-            negatives = shown.negatives[asked]
-            all_scores = all_scores.gather(1, torch.cat([shown.targets[asked].unsqueeze(1), negatives], 1))
+            negatives = shown.negatives[has_target]
+            all_scores = all_scores.gather(1, torch.cat([shown.targets[has_target].unsqueeze(1), negatives], 1))
         scores.append(all_scores.log_softmax(1))
     clean, noisy = scores
     both = [
