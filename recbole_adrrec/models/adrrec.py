@@ -34,7 +34,7 @@ class ADRRec(SequenceRecommender):
     options: ADRRecOptions
     options_class = ADRRecOptions
     _ratio_is_due = True
-    """Whether the next training batch is the first of its epoch."""
+    """True while the next training batch is the first of its epoch."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
@@ -75,7 +75,7 @@ class ADRRec(SequenceRecommender):
         return loss + penalty
 
     def _divergence(self, clean: Tensor, noisy: Tensor, targets: Targets) -> Tensor:
-        """How far the predictions of the two passes are apart, Float[]."""
+        """Divergence of the predictions of the two passes, Float[]."""
         logits, width = self._candidate_logits(clean, targets)
         others, _ = self._candidate_logits(noisy, targets)
         rows = max(1, BLOCK_SCORES.get(clean.device.type, BLOCK_SCORES_ELSEWHERE) // width)

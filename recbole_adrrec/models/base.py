@@ -1,4 +1,4 @@
-"""What all models share: from a model's inputs to an encoder's states, a loss and scores.
+"""The recommender that all models extend: from a model's inputs to an encoder's states, a loss and scores.
 
 Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``H`` heads, ``N`` positions with a target, ``k``
 negatives of each.

@@ -77,7 +77,7 @@ class InteractionTimes:
 
 
 class NoContext:
-    """What layers share that share nothing."""
+    """Shared context of layers that share nothing."""
 
     def single(self, number: int, places: slice) -> NoContext:
         """The part of one group of rows."""

@@ -84,7 +84,7 @@ def test_a_causal_state_depends_on_no_later_event(seed, changed, use_query_time)
     times = dict(batch, timestamp_list=batch["timestamp_list"].clone())
     times["timestamp_list"][0, changed] += 40_000
     after = states_and_scores(model, times)
-    # A place is asked at the time of the event after it.
+    # A place's query time is that of the event after it.
     first = max(0, changed - 1) if use_query_time else changed
     assert torch.equal(before[:, :first], after[:, :first])
     # The first place sees but itself, whatever the kernels say.

@@ -273,9 +273,9 @@ def test_the_loss_is_that_of_the_scores(name, scoring, kind):
     loss = loss_of(model, rows)
     torch.manual_seed(0)  # a cloze model draws its masks again
     shown = model._training_batch(rows)
-    asked = shown.targets > 0
-    hidden, times, targets = model(shown.items, shown.moments)[asked], shown.moments.query_time[asked], shown.targets
-    scores, targets = model.head(hidden, model.item_embedding.table, query_time=times), targets[asked]
+    mask = shown.targets > 0
+    hidden, times, targets = model(shown.items, shown.times)[mask], shown.times.query_time[mask], shown.targets
+    scores, targets = model.head(hidden, model.item_embedding.table, query_time=times), targets[mask]
     if model.shared_negatives is not None:
         drawn = copy.deepcopy(model.shared_negatives)
         drawn.step -= 1
