@@ -122,9 +122,9 @@ def golden_model(request):
     tokens, times = right_padded(tokens, length), right_padded(times, length)
     labels = right_padded(golden["input.labels"], length)
     inside = torch.arange(tokens.size(1)) < length.unsqueeze(1)
-    sequence_times = model._sequence_times(times, times, length)
+    moments = model._sequence_times(times, times, length)
     with captured_weights(model) as weights:
-        hidden = model(tokens * inside, sequence_times)
+        hidden = model(tokens * inside, moments)
     has_target = (labels > 0) & inside
     table = model.item_embedding.weight
     loss = item_cross_entropy(*model.head.as_product(hidden[has_target], table), labels[has_target])
@@ -133,7 +133,7 @@ def golden_model(request):
         "hidden": hidden.detach(),
         "loss": loss.detach(),
         "weights": weights,
-        "groups": model._layout(sequence_times.valid).groups,
+        "groups": model._layout(moments.valid).groups,
         "scores": model.head(hidden, table).detach(),
     }
     run["tokens"], run["times"] = tokens, times

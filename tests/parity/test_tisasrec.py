@@ -65,22 +65,22 @@ def golden_model(request):
     rows = {name: right_padded(golden[f"input.{name}"], length) * inside for name in ("tokens", "pos", "neg")}
     # Ours takes padding to be one unit before the first event; the golden rows have other distances there.
     model.kernels.intervals = lambda time, unit: golden["input.time_matrix"]
-    sequence_times = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
-    return golden, model, names, rows, sequence_times
+    moments = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
+    return golden, model, names, rows, moments
 
 
 def test_intervals(golden_model):
-    golden, model, _, _, sequence_times = golden_model
-    index = TimeIntervals.intervals(model.kernels, golden["input.time_units"], model.kernels.units(sequence_times))
+    golden, model, _, _, moments = golden_model
+    index = TimeIntervals.intervals(model.kernels, golden["input.time_units"], model.kernels.units(moments))
     assert torch.equal(index, golden["input.time_matrix"])
 
 
 def test_features_logits_loss_and_gradients(golden_model):
-    golden, model, names, rows, sequence_times = golden_model
-    length = sequence_times.valid.sum(1)
-    hidden = model(rows["tokens"], sequence_times)
+    golden, model, names, rows, moments = golden_model
+    length = moments.valid.sum(1)
+    hidden = model(rows["tokens"], moments)
     expected = right_padded(golden["output.features"], length)
-    close(hidden[sequence_times.valid], expected[sequence_times.valid])
+    close(hidden[moments.valid], expected[moments.valid])
 
     has_target = rows["pos"] > 0
     table = model.item_embedding.table
@@ -96,14 +96,14 @@ def test_features_logits_loss_and_gradients(golden_model):
 
 
 def test_the_loss_of_a_batch(golden_model):
-    golden, model, _, rows, sequence_times = golden_model
+    golden, model, _, rows, moments = golden_model
     batch = {
         "user_id": torch.zeros(len(rows["tokens"]), dtype=torch.int64),
         "item_id_list": rows["tokens"],
-        "timestamp_list": sequence_times.key_time,
-        "item_length": sequence_times.valid.sum(1),
+        "timestamp_list": moments.key_time,
+        "item_length": moments.valid.sum(1),
         "item_id": rows["pos"],
-        "timestamp": sequence_times.key_time,
+        "timestamp": moments.key_time,
         "neg_item_id": rows["neg"],
     }
     close(model.calculate_loss(batch), golden["output.bce_loss"])
