@@ -12,7 +12,8 @@ from recbole_adrrec.options.rules import suggestion
 def one_of(value: Any, known: Collection[str], key: str) -> Any:
     """Refuse a value that is none of the known ones."""
     if value not in known:
-        raise OptionError(f"{key}: {value!r} is none of {', '.join(known)}{suggestion(str(value), known, 0.5)}")
+        listed = f"is none of {', '.join(known)}" if len(known) < 40 else "is unknown"
+        raise OptionError(f"{key}: {value!r} {listed}{suggestion(str(value), known, 0.5)}")
     return value
 
 
