@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import synthetic
+from engine.provenance import hardware, versions
 from measure import against, busy, tables
 from measure.children import ChildError, call
 from measure.ledger import Job, Ledger
 from measure.settings import common
 from measure.store import insert, write_text
 from measure.variants import ATTENTION, BASELINE, CE, LENGTH_SWEEP, QUICK, TRAINING, Variant, chosen
-from study.runs import hardware, versions
 from tqdm import tqdm
 
 MODES = ("training", "attention", "prepare", "sweep", "to_best", "against", "busy")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import synthetic
-from study.runs import hardware, versions
+from engine.provenance import hardware, versions
 from tqdm import tqdm
 
 from measure.children import call
