@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 from engine.store import write_json
+from study import report
 from study.measurements import path_of
 
 LEAVE_ONE_OUT = {"split": "leave_one_out", "candidates": "full", "seen": "all"}
@@ -163,3 +165,11 @@ def write_study(folder):
         groups={"Kernels and noise": ["ADRRec", *variants[:3]], "Length": variants[3:]},
         notes=["Random numbers; nothing was trained."],
     )
+
+
+@functools.cache
+def reported_study(tmp_path_factory):
+    """A simulated study and its report's files, drawn once in a session."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    return folder, report.write(folder)

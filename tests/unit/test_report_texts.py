@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import report as report_command
-from simulated import LEAVE_ONE_OUT, write_run, write_settings, write_study
+from simulated import LEAVE_ONE_OUT, reported_study, write_run, write_settings, write_study
 from study import plots, report
 from study.analysis import analyse
 from study.document import Figure, Heading, Table, duration, escape_latex, number, p_value, render
@@ -21,9 +21,7 @@ from recbole_adrrec.errors import DataError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A written study with its report."""
-    root = tmp_path_factory.mktemp("study")
-    write_study(root)
-    return root, report.write(root)
+    return reported_study(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
