@@ -73,23 +73,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Choices:
-    """The parts of an ablation.
-
-    Attributes
-    ----------
-    groups : sequence of str
-        Out of :data:`GROUPS`.
-    base : mapping
-        ADRRec's options, defaults included, with what the study changes in all entries.
-    removal : str
-        ``constant`` or ``drop``.
-    lengths : sequence of int
-        For ``MAX_ITEM_LIST_LENGTH``.
-    backbones : sequence of str
-        Of AWRSR.
-    baselines : sequence of str
-        Models beside ADRRec in ``length`` and ``robustness``.
-    """
+    """The parts of an ablation; ``base`` has ADRRec's options, defaults included, as the study changes them in all."""
 
     groups: Sequence[str]
     base: Mapping[str, Any]

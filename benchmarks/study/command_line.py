@@ -79,14 +79,7 @@ def parser_of(program: str, description: str, flags: Mapping[str, str]) -> argpa
 
 
 def parse(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate a program's own flags from the study.
-
-    Returns
-    -------
-    flags : dict
-        The program's own.
-    overrides : dict
-        Keys of a study; options of RecBole's and ours stand under ``options``.
+    """A program's own flags, and the keys of a study; options of RecBole's and ours stand there under ``options``.
 
     Raises
     ------
@@ -115,21 +108,9 @@ def run_program(
     argv: Sequence[str] | None,
     work: Callable[[dict[str, Any], dict[str, Any], str], int],
 ) -> int:
-    """Parse a command line and do its work.
+    """Parse a command line, or print the help text, and return the exit code of the work.
 
-    Parameters
-    ----------
-    program, description, flags
-        For the help text; without arguments it is printed.
-    argv : sequence of str, optional
-        Arguments after the program's name; those of the process if None.
-    work : callable
-        Takes flags, overrides and the command, and returns the exit code.
-
-    Returns
-    -------
-    int
-        The exit code; 2 where the user gave something wrong, 130 if interrupted.
+    ``work`` takes flags, overrides and the command. 2 where the user gave something wrong, 130 if interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = parser_of(program, description, flags)

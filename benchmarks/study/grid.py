@@ -49,20 +49,16 @@ def run_all(
     deadline: float | None = None,
     only: frozenset[str] | None = None,
 ) -> Outcome:
-    """Run what a study still lacks.
+    """Run what a study still lacks, in its ``results`` folder, which is made or continued.
 
     Parameters
     ----------
-    plan : Plan
-        The study; its ``results`` folder is made, or continued if it is the same study's.
-    jobs : int
-        Runs at a time on this machine.
+    plan, jobs, retry_failed
+        The study, runs at a time on this machine, and whether failed runs are run again.
     ray : str or bool, optional
         Address of a Ray cluster (``auto``: the one that is up); True: one that is started on this machine with
         ``jobs`` processors. On a cluster of several machines the results, the data and this checkout must lie under the
         same paths everywhere.
-    retry_failed : bool
-        Whether runs that are recorded as failed are run again.
     gpus : float
         GPUs, or the part of one, that each run takes of a Ray cluster.
     deadline : float, optional

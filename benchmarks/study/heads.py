@@ -144,16 +144,7 @@ def entropies(model: nn.Module) -> Iterator[list[Entropy]]:
 def head_rows(session: Session, metric: str, clean: NDArray[Any]) -> list[dict[str, Any]]:
     """Drop of a metric without each head, and each head's entropy; then without all heads of a kind at once.
 
-    Of an adaptive mixture also without each kernel, in one layer and in all.
-
-    Parameters
-    ----------
-    session : Session
-        With a trained model of ours.
-    metric : str
-        One of the run's.
-    clean : Float[n_users]
-        Values with all heads.
+    Of an adaptive mixture also without each kernel, in one layer and in all. ``clean`` has the values with all heads.
     """
     model = session.model
     with entropies(model) as gathered:

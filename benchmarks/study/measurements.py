@@ -20,17 +20,7 @@ KINDS = ("robustness", "heads")
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measurements of one run.
-
-    Attributes
-    ----------
-    run : Run
-        Of the measured model.
-    facts : mapping
-        The whole JSON: ``metric``, ``command``, ``wall_s``.
-    robustness, heads : sequence of mapping
-        Rows; each has ``drop``, the share of the metric that is lost.
-    """
+    """Measurements of one run; ``facts`` is the whole JSON, each row has ``drop``, the share of the metric lost."""
 
     run: Run
     facts: Mapping[str, Any]
@@ -58,15 +48,7 @@ def read_measurements(results: Results) -> list[Measurement]:
 
 
 def specs_of(results: Results, data_path: str) -> list[RunSpec]:
-    """The finished runs of a folder whose models were kept.
-
-    Parameters
-    ----------
-    results : Results
-        With the ``study.json`` that states the study.
-    data_path : str
-        Folder of the data sets, which no file of results names.
-    """
+    """The finished runs of a folder whose models were kept; no file of results names the folder of the data sets."""
     stated = results.stated
     return [
         RunSpec(
@@ -103,25 +85,7 @@ def measure(
     kinds: Sequence[str] = KINDS,
     shares: Sequence[float] | None = None,
 ) -> Path:
-    """Measure the saved model of a finished run, and write the rows.
-
-    Parameters
-    ----------
-    spec : RunSpec
-        The run.
-    results_folder : Path
-        Folder of its files.
-    command : str
-        For the report.
-    kinds : sequence of str
-        Out of ``robustness`` and ``heads``; heads are those of models of ours alone.
-    shares : sequence of float, optional
-        Parts of the history that are changed.
-
-    Returns
-    -------
-    Path
-        The JSON.
+    """Measure the saved model of a finished run; heads are those of models of ours alone. Returns the JSON's path.
 
     Raises
     ------

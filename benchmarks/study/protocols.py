@@ -46,12 +46,7 @@ def restricted(protocol: Protocol, config: Any, loader: Any, phase: str) -> Any:
 class CandidateLoader(FullSortEvalDataLoader):
     """RecBole's loader of full ranking, with items that are not ranked; the target itself always is.
 
-    Parameters
-    ----------
-    config, dataset, sampler
-        As RecBole's.
-    candidates : int64 array, [n_rows, n_negatives], optional
-        The only items that are ranked beside a row's target. None: all but those of the row's history.
+    Beside it ``candidates``, Int64[n_rows, n_negatives], are ranked, or without them all items but the row's history.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, candidates: NDArray[np.int64] | None) -> None:

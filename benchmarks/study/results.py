@@ -27,19 +27,7 @@ NEEDED = ("label", "model", "dataset", "seed", "protocol", "status")
 
 @dataclass(frozen=True, order=True)
 class TableKey:
-    """Everything that figures must share to stand in one table.
-
-    Attributes
-    ----------
-    dataset : str
-        Label of the data set.
-    split, candidates, seen : str
-        The protocol, see :class:`study.plan.Protocol`.
-    query_time : bool
-        Whether the models know the moment for which they recommend.
-    ties : str
-        Order of events of equal time: ``file`` or ``shuffled``.
-    """
+    """Everything that figures must share to stand in one table: data set, protocol, query time known, order of ties."""
 
     dataset: str
     split: str

@@ -91,14 +91,7 @@ def changed_history(
 def changed_batch(model: Any, interaction: Any, kind: str, share: float, seed: int) -> Any:
     """A batch of rows with a part of each history changed; see :func:`changed_history`.
 
-    Parameters
-    ----------
-    model : SequentialRecommender
-        Names the fields of items and lengths, and knows the number of items.
-    interaction : recbole.data.interaction.Interaction
-        Rows with events first and padding behind; every field that ends as the list of items does is a list too.
-    kind, share, seed
-        Of the change.
+    Rows have events first and padding behind; every field that ends as the list of items does is a list too.
     """
     suffix = model.ITEM_SEQ.removeprefix(model.ITEM_ID)
     lengths = interaction[model.ITEM_SEQ_LEN]
@@ -187,18 +180,9 @@ def drop_row(clean: NDArray[Any], values: NDArray[Any]) -> dict[str, float | Non
 def robustness_rows(
     session: Session, metric: str, clean: NDArray[Any], shares: Sequence[float] = SHARES, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Drop of a metric for each kind of change and each share; noise in models of ours alone.
+    """Drop of a metric from its values on whole histories, ``clean``, for each kind of change and each share.
 
-    Parameters
-    ----------
-    session : Session
-        With a trained model.
-    metric : str
-        One of the run's.
-    clean : Float[n_users]
-        Values without any change.
-    shares, seed
-        Of the changes.
+    Noise is added to models of ours alone.
     """
     model = session.model
     ours = hasattr(getattr(model, "encoder", None), "layers")

@@ -148,20 +148,9 @@ def _within(value: Any, values: Any) -> bool:
 
 
 class Task:
-    """The search for one model on one data set under one protocol.
+    """The search for one model on one data set under one protocol, with the study's first seed.
 
-    Parameters
-    ----------
-    plan : Plan
-        The study; its first seed is the trials'.
-    dataset, protocol, entry
-        Part of it.
-    space : Space
-        Its options.
-    folder : Path
-        Folder of the journal and the trials' files.
-    first_epochs : int, optional
-        Epochs of a trial; by default the study's.
+    ``folder`` holds the journal and the trials' files; ``first_epochs`` are a trial's, by default the study's.
     """
 
     def __init__(
@@ -296,10 +285,8 @@ def search(
 
     Parameters
     ----------
-    plan : Plan
-        The study.
-    spaces : Spaces
-        Its options to search.
+    plan, spaces
+        The study and its options to search.
     trials : int
         Trials of each model on each data set under each protocol; failed ones count.
     folder : Path
