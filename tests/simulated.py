@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
@@ -167,9 +166,13 @@ def write_study(folder):
     )
 
 
-@functools.cache
+_REPORTED = []
+
+
 def reported_study(tmp_path_factory):
     """A simulated study and its report's files, drawn once in a session."""
-    folder = tmp_path_factory.mktemp("study")
-    write_study(folder)
-    return folder, report.write(folder)
+    if not _REPORTED:
+        folder = tmp_path_factory.mktemp("study")
+        write_study(folder)
+        _REPORTED.append((folder, report.write(folder)))
+    return _REPORTED[0]

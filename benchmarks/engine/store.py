@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -72,6 +72,80 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+@contextmanager
+def owned(
+    folder: Path,
+    file: Path,
+    stated: Mapping[str, Any],
+    content: Callable[[], Mapping[str, Any]],
+    read: Callable[[Any], Mapping[str, Any]],
+    key: str,
+    kind: str,
+) -> Iterator[None]:
+    """Hold a folder for one piece of work, such as a study, and this process alone.
+
+    Parameters
+    ----------
+    folder, file : Path
+        The folder, and the file in it that states its work.
+    stated : mapping
+        Statement of the work, as plain data.
+    content : callable
+        Content of the file where it is to be written.
+    read : callable
+        Statement in the content of a file.
+    key, kind : str
+        The option that names the folder, and a word for the work.
+
+    Raises
+    ------
+    OptionError
+        The folder holds another work, or something else, or a process is at work in it.
+    """
+    check_owner(folder, file, stated, read, key, kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, key):
+        check_owner(folder, file, stated, read, key, kind)
+        if not file.is_file():
+            write_json(file, content())
+        yield
+
+
+def check_owner(
+    folder: Path, file: Path, stated: Mapping[str, Any], read: Callable[[Any], Mapping[str, Any]], key: str, kind: str
+) -> None:
+    """Refuse a folder that is neither this work's nor new; parameters and errors as for :func:`owned`."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"{key}: {folder} is not a folder; choose another")
+    if file.is_file():
+        try:
+            held = read(read_json(file))
+        except (KeyError, TypeError):
+            raise OptionError(f"{key}: {file} can't be read as a {kind}; choose another folder") from None
+        if json.dumps(held, sort_keys=True) != json.dumps(stated, sort_keys=True):
+            what = "; ".join(differences(stated, held)) or "the type of a number"
+            raise OptionError(
+                f"{key}: {folder} holds another {kind}, which differs in {what}; choose another folder by --{key}, "
+                f"or state the same {kind}"
+            )
+    elif folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
+        raise OptionError(f"{key}: {folder} is not empty and holds no {kind}; choose another folder")
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Keys in which two mappings differ, each with both values shortened."""
+
+    def short(value: Any) -> str:
+        text = json.dumps(value)
+        return text if len(text) <= 80 else f"{text[:77]}..."
+
+    return [
+        f"{key} ({short(theirs.get(key))} there, {short(ours.get(key))} here)"
+        for key in sorted({*ours, *theirs})
+        if ours.get(key) != theirs.get(key)
+    ]
 
 
 @dataclass

@@ -19,12 +19,12 @@ from typing import Any
 
 from engine.children import child_environment, run_children
 from engine.provenance import commit
-from engine.store import FORMAT, locked, now, read_json, write_json
+from engine.store import FORMAT, check_owner, now, owned
 from tqdm import tqdm
 
 from recbole_adrrec.errors import OptionError
 from study import runs
-from study.plan import Plan, RunSpec, differences
+from study.plan import Plan, RunSpec
 from study.runs import RunChild, record_path, status
 
 STUDY_FILE = "study.json"
@@ -116,50 +116,33 @@ def check(plan: Plan) -> None:
 # The folder
 
 
-@contextmanager
-def claimed(plan: Plan) -> Iterator[None]:
-    """Hold a results folder for this study and this process alone.
-
-    Raises
-    ------
-    OptionError
-        It holds another study, or something else, or a process is at work in it.
-    """
-    check_folder(plan)
-    plan.results.mkdir(parents=True, exist_ok=True)
-    with locked(plan.results, "results"):
-        check_folder(plan)
-        path = plan.results / STUDY_FILE
-        if not path.is_file():
-            stated = {"format": FORMAT, "hash": plan.hash, "study": plan.stated(), "command": plan.command}
-            write_json(path, {**stated, "commit": commit(), "started": now()})
-        runs.sweep(plan.results)
-        yield
+def _folder(plan: Plan) -> dict[str, Any]:
+    return {
+        "folder": plan.results,
+        "file": plan.results / STUDY_FILE,
+        "stated": plan.stated(),
+        "read": lambda held: held["study"],
+        "key": "results",
+        "kind": "study",
+    }
 
 
 def check_folder(plan: Plan) -> None:
-    """Refuse a results folder that is not this study's, nor new.
+    """Refuse a results folder that is not this study's, nor new."""
+    check_owner(**_folder(plan))
 
-    Raises
-    ------
-    OptionError
-        Naming what differs.
-    """
-    folder, path = plan.results, plan.results / STUDY_FILE
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"results: {folder} is not a folder; choose another")
-    if path.is_file():
-        held = read_json(path)
-        if not isinstance(held, dict) or not {"hash", "study"} <= set(held):
-            raise OptionError(f"results: {path} can't be read as a study; choose another folder")
-        if held["hash"] != plan.hash:
-            what = "; ".join(differences(plan.stated(), held["study"])) or "versions of the study's format"
-            raise OptionError(
-                f"results: {folder} holds another study, which differs in {what}; choose another folder by "
-                "--results, or state the same study"
-            )
-    elif folder.is_dir() and any(each.name != ".lock" for each in folder.iterdir()):
-        raise OptionError(f"results: {folder} is not empty and holds no study; choose another folder")
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[None]:
+    """Hold a results folder for this study and this process alone."""
+
+    def content() -> dict[str, Any]:
+        stated = {"format": FORMAT, "hash": plan.hash, "study": plan.stated(), "command": plan.command}
+        return {**stated, "commit": commit(), "started": now()}
+
+    with owned(**_folder(plan), content=content):
+        runs.sweep(plan.results)
+        yield
 
 
 # This machine

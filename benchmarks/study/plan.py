@@ -213,17 +213,3 @@ class Plan:
 def safe(text: str) -> str:
     """``text`` as a part of a file name."""
     return re.sub(r"[^\w.+-]+", "_", text)
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Keys in which two studies, as :meth:`Plan.stated`, differ, each with both values shortened."""
-
-    def short(value: Any) -> str:
-        text = json.dumps(value)
-        return text if len(text) <= 80 else f"{text[:77]}..."
-
-    return [
-        f"{key} ({short(theirs.get(key))} there, {short(ours.get(key))} here)"
-        for key in sorted({*ours, *theirs})
-        if ours.get(key) != theirs.get(key)
-    ]

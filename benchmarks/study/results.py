@@ -123,11 +123,19 @@ class Run:
         found = self._loaded
         if "users" not in found or metric not in found:
             return None
-        users, place = np.unique(found["users"].astype(str), return_inverse=True)
-        values = np.asarray(found[metric], dtype=np.float64)
-        if len(values) != len(place):
-            raise DataError(f"{self.arrays}: {len(values)} values of {metric} for {len(place)} users; remove the run")
-        return users, np.bincount(place, values, len(users)) / np.bincount(place, minlength=len(users))
+        users, values = found["users"].astype(str), np.asarray(found[metric], dtype=np.float64)
+        if len(values) != len(users):
+            raise DataError(f"{self.arrays}: {len(values)} values of {metric} for {len(users)} users; remove the run")
+        means = by_user(users, {metric: values})
+        return means["users"], means[metric]
+
+
+def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
+    """``users``, each once and in order, and for each metric their values; the mean, where a user has several rows."""
+    unique, place = np.unique(users, return_inverse=True)
+    counts = np.bincount(place)
+    means = {name: np.bincount(place, values, len(unique)) / counts for name, values in rows.items()}
+    return {"users": unique, **means}
 
 
 @dataclass(frozen=True)

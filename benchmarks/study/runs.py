@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from recbole_adrrec.errors import CheckpointError, UserError
 from recbole_adrrec.files import AtomicFile
 from study.plan import RunSpec
+from study.results import by_user
 
 PLACES = 12
 """Decimal places of RecBole's metrics here; its own four would hide what tests of significance need."""
@@ -281,16 +282,6 @@ def per_row(evaluator: Any, collected: Any) -> Arrays:
         for k in metric.topk:
             found[f"{name}@{k}"] = np.ascontiguousarray(values[:, k - 1], dtype=np.float64)
     return found
-
-
-def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) -> Arrays:
-    """``users``, each once and in order, and for each metric their values; the mean, where a user has several rows."""
-    unique, place = np.unique(users, return_inverse=True)
-    counts = np.bincount(place)
-    return {
-        "users": unique,
-        **{name: np.bincount(place, values, len(unique)) / counts for name, values in rows.items()},
-    }
 
 
 # Files

@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 from engine import provenance
 from engine.children import run_children
-from engine.store import locked, now, read_json, write_json, write_text
+from engine.store import now, owned, read_json, write_text
 from tqdm import tqdm
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.options import rules
 from study import checks, grid, runs
-from study.plan import Entry, Plan, Protocol, RunSpec, differences
+from study.plan import Entry, Plan, Protocol, RunSpec
 from study.runs import RunChild, record_path
 from study.study_file import refuse_owned, tuned_file
 
@@ -373,21 +373,11 @@ def _claimed(plan: Plan, spaces: Spaces, folder: Path, first_epochs: int | None)
     space: dict[str, Any] = {"every": spaces.every, "models": spaces.models}
     if first_epochs:
         space["first_epochs"] = first_epochs
-    stated = json.loads(json.dumps({"study": study, "space": space}))
-    path = folder / "work" / STATE_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "tuned"):
-        if path.is_file():
-            there = read_json(path)
-            if there != stated:
-                ours, theirs = ({**each["study"], "space": each["space"]} for each in (stated, there))
-                what = "; ".join(differences(ours, theirs))
-                raise OptionError(
-                    f"tuned: {folder} holds another search, which differs in {what}; choose another folder"
-                )
-        elif any(each.name != ".lock" for each in folder.iterdir()):
-            raise OptionError(f"tuned: {folder} is not empty and holds no search; choose another folder")
+    content = json.loads(json.dumps({"study": study, "space": space}))
+
+    def read(held: Any) -> dict[str, Any]:
+        return {**held["study"], "space": held["space"]}
+
+    with owned(folder, folder / "work" / STATE_FILE, read(content), lambda: content, read, "tuned", "search"):
         runs.sweep(folder / "work")
-        if not path.is_file():
-            write_json(path, stated)
         yield

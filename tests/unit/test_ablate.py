@@ -298,7 +298,7 @@ def test_a_model_that_is_not_the_runs_is_refused(small_study, tmp_path):
     spec = next(spec for spec in plan.specs() if spec.label == "ADRRec")
     with pytest.raises(CheckpointError, match="no such file; run the study with keep_models"):
         runs.load_trained(spec, tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="made for another model|not a model of small-ADRRec-"):
+    with pytest.raises(CheckpointError, match=r"made for another model|not a model of small-ADRRec-"):
         runs.load_trained(spec, results / "models" / "small-SASRec-leave_one_out-full-all-s2020.pth")
     other = results.parent / "other"
     (other / "runs").mkdir(parents=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from engine.store import differences
 from study import plan as plans
 from study import study_file
 from study.plan import Entry, Protocol, RunSpec
@@ -80,9 +81,7 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
     ]
     assert len({plan.hash, *(load(**change).hash for change in changes)}) == len(changes) + 1
     assert replace(plan, data={"ml-100k": "other"}).hash != plan.hash
-    assert plans.differences(load(seeds=3).stated(), plan.stated()) == [
-        "seeds ([2020, 2021] there, [2020, 2021, 2022] here)"
-    ]
+    assert differences(load(seeds=3).stated(), plan.stated()) == ["seeds ([2020, 2021] there, [2020, 2021, 2022] here)"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
 from study import plan as plans
 from study import runs, study_file
+from study.results import by_user
 
 from recbole_adrrec.integration import register as plugin
 
@@ -96,10 +97,10 @@ def test_rows_have_the_values_of_the_definitions() -> None:
 def test_users_with_several_rows_count_once() -> None:
     users = np.array(["b", "a", "b", "c", "b"])
     values = np.array([1.0, 0.5, 0.0, 0.25, 0.5])
-    found = runs.by_user(users, {"ndcg@10": values})
+    found = by_user(users, {"ndcg@10": values})
     assert found["users"].tolist() == ["a", "b", "c"]
     assert found["ndcg@10"].tolist() == [0.5, 0.5, 0.25]
-    single = runs.by_user(users[1:4], {"ndcg@10": values[1:4]})
+    single = by_user(users[1:4], {"ndcg@10": values[1:4]})
     assert (single["users"].tolist(), single["ndcg@10"].tolist()) == (["a", "b", "c"], [0.5, 0.0, 0.25])
 
 
