@@ -49,8 +49,8 @@ def write_run(
     own = np.random.default_rng([seed, *label.encode()])
     place = np.floor(np.maximum(0, hits - 4 + own.normal(0, 1.5, (len(metrics), n_users)) + 10 * shift)).astype(int)
     values = GAINS[::-1][np.clip(place, 0, 10)] * (place > 0)
-    told = "-".join(protocol.values())
-    name = f"{dataset}-{label}-{told}-s{seed}".replace(" ", "_").replace("/", "_")
+    listed = "-".join(protocol.values())
+    name = f"{dataset}-{label}-{listed}-s{seed}".replace(" ", "_").replace("/", "_")
     facts = {
         "format": 1,
         "study": "simulated",

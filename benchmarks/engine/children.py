@@ -87,7 +87,7 @@ class Child:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is over."""
+        """True once the process is over."""
         return self.process.poll() is not None
 
     def result(self, timeout: float | None = None) -> dict[str, Any]:

@@ -74,7 +74,8 @@ class Source:
 class RunSpec:
     """Everything that one run depends on; it can be written as JSON and read back.
 
-    ``dataset`` is the label of the data set in the study, ``data_name`` its name where that is another.
+    ``dataset`` is the label of the data set in the study, ``data_name`` its name where that is another. ``also_ranked``
+    names protocols under which the trained model is tested too.
     """
 
     study: str
@@ -96,6 +97,7 @@ class RunSpec:
     command: str = ""
     suffix: str = ""
     data_name: str = ""
+    also_ranked: Sequence[str] = ()
 
     @property
     def id(self) -> str:
@@ -115,7 +117,7 @@ class Plan:
 
     ``datasets`` has labels; ``sources`` says which data those stand for whose label is not the name, or whose folder is
     not ``data_path``. ``tuned`` maps ``(data set, label or model, protocol)`` to the options chosen; ``data`` maps a
-    data set to a digest of its file, so that results of other data are told apart.
+    data set to a digest of its file, so that results of other data are recognised.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Plan:
     command: str = ""
     sources: Mapping[str, Source] = field(default_factory=dict)
     test: bool = True
+    also_ranked: tuple[str, ...] = ()
 
     def stated(self) -> dict[str, Any]:
         """All that decides the numbers of this study, as plain data; where files lie does not."""
@@ -149,7 +152,7 @@ class Plan:
             del entry["reference"]  # decides what is compared, not what is measured
         plain["sources"] = {label: source.name for label, source in self.sources.items()}
         # What was added later is stated where it is used, so that studies from before keep their hash.
-        for name, unused in (("sources", {}), ("test", True)):
+        for name, unused in (("sources", {}), ("test", True), ("also_ranked", ())):
             if plain[name] == unused:
                 del plain[name]
         return json.loads(json.dumps(plain, default=str))
@@ -207,6 +210,7 @@ class Plan:
             test=self.test,
             command=self.command,
             data_name="" if source.name == dataset else source.name,
+            also_ranked=[name for name in self.also_ranked if name != protocol.name],
         )
 
 

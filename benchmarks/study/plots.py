@@ -24,7 +24,7 @@ WIDTH = 5.0
 """Inches."""
 
 MOST_LINES = 6
-"""Labels of one figure that can be told apart."""
+"""Labels of one figure that readers can distinguish."""
 
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8A7A00")
 DARK = ("#56B4E9", "#FF8A3D", "#2BC79A", "#E6A5C9", "#F2F2F2", "#F0B93A", "#9BD3F5", "#F0E442")

@@ -38,7 +38,7 @@ class TableKey:
 
     @property
     def sampled(self) -> bool:
-        """Whether items are ranked among a sample only."""
+        """True where items are ranked among a sample only."""
         return self.candidates != "full"
 
     @property
@@ -91,7 +91,7 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """True where it ended with an error."""
         return bool(self.facts["status"] != "done")
 
     @property

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from recbole_adrrec.errors import CheckpointError, UserError
 from recbole_adrrec.files import AtomicFile
-from study.plan import RunSpec
+from study.plan import Protocol, RunSpec
 from study.results import by_user
 
 PLACES = 12
@@ -114,7 +114,7 @@ class Session:
             tied_timestamps.shuffle(dataset, spec.seed)
         self.train_data, valid, test = data.data_preparation(config, dataset)
         self.valid = protocols.restricted(spec.protocol, config, valid, "valid")
-        self.test_data = protocols.restricted(spec.protocol, config, test, "test")
+        self.all_ranked, self.test_data = test, protocols.restricted(spec.protocol, config, test, "test")
         utils.init_seed(config["seed"], config["reproducibility"])
         self.model = utils.get_model(config["model"])(config, self.train_data._dataset).to(config["device"])
         self.curve: list[dict[str, Any]] = []
@@ -291,8 +291,10 @@ def run_one(spec: RunSpec, folder: Path) -> None:
     """Execute one run in this process and write ``runs/<id>.npz`` and then ``runs/<id>.json`` into a results folder.
 
     Training and evaluation are RecBole's own: trainer, loss, early stopping, ranking and metrics. With ``spec.test``
-    false it stops after validation: the test data is not ranked.
+    false it stops after validation: the test data is not ranked. Protocols of ``also_ranked`` have files of their own.
     """
+    from study import protocols
+
     scratch = folder / "scratch" / spec.id / "saved"
     scratch.mkdir(parents=True, exist_ok=True)
     started, begin = now(), time.perf_counter()
@@ -318,6 +320,12 @@ def run_one(spec: RunSpec, folder: Path) -> None:
     arrays: Arrays = {}
     if spec.test:
         arrays, facts["metrics"] = session.test()
+        for name in spec.also_ranked:
+            other = replace(spec, protocol=Protocol.of(name))
+            session.test_data = protocols.restricted(other.protocol, session.config, session.all_ranked, "test")
+            values, metrics = session.test()
+            beside = {**identity(other, started), "metrics": metrics, "trained_by": spec.id}
+            write_record(folder, other, {**facts, **beside}, values)
     if spec.keep_model:
         kept = folder / "models" / f"{spec.id}.pth"
         kept.parent.mkdir(parents=True, exist_ok=True)

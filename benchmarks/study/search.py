@@ -138,7 +138,7 @@ def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _within(value: Any, values: Any) -> bool:
-    """Whether a value lies in a list or range of a space."""
+    """True for a value in a list or range of a space."""
     if isinstance(values, list):
         return any(type(value) is type(each) and value == each for each in values)
     if isinstance(value, bool) or not isinstance(value, int | float) or not values["low"] <= value <= values["high"]:

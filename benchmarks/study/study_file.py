@@ -23,6 +23,7 @@ KEYS: dict[str, str] = {
     "options": "options of every run, as on RecBole's command line",
     "dataset_options": "options by data set, over those of every run",
     "protocols": "mappings with split, candidates and seen, or their names, such as temporal-full-unseen",
+    "also_ranked": "protocols under which each trained model is tested too, with the epoch that its own has chosen",
     "temporal": "entries of the temporal split: shares or times, targets, cold_items, cold_users",
     "metrics": "metrics with a value for each user",
     "topk": "lengths of the recommended list",
@@ -100,6 +101,10 @@ def load(
     datasets, sources = _datasets(merged.get("datasets"), data_path)
     by_dataset = checks.mapping(merged.get("dataset_options"), "dataset_options")
     seeds = _seeds(merged.get("seeds", 5))
+    protocols = _protocols(merged.get("protocols") or [{}], "protocols")
+    also = _protocols(merged["also_ranked"], "also_ranked") if merged.get("also_ranked") else ()
+    for other in also:
+        checks.one_of(other.split, [protocol.split for protocol in protocols], f"also_ranked: {other.name}: split")
     plan = Plan(
         name=name,
         datasets=datasets,
@@ -110,7 +115,7 @@ def load(
             str(key): _without(checks.mapping(value, f"dataset_options: {key}"), forced)
             for key, value in by_dataset.items()
         },
-        protocols=_protocols(merged.get("protocols")),
+        protocols=protocols,
         temporal=_temporal(merged.get("temporal")),
         metrics=_metrics(merged.get("metrics") or ["Recall", "NDCG", "MRR"]),
         topk=_numbers(merged.get("topk") or [5, 10, 20], "topk", 1),
@@ -122,6 +127,7 @@ def load(
         command=command,
         sources=sources,
         test=checks.flag(merged.get("test", True), "test"),
+        also_ranked=tuple(other.name for other in also),
         tuned_from=str(Path(str(merged["tuned"])).resolve()) if merged.get("tuned") else None,
     )
     _check_models(plan)
@@ -189,10 +195,10 @@ def _seeds(given: Any) -> tuple[int, ...]:
     return _numbers(given, "seeds", 0)
 
 
-def _protocols(given: Any) -> tuple[Protocol, ...]:
-    values = [{}] if given is None else checks.listed(given, "protocols", "leave_one_out-full-all")
+def _protocols(given: Any, key: str) -> tuple[Protocol, ...]:
+    values = checks.listed(given, key, "leave_one_out-full-all")
     found = tuple(value if isinstance(value, Protocol) else Protocol.of(value) for value in values)
-    checks.distinct([protocol.name for protocol in found], "protocols")
+    checks.distinct([protocol.name for protocol in found], key)
     return found
 
 

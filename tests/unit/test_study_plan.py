@@ -116,6 +116,7 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
         ({"protocols": ["temporal-pop10"]}, "did you mean pop100"),
         ({"protocols": ["temporal-full-all-more"]}, "unknown key a fourth part"),
         ({"protocols": ["temporal", {"split": "temporal"}]}, "listed twice"),
+        ({"also_ranked": ["temporal"]}, "also_ranked: temporal-full-all: split: 'temporal' is none of leave_one_out"),
         ({"temporal": {"target": "last"}}, "did you mean targets"),
         ({"keep_models": "maybe"}, "keep_models: 'maybe' is neither true nor false"),
         ({"tuned": "no-such-folder"}, "there is no folder .*no-such-folder"),
@@ -219,7 +220,8 @@ def test_references_are_compared_and_not_measured() -> None:
 
 
 def test_what_was_added_later_is_stated_where_it_is_used() -> None:
-    assert not {"sources", "test"} & set(load().stated())
+    assert not {"sources", "test", "also_ranked"} & set(load().stated())
+    assert load(also_ranked=["leave_one_out-full-unseen"]).hash != load().hash
     assert load(test=False).stated()["test"] is False
     assert load(test=False).hash != load().hash
     assert [spec.test for spec in load(test=False).specs()] == [False] * 4

@@ -22,6 +22,7 @@ from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
 from study import plan as plans
 from study import runs, study_file
+from study.plan import Protocol
 from study.results import by_user
 
 from recbole_adrrec.integration import register as plugin
@@ -133,6 +134,27 @@ def test_a_run_gives_what_recbole_itself_gives(
     assert {"cpu", "cores", "gpu", "ram_gib"} <= set(record["hardware"])
     assert Path(record["saved"]) == tmp_path / "models" / f"{spec.id}.pth"
     assert torch.load(record["saved"], weights_only=False)["config"]["model"] == model
+
+
+def test_one_training_is_ranked_under_two_protocols(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unseen, everything = "leave_one_out-full-unseen", "leave_one_out-full-all"
+    study = {"protocols": [unseen], "also_ranked": [unseen, everything], "options": {"epochs": 1}}
+    spec = spec_of(small_data, "SASRec", **study)
+    assert spec.also_ranked == [everything]
+    runs.run_one(spec, tmp_path)
+    alone = replace(spec, protocol=Protocol.of(everything), also_ranked=(), suffix="-alone")
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
+    own, other = found[spec.id], found[spec.id.replace("unseen", "all")]
+    assert len(found) == 2
+    assert (other["protocol"]["seen"], other["trained_by"], other["curve"]) == ("all", spec.id, own["curve"])
+    assert other["metrics"]["mrr@10"] < own["metrics"]["mrr@10"]  # items seen before rank above some targets
+    users = [np.load(tmp_path / "runs" / f"{name}.npz")["users"].tolist() for name in found]
+    assert users[0] == users[1]
+    runs.run_one(alone, tmp_path)
+    assert json.loads(runs.record_path(tmp_path, alone).read_text())["metrics"] == other["metrics"]
 
 
 def test_the_epoch_named_best_is_the_one_that_is_tested(
