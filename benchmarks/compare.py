@@ -68,7 +68,7 @@ def run_missing(plan: Plan, flags: Mapping[str, Any], deadline: float | None) ->
     from study import grid
 
     jobs = checks.whole(flags.get("jobs", 1), "jobs")
-    gpus = checks.number(flags.get("gpus", 0), "gpus", above=-1e-9)
+    gpus = checks.number(flags["gpus"], "gpus") if flags.get("gpus") else 0.0
     only = only_of(flags, plan)
     if "ray" in flags:
         grid.import_ray()
