@@ -33,7 +33,7 @@ def report(session: Session) -> str:
             run,
             "measure.prepare:measure",
             {"source": source, "model": "SASRec", "dataset": arguments.dataset, "options": options},
-            {"data_path": arguments.data_path},
+            {"data_path": session.data_path},
         )
         for run in range(arguments.runs)
         for name, source in SIDES.items()

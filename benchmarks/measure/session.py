@@ -71,14 +71,13 @@ class Session:
         self.store = store
         self.scratch = scratch
         self.skipped: list[str] = []
+        self.data_path = str(Path(arguments.data_path).resolve()) if arguments.data_path else None
 
-    def variants(
-        self, default: tuple[str, ...] | None = None, all_variants: tuple[Variant, ...] = TRAINING
-    ) -> list[Variant]:
-        """Those of ``--models`` (of ``default`` without it) that can run here; for others than ``TRAINING`` the default."""
-        names = (self.arguments.models if all_variants is TRAINING else None) or (list(default) if default else None)
+    def variants(self, default: tuple[str, ...] | None = None, known: tuple[Variant, ...] = TRAINING) -> list[Variant]:
+        """Variants that can run here: of ``TRAINING`` those of ``--models``; without it, and of others, ``default``."""
+        names = (self.arguments.models if known is TRAINING else None) or (list(default) if default else None)
         usable = []
-        for variant in choose(names, self.arguments.device, all_variants):
+        for variant in choose(names, self.arguments.device, known):
             reason = self._reason_to_skip(variant)
             if reason is None:
                 usable.append(variant)
@@ -119,7 +118,7 @@ class Session:
     ) -> Job:
         """A training of a variant, by default on the data set of the command line; ``given`` adds to the keys."""
         arguments = self.arguments
-        dataset, data_path = dataset or arguments.dataset, data_path or arguments.data_path
+        dataset, data_path = dataset or arguments.dataset, data_path or self.data_path
         key = {
             "source": variant.source,
             "model": variant.model,
@@ -131,11 +130,10 @@ class Session:
             "options": {**self.options(dataset), **variant.options},
             **given,
         }
-        places = {"data_path": str(Path(data_path).resolve()) if data_path else None}
         if variant.source == "peer":
-            places = {"file": str(data_file(dataset, data_path))}
-            return Job(kind, variant.name, run, "measure.peer:measure", key, places, {"python": arguments.peer_python})
-        return Job(kind, variant.name, run, function, key, places)
+            file = {"file": str(data_file(dataset, data_path))}
+            return Job(kind, variant.name, run, "measure.peer:measure", key, file, {"python": arguments.peer_python})
+        return Job(kind, variant.name, run, function, key, {"data_path": data_path})
 
     def measure(self, jobs: list[Job], title: str) -> list[dict[str, Any]]:
         """Make the measurements that are missing, with a bar; all of them, in the order of the jobs."""
@@ -165,5 +163,3 @@ class Session:
             f"L = {arguments.length}, d = 64, {arguments.batch} targets a step, {arguments.threads} threads, "
             f"medians of {arguments.runs} runs of {each}; {on}, torch {self.store.content['versions']['torch']}"
         )
-
-

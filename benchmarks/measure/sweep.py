@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from measure import attention
 from measure.tables import LABELS, Row, exponent, failures, markdown, medians, shown
@@ -73,7 +73,7 @@ def _data_jobs(session: Session, axis: str, sizes: Sequence[int], variants: Sequ
         if not (session.scratch / name / f"{name}.inter").exists():
             synthetic.write(session.scratch, name, users, items, users * EVENTS_A_USER, progress=False)
         # Growth shows in a few steps; whole epochs of RecBole's would take the day.
-        given = {"steps": arguments.steps or 5, "sweep": {axis: size}}
+        given: dict[str, Any] = {"steps": arguments.steps or 5, "sweep": {axis: size}}
         jobs += [
             session.training_job(f"sweep-{axis}", variant, run, name, str(session.scratch), **given)
             for run in range(arguments.runs)
@@ -113,7 +113,8 @@ def table(measurements: Sequence[Row], axis: str, names: Sequence[str], quantiti
 def table_text(found: Row, axis: str, quantities: Sequence[str]) -> str:
     """Markdown of :func:`table`: a row for each variant and quantity, sizes as columns, the exponent last."""
     sizes = sorted({size for row in found.values() for size in [*row["sizes"], *map(int, row["failed"])]})
-    cells, failed = [], {}
+    cells: list[list[str]] = []
+    failed: dict[str, str] = {}
     for name, row in found.items():
         for quantity in quantities:
             at = dict(zip(row["sizes"], row["values"][quantity], strict=True))

@@ -154,7 +154,7 @@ def config_of(given: dict[str, Any], **more: Any) -> Any:
 
 
 def prepare(config: Any, stages: Stages, seed_again: bool = False) -> SimpleNamespace:
-    """Loaders (``train``, ``valid``, ``test``), ``model`` and ``trainer``; stages ``dataset``, ``loaders``, ``model``."""
+    """Loaders (``train``, ``valid``, ``test``), ``model`` and ``trainer``, each in a stage."""
     from recbole.data import create_dataset, data_preparation
     from recbole.utils import get_model, get_trainer, init_seed
 
@@ -189,9 +189,9 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     ----------
     given : dict
         ``source`` (of a ``Variant``), ``model``, ``dataset``, ``options``, ``data_path`` (optional), ``epochs``,
-        ``steps`` (0: whole epochs; else so many training steps in all, from which the time of an epoch is scaled up),
-        ``evaluate`` (bool), ``ranked`` (``valid`` or ``test``: whose users are ranked; test by default), ``tree_folder``
-        (the folder that the package must come from; by default any).
+        ``steps`` (0: whole epochs; else so many training steps in all, from which an epoch's time is scaled up),
+        ``evaluate`` (bool), ``ranked`` (``valid`` or ``test``: whose users are ranked; test by default),
+        ``tree_folder`` (the folder that the package must come from; by default any).
 
     Returns
     -------
