@@ -93,11 +93,12 @@ def build(given: dict[str, Any]) -> Any:
     from recbole.data import create_dataset
     from recbole.utils import get_model
 
-    if not Path("data").exists():
-        synthetic.write(Path("data"), "synthetic", users=200, items=N_ITEMS, events=40_000, progress=False)
+    folder = Path("synthetic_data")
+    if not folder.exists():
+        synthetic.write(folder, "synthetic", users=200, items=N_ITEMS, events=40_000, progress=False)
     options = {
         **common_options("synthetic", given["length"], 1, given["device"]),
-        "data_path": "data",
+        "data_path": str(folder),
         "lni_weight": 0.0,
         "hidden_size": given["hidden_size"],
         "inner_size": 4 * given["hidden_size"],
