@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -72,18 +71,6 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-@dataclass
-class Job:
-    """One measurement to make: arguments of :meth:`MeasurementStore.measure`, and what its child is given."""
-
-    kind: str
-    variant: str
-    given: dict[str, Any]
-    run: int
-    work: Callable[[], dict[str, Any]]
-    child: dict[str, Any] = field(default_factory=dict)
 
 
 class MeasurementStore:
