@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("recbole_adrrec", "properties")
-"""What a package is made of, in a checkout."""
+"""Folders of a checkout that make up the package."""
 
 BEFORE, HERE = "before", "here"
 

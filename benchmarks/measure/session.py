@@ -49,7 +49,7 @@ class Job:
 
 
 class Session:
-    """What the reports of all modes use.
+    """State that the reports of all modes share.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class Session:
         return done
 
     def settings(self) -> str:
-        """What figures of training share, in words."""
+        """Sizes, repetitions and machine of the figures of training, in words."""
         arguments, machine = self.arguments, self.store.content["hardware"]
         on = f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gib']} GiB"
         if arguments.device == "cuda":
