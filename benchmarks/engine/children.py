@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 _ERROR = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b")
 
@@ -185,9 +185,12 @@ def call(
 # Several children at a time
 
 
+AnyChild = TypeVar("AnyChild", bound=Child)
+
+
 def run_children(
-    start: Callable[[Mapping[str, str]], Child | None],
-    ended: Callable[[Child], None],
+    start: Callable[[Mapping[str, str]], AnyChild | None],
+    ended: Callable[[AnyChild], None],
     jobs: int,
     deadline: float | None = None,
     waiting: Callable[[], None] = lambda: None,
@@ -207,7 +210,7 @@ def run_children(
     waiting : callable
         Called while nothing ends, a few times a second.
     """
-    working: list[Child] = []
+    working: list[AnyChild] = []
     threads, gpus = threads_each(jobs), gpus_here()
     try:
         while deadline is None or time.monotonic() < deadline:

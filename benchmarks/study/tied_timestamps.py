@@ -1,7 +1,7 @@
-"""Events of equal time: how many there are, what they decide, and runs in which their order is drawn by lot.
+"""Events of equal time: how many there are, what they decide, and runs in which their order is random.
 
-Leave-one-out takes a user's last event, and a sequence has an order; where times are equal, the data doesn't tell
-either, and the order of the file decides. Many data sets have whole days for times.
+Leave-one-out takes a user's last event, and a sequence has an order; where times are equal, the data decides
+neither, and the order of the file does. Many data sets have whole days for times.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from recbole_adrrec.files import AtomicFile
+from engine.store import write_json
 
 SECONDS_A_DAY = 86_400
 
@@ -34,7 +33,7 @@ def shuffle(dataset: Any, seed: int) -> None:
 
 
 def measure(dataset: Any) -> dict[str, Any]:
-    """How much of a data set's order is left open.
+    """Shares of a data set's events and gaps whose order is left open.
 
     Parameters
     ----------
@@ -82,7 +81,7 @@ def summarise(results: Path) -> dict[str, dict[str, Any]]:
     Returns
     -------
     dict
-        For each data set what :func:`measure` says and, where runs were repeated with ties shuffled, the metric of
+        For each data set the numbers of :func:`measure` and, where runs were repeated with ties shuffled, the metric of
         early stopping: the mean and the largest shift over pairs of runs that differ in the order of ties alone, and
         the largest shift of a model's mean.
     """
@@ -92,27 +91,24 @@ def summarise(results: Path) -> dict[str, dict[str, Any]]:
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["status"] != "done":
             continue
-        facts = run.get("data", {}).get("ties")
-        if facts and run["protocol"]["ties"] == "file" and run["dataset"] not in found:
-            found[run["dataset"]] = dict(facts)
-        kind = {name: value for name, value in run["protocol"].items() if name != "ties"}
-        metric = run["valid_metric"].lower()
-        key: tuple[str, ...] = (run["dataset"], metric, json.dumps(kind), run["label"], str(run["seed"]))
+        dataset, protocol = run["dataset"], dict(run["protocol"])
+        ties, metric = protocol.pop("ties"), run["valid_metric"].lower()
+        if ties == "file" and run.get("data", {}).get("ties"):
+            found.setdefault(dataset, dict(run["data"]["ties"]))
         if metric in run["metrics"]:  # a study that tests nothing has none
-            scores.setdefault(key, {})[run["protocol"]["ties"]] = run["metrics"][metric]
+            key = (dataset, metric, f"{run['label']} {protocol}", str(run["seed"]))
+            scores.setdefault(key, {})[ties] = run["metrics"][metric]
     for dataset, facts in found.items():
-        pairs = [(key, each) for key, each in scores.items() if key[0] == dataset and len(each) == 2]
-        if not pairs:
-            continue
-        metric = pairs[0][0][1]
         shifts: dict[str, list[float]] = {}
-        for key, each in pairs:
-            shifts.setdefault(f"{key[3]} {key[2]}", []).append(each["shuffled"] - each["file"])
+        for (where, metric, entry, _), each in scores.items():
+            if where == dataset and len(each) == 2:
+                shifts.setdefault(entry, []).append(each["shuffled"] - each["file"])
+                name = metric
         every = [shift for each in shifts.values() for shift in each]
-        facts["runs_shuffled"] = len(every)
-        facts[f"{metric}_mean_shift"] = float(np.mean(every))
-        facts[f"{metric}_largest_shift"] = float(max(every, key=abs))
-        facts[f"{metric}_largest_shift_of_a_mean"] = float(max((np.mean(each) for each in shifts.values()), key=abs))
-    with AtomicFile(results / "ties.json") as file:
-        file.write(json.dumps(found, indent=1).encode())
+        if every:
+            facts["runs_shuffled"] = len(every)
+            facts[f"{name}_mean_shift"] = float(np.mean(every))
+            facts[f"{name}_largest_shift"] = float(max(every, key=abs))
+            facts[f"{name}_largest_shift_of_a_mean"] = float(max((np.mean(each) for each in shifts.values()), key=abs))
+    write_json(results / "ties.json", found)
     return found
