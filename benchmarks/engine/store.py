@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -146,18 +145,6 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         for key in sorted({*ours, *theirs})
         if ours.get(key) != theirs.get(key)
     ]
-
-
-@dataclass
-class Job:
-    """One measurement to make: arguments of :meth:`MeasurementStore.measure`, and what its child is given."""
-
-    kind: str
-    variant: str
-    given: dict[str, Any]
-    run: int
-    work: Callable[[], dict[str, Any]]
-    child: dict[str, Any] = field(default_factory=dict)
 
 
 class MeasurementStore:
