@@ -72,10 +72,10 @@ def _start(source: str) -> None:
     if source in ("recbole", "untraced"):
         import torch
 
-        from recbole_adrrec.integration import patches as compat
+        from recbole_adrrec.integration import patches
 
-        compat.check()
-        compat.apply()
+        patches.check_version()
+        patches.apply_patches()
         torch.autograd.set_detect_anomaly(source == "recbole")
     else:
         import recbole_adrrec

@@ -106,7 +106,7 @@ def load(spec: RunSpec, saved: Path) -> Trained:
         train, _, test = data.data_preparation(config, dataset)
         loader = protocols.restricted(spec.protocol, config, test, "test")
         model: nn.Module = utils.get_model(config["model"])(config, train._dataset).to(config["device"])
-        found = importlib.import_module("recbole_adrrec.integration.checkpoints").load(
+        found = importlib.import_module("recbole_adrrec.integration.checkpoint").load_checkpoint(
             saved, map_location=config["device"]
         )
         try:

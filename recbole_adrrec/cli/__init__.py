@@ -176,10 +176,10 @@ class Plan:
         import recbole_adrrec
 
         recbole_adrrec.register()
-        from recbole_adrrec.integration import training
+        from recbole_adrrec.integration import resume
 
         file = given["resume"]
-        saved = training.saved_options(file)
+        saved = resume.saved_options(file)
         for name in ("model", "dataset"):
             if given.get(name, saved[name]) != saved[name]:
                 raise OptionError(

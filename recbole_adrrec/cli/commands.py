@@ -22,8 +22,9 @@ COMMANDS = {
     "explain": "a picture of what one user's recommendation attends to",
     "doctor": "whether versions, devices and data are as they should be",
     "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
+    "upgrade-checkpoint": "a trusted checkpoint of version 0.1, or of RecBole alone, to today's format",
 }
-"""Names, each a module of this package, and what they do."""
+"""Names, whose first words are modules of this package, and what they do."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -44,7 +45,7 @@ def run(name: str, argv: Sequence[str]) -> int:
     int
         Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, 130 interrupted.
     """
-    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name}").main
+    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name.partition('-')[0]}").main
     return main(argv)
 
 

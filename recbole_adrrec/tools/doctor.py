@@ -178,19 +178,19 @@ def _version_of(name: str, installed: str | None, required: str | None) -> Findi
 
 
 def examine_recbole() -> list[Finding]:
-    """Whether RecBole is as this package expects it, and which mends these libraries need."""
-    from recbole_adrrec.integration import patches as compat
+    """Whether RecBole is as this package expects it, and which patches these libraries need."""
+    from recbole_adrrec.integration import patches
     from recbole_adrrec.integration import register as plugin
 
-    needed = compat.needed()
+    needed = patches.needed()
     try:
         plugin.register()
         findings = [Finding(OK, "RecBole's insides", {"needed here": "", "fault": "as expected", "where": ""})]
     except (RuntimeError, ImportError, AttributeError) as error:
         findings = [Finding(WRONG, "RecBole's insides", {"needed here": "", "fault": str(error), "where": ""})]
-    for mend in compat.MENDS:
-        told = {"needed here": "yes" if needed[mend.name] else "no", "fault": mend.fault, "where": mend.where}
-        findings.append(Finding(OK, mend.name, told))
+    for patch in patches.PATCHES:
+        told = {"needed here": "yes" if needed[patch.name] else "no", "fault": patch.fault, "where": patch.where}
+        findings.append(Finding(OK, patch.name, told))
     return findings
 
 

@@ -27,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
-from recbole_adrrec.integration.carried import Carried, Histories
+from recbole_adrrec.integration.checkpoint_data import CheckpointData
+from recbole_adrrec.integration.histories import Histories
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
@@ -213,17 +214,18 @@ class Recommender:
         The model, in evaluation mode.
     config : Config
         Options of its training.
-    carried : Carried
+    carried : CheckpointData
         Names, events and days that came with the checkpoint.
     notes : tuple of str
         What to know about events that were added.
     """
 
-    def __init__(self, path: str, model: Any, config: Any, carried: Carried) -> None:
+    def __init__(self, path: str, model: Any, config: Any, carried: CheckpointData) -> None:
         self.path = path
         self.model = model
         self.config = config
         self.carried = carried
+        self._histories = Histories.of_data(carried)
         self.notes: tuple[str, ...] = ()
         self._user_ids = {name: number for number, name in enumerate(carried.users) if number}
         self._item_ids = {name: number for number, name in enumerate(carried.items) if number}
@@ -260,9 +262,7 @@ class Recommender:
     @property
     def last_time(self) -> int | None:
         """Time of the last event known, in seconds since 1970; None where there is no event."""
-        times = [
-            part.times.max() for part in (self.carried.histories, self._added) if part is not None and len(part.times)
-        ]
+        times = [part.times.max() for part in (self._histories, self._added) if part is not None and len(part.times)]
         return int(max(times)) if times else None
 
     def _probe(self) -> bool:
@@ -526,12 +526,12 @@ class Recommender:
         return ids
 
     def _n_events(self, ids: NDArray[np.int64]) -> int:
-        return sum(len(part.of(ids)[0]) for part in (self.carried.histories, self._added) if part is not None)
+        return sum(len(part.of(ids)[0]) for part in (self._histories, self._added) if part is not None)
 
     def _events(self, ids: NDArray[np.int64], at: NDArray[np.int64]) -> _Block:
         """Events of users up to a moment each."""
-        rows, index = self.carried.histories.of(ids)
-        items, times = self.carried.histories.items[index], self.carried.histories.times[index]
+        rows, index = self._histories.of(ids)
+        items, times = self._histories.items[index], self._histories.times[index]
         if self._added is not None:
             more, places = self._added.of(ids)
             rows = np.concatenate([rows, more])

@@ -12,7 +12,7 @@ from conftest import ML_100K, write_dataset
 
 from recbole_adrrec import cli, options
 from recbole_adrrec.cli.doctor import render
-from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration import patches
 from recbole_adrrec.tools import doctor
 
 ROOT = Path(__file__).parents[2]
@@ -123,13 +123,13 @@ def test_tested_versions_are_those_of_the_readme_and_within_the_required_ones():
 # RecBole, devices
 
 
-def test_every_mend_is_told(capsys):
+def test_every_patch_is_listed(capsys):
     code, out, _ = run_cli(capsys, "--json")
     assert code == 0
     table = {entry["name"]: entry for entry in json.loads(out)["tables"]["RecBole, and what is mended here"]}
-    for mend in compat.MENDS:
-        assert table[mend.name]["needed here"] == ("yes" if mend.needed() else "no")
-        assert table[mend.name]["where"] == mend.where
+    for patch in patches.PATCHES:
+        assert table[patch.name]["needed here"] == ("yes" if patch.needed() else "no")
+        assert table[patch.name]["where"] == patch.where
     assert table["RecBole's insides"]["state"] == "ok"
 
 
@@ -233,8 +233,8 @@ def test_tables_fit_the_width(data, monkeypatch):
         lines = render(checkup, width).splitlines()
         assert max(map(len, lines)) <= width
     flat = " ".join(render(checkup, 110).split())
-    for mend in compat.MENDS:
-        assert mend.name in flat
+    for patch in patches.PATCHES:
+        assert patch.name in flat
 
 
 def test_mistakes_are_one_line_and_exit_code_2(capsys):

@@ -1,4 +1,4 @@
-"""A number that tells whether what was saved is what is read."""
+"""The one fingerprint of data, checkpoints and parts of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import numpy as np
 import torch
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of nested plain values, tensors, arrays and a ``Config``.
+def fingerprint(value: Any) -> str:
+    """SHA-256 of nested plain values, tensors and arrays, in 64 hexadecimal digits.
 
-    It finds damage and changes made by hand. Who recomputes it is not found: that takes a secret.
+    It is the same before saving and after loading, on whatever device. It finds damage and changes made by hand; it is
+    no signature, so whoever recomputes it is not found.
 
     Parameters
     ----------
     value : object
         Mappings count by the order of their keys. Of objects that are none of these, the type's name counts alone.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits; the same before saving and after loading, on whatever device.
     """
     sha = hashlib.sha256()
     _feed(sha, value)
@@ -49,14 +45,12 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(f"L{len(value)}".encode())
         for entry in value:
             _feed(sha, entry)
-    elif hasattr(value, "final_config_dict"):
-        _feed(sha, value.final_config_dict)
     else:
         sha.update(_text(value).encode("utf-8", "surrogatepass"))
 
 
 def _text(value: Any) -> str:
-    """A text for a value without parts; numpy's numbers as Python's, which checkpoints may give back instead."""
+    """A text for a value without parts; numpy's numbers as Python's."""
     if value is None or isinstance(value, bool | np.bool_):
         return f"B{value}"
     if isinstance(value, numbers.Integral):
