@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 import tempfile
-from typing import IO, Any
+from typing import IO
 
 
 class AtomicFile:
@@ -47,8 +46,3 @@ class AtomicFile:
         mask = os.umask(0)
         os.umask(mask)
         return 0o666 & ~mask
-
-
-def open_atomic(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    """``open``, but files opened with mode ``wb`` are :class:`AtomicFile`; for use in a ``with`` statement."""
-    return AtomicFile(file) if mode == "wb" else builtins.open(file, mode, *args, **kwargs)

@@ -24,7 +24,7 @@ COMMANDS = {
     "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
     "upgrade-checkpoint": "a trusted checkpoint of version 0.1, or of RecBole alone, to today's format",
 }
-"""Names, whose first words are modules of this package, and what they do."""
+"""Descriptions of the commands by name; each is a module of this package, dashes being underscores there."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -45,7 +45,7 @@ def run(name: str, argv: Sequence[str]) -> int:
     int
         Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, 130 interrupted.
     """
-    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name.partition('-')[0]}").main
+    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name.replace('-', '_')}").main
     return main(argv)
 
 
