@@ -12,7 +12,7 @@ import torch
 
 
 def fingerprint(value: Any) -> str:
-    """SHA-256 of nested plain values, tensors and arrays, in 64 hexadecimal digits.
+    """SHA-256 of nested plain values and tensors, in 64 hexadecimal digits.
 
     It is the same before saving and after loading, on whatever device. It finds damage and changes made by hand; it is
     no signature, so whoever recomputes it is not found.
@@ -33,9 +33,6 @@ def _feed(sha: Any, value: Any) -> None:
         plain = (plain.to_dense() if plain.layout != torch.strided else plain).contiguous()
         sha.update(f"T{plain.dtype}{tuple(plain.shape)}".encode())
         sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        sha.update(f"A{value.dtype}{value.shape}".encode())
-        sha.update(value.tobytes())
     elif isinstance(value, Mapping):
         sha.update(f"M{len(value)}".encode())
         for key, entry in value.items():
@@ -59,6 +56,4 @@ def _text(value: Any) -> str:
         return f"R{float(value).hex()}"
     if isinstance(value, str):
         return f"S{len(value)} {value}"
-    if isinstance(value, bytes):
-        return f"Y{value.hex()}"
     return f"O{type(value).__name__}{value if isinstance(value, torch.device) else ''}"
