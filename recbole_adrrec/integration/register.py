@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_adrrec import models, options
+from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import patches
 from recbole_adrrec.integration.patching import override
+from recbole_adrrec.models import MODULES
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
@@ -106,7 +107,7 @@ def watch_trainers() -> Iterator[list[Any]]:
 
 def _hook_models() -> None:
     """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
-    for name, path in models.MODULES.items():
+    for name, path in MODULES.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = importlib.import_module(path)
 
 
@@ -137,9 +138,9 @@ def _hook_config() -> None:
             if _is_sequential(self.model_class):
                 _follow_loss(self, final)
             for name in MODEL_SPECIFIC_OPTIONS:
-                if self.model in models.MODULES and name not in options.load_properties("model", self.model):
+                if self.model in MODULES and name not in options.load_properties("model", self.model):
                     final.pop(name, None)
-            if _strict or self.model in models.MODULES:
+            if _strict or self.model in MODULES:
                 given = {**dict(_foreign_arguments()), **self.external_config_dict}
                 given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
                 options.check_names(given, self.model, strict=_strict, where="the options given")
@@ -152,7 +153,7 @@ def _hook_config() -> None:
         def set_default_parameters(self: Any) -> None:
             original(self)
             final = self.final_config_dict
-            if self.model in models.MODULES and final["loss_type"] != "CE":
+            if self.model in MODULES and final["loss_type"] != "CE":
                 # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their
                 # own.
                 kinds = importlib.import_module("recbole.utils.enum_type").InputType
@@ -192,13 +193,13 @@ def _follow_loss(config: Any, final: dict[str, Any]) -> None:
         return
     if loss == "CE" or _draws_its_own(model, final):
         final["train_neg_sample_args"] = None
-    elif loss in MANY_NEGATIVES and model in models.MODULES:
+    elif loss in MANY_NEGATIVES and model in MODULES:
         final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
 
 
 def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
     """Whether a model of ours draws its negatives itself, once a batch."""
-    return model in models.MODULES and config.get("negatives") == "shared"
+    return model in MODULES and config.get("negatives") == "shared"
 
 
 def _is_sequential(model_class: Any) -> bool:
@@ -224,7 +225,7 @@ def _foreign_command_line() -> dict[str, Any]:
     Here unknown names and other forms are left to the program they were meant for.
     """
     found: dict[str, Any] = {}
-    known = options.known_options(None)
+    known = options.known_options()
     for name, text in _foreign_arguments():
         if name in known:
             value = options.parse_value(text)
