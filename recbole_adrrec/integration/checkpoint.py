@@ -68,7 +68,7 @@ def plain(value: Any, where: str) -> Any:
 def plain_option(value: Any) -> Any:
     """The value of an option as it is stored and compared; what is no plain value by its text."""
     if isinstance(value, Mapping):
-        return {str(key): plain_option(entry) for key, entry in value.items()}
+        return {key if isinstance(key, int | float) else str(key): plain_option(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain_option(entry) for entry in value]
     if isinstance(value, Enum):

@@ -73,7 +73,7 @@ class ResumableTrainer(Trainer):
     _dataset: Any = None  # of training
     _data: dict[str, Any] | None = None  # of the checkpoint, once it was made
     _data_fingerprint = ""
-    _resumed: tuple[Any, dict[str, Any]] | None = None  # a checkpoint that training continues from, and its file
+    _resumed: tuple[Any, dict[str, Any]] | None = None  # the file to continue from, and its data
     _pending: dict[str, Any] | None = None  # its state of training, until the first epoch begins
     _valid_result: Any = None
     _has_best = False
@@ -277,7 +277,7 @@ class ResumableTrainer(Trainer):
         self.start_epoch = checkpoint["epoch"] + 1
         self.cur_step = checkpoint["cur_step"]
         self.best_valid_score = checkpoint["best_valid_score"]
-        self._resumed = resume_file, {name: checkpoint[name] for name in ("data", "training") if name in checkpoint}
+        self._resumed = resume_file, {"data": checkpoint.get("data")}
         if training is not None:
             self.best_valid_result = training["best_valid_result"]
             self.train_loss_dict = dict(training["train_loss"])
