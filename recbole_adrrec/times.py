@@ -15,12 +15,11 @@ from datetime import date, datetime, timedelta, timezone
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recbole_adrrec.errors import DataError, OptionError
 
-if TYPE_CHECKING:  # the command line reads dates before it needs torch
+if TYPE_CHECKING:  # ``doctor`` says which of these are missing, and help answers without them
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 DIVISORS = {"s": 1, "ms": 1_000, "us": 1_000_000}
@@ -150,7 +149,7 @@ def seconds(moment: Moment, option: str = "at") -> int:
 def _seconds_of_text(text: str, option: str) -> int:
     if text == "now":
         return int(datetime.now(timezone.utc).timestamp())
-    if text.isdigit() and len(text) < 9:
+    if text.isascii() and text.isdigit() and len(text) < 9:
         # 2024 and 20240501 are meant as dates.
         raise OptionError(
             f"{option}: {text!r} may be a date or seconds; write 2024-05-01, or @{text} for seconds since 1970"
@@ -166,7 +165,7 @@ def _seconds_of_text(text: str, option: str) -> int:
 
 def to_seconds(values: NDArray[np.float64], unit: str | None) -> NDArray[np.int64]:
     """Whole seconds since 1970 (rounded down) of checked times in ``unit``; exact below 2**53."""
-    return np.floor(values).astype(np.int64) // DIVISORS[unit or "s"]
+    return (values // 1).astype("int64") // DIVISORS[unit or "s"]
 
 
 # Writing
@@ -220,6 +219,7 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> l
         Missing or infinite times, negative times, times of another unit than seconds while ``unit`` is None, and
         times that were normalised to [0, 1].
     """
+    import numpy as np
 
     def refuse(bad: NDArray[np.bool_], what: str, remedy: str) -> None:
         if bad.any():

@@ -62,9 +62,7 @@ class Kept:
                 f"--keep: {name!r} in {text!r} is not a name of a field; add one, as in {source}:{kind}:rating"
             )
         if name in {each.partition(":")[0] for each in FIELDS.values()}:
-            raise OptionError(
-                f"--keep: {name!r} is written already; give it another name, as in {source}:{kind}:other"
-            )
+            raise OptionError(f"--keep: {name!r} is written already; give it another name, as in {source}:{kind}:other")
         return cls(source, name, kind)
 
 
@@ -152,7 +150,9 @@ class Outcome:
         if self.n_fractions:
             lines.append(f"{self.n_fractions:,} times have a fraction of a second, which orders events")
         if self.n_broken:
-            lines.append(f"{self.n_broken:,} rows have a line break within quotes; if quotes are text, say --quote=none")
+            lines.append(
+                f"{self.n_broken:,} rows have a line break within quotes; if quotes are text, say --quote=none"
+            )
         if self.n_bad:
             lines.append("1 bad row was left out:" if self.n_bad == 1 else f"{self.n_bad:,} bad rows were left out:")
             lines += [f"  {path}, line {line}: {fault}" for path, line, fault in self.bad]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,5 +65,6 @@ def read_interactions(
 def _layout(file: RawFile, fields: Sequence[str]) -> Layout:
     """Layout by the names of the training data where the first line has them all."""
     first = next(iter(file.first_lines(1)), "")
-    names = fields if all(name in first for name in fields) else (None, None, None)
+    known = all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", first) for name in fields)
+    names = fields if known else (None, None, None)
     return find_layout(file, ReaderOptions(dict(zip(ROLES, names, strict=True))))

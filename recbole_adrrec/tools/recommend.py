@@ -8,11 +8,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from logging import getLogger
 from numbers import Integral, Real
@@ -22,10 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
-from torch import Tensor
 from tqdm import tqdm
 
-from recbole_adrrec.data.rows import Events, gather
+from recbole_adrrec.data.rows import Events
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration.carried import Carried
 from recbole_adrrec.integration.restore import restore
@@ -33,7 +30,9 @@ from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.models.mix import TIMELESS
 from recbole_adrrec.options.rules import suggestion
-from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds, smallest_gaps
+from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds
+from recbole_adrrec.tools.histories import Histories, Queries
+from recbole_adrrec.tools.recommendations import Recommendations
 
 FAR = 30
 """Days outside the trained range from which on a note says that a moment is far."""
@@ -42,52 +41,6 @@ SUGGESTED_AMONG = 200_000
 """Names among which similar ones are looked for: with more it takes seconds."""
 
 FOREVER = np.iinfo(np.int64).max
-
-
-@dataclass(frozen=True)
-class Recommendations:
-    """Items for users, best first.
-
-    Attributes
-    ----------
-    users : list of str
-        The users, in the order asked.
-    at : Int64[n_users]
-        The moment of each answer, in seconds since 1970 (UTC).
-    items : object array [n_users, top]
-        Names of items; None where a user has fewer left than asked for.
-    scores : Float32[n_users, top]
-        Their scores; NaN where there is no item. Scores of different models don't compare.
-    notes : tuple of str
-        What to know about these answers; also logged as warnings.
-    """
-
-    users: list[str]
-    at: NDArray[np.int64]
-    items: NDArray[np.object_]
-    scores: NDArray[np.float32]
-    notes: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def __iter__(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        """Each user with items and scores."""
-        for user, items, scores in zip(self.users, self.items, self.scores, strict=True):
-            yield user, [(item, float(score)) for item, score in zip(items, scores, strict=True) if item is not None]
-
-    def frame(self) -> Any:
-        """As a pandas ``DataFrame``: user, rank (from 1), item, score; a row for each item."""
-        pandas = importlib.import_module("pandas")
-        rows, ranks = np.nonzero(self.items != None)  # noqa: E711 - element by element
-        return pandas.DataFrame(
-            {
-                "user": np.asarray(self.users, dtype=object)[rows],
-                "rank": ranks + 1,
-                "item": self.items[rows, ranks],
-                "score": self.scores[rows, ranks],
-            }
-        )
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
@@ -123,32 +76,6 @@ class _Watched(Interaction):
         return super().__getitem__(index)
 
 
-@dataclass(frozen=True)
-class Queries:
-    """Users at moments, with the events up to then: those from ``first`` to before ``end``, all Int64[n]."""
-
-    users: NDArray[np.int64]
-    at: NDArray[np.int64]
-    first: NDArray[np.int64]
-    end: NDArray[np.int64]
-
-    @property
-    def counts(self) -> NDArray[np.int64]:
-        """Number of events of each."""
-        return self.end - self.first
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def __getitem__(self, index: NDArray[np.int64]) -> Queries:
-        return Queries(self.users[index], self.at[index], self.first[index], self.end[index])
-
-    def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
-        """Indices of queries of about as many events together, so that little is padding."""
-        order = np.argsort(self.counts, kind="stable")
-        yield from (order[start : start + size] for start in range(0, len(order), size))
-
-
 def _events_of(data: Carried) -> Events:
     """Events of a checkpoint as the data layer keeps them."""
     stored = data.histories
@@ -173,7 +100,7 @@ class Recommender:
         Options of its training.
     data : Carried
         Names, fields and days of the training data.
-    events : Events
+    histories : Histories
         Events of the users, those that were added among them.
     notes : tuple of str
         Remarks on events that were added.
@@ -189,20 +116,30 @@ class Recommender:
         self._item_ids = {name: number for number, name in enumerate(data.items) if number}
         self._item_names = np.asarray(data.items, dtype=object)
         self._new_users: list[str] = []
-        self._new_gaps: Tensor | None = None
-        self._length = int(config["MAX_ITEM_LIST_LENGTH"])
         self._is_ours = isinstance(model, SequenceRecommender)
-        self._take(_events_of(data) if events is None else events)
+        events = _events_of(data) if events is None else events
+        self.histories = Histories(events, data.item_field, data.time_field, data.n_users)
         self._reads_users = self._probe()
 
-    def _take(self, events: Events) -> None:
-        """Keep events, and where those of each user begin, for users without events too."""
-        self.events = events
-        users = torch.arange(len(events))
-        counts = torch.bincount(events.column(events.uid_field, users), minlength=self.data.n_users)
-        self._offsets: NDArray[np.int64] = np.concatenate([[0], counts.cumsum(0).numpy()])
-        times = events.columns[self.data.time_field]
-        self._times: NDArray[Any] = (times if times.is_floating_point() else times.long()).numpy()
+    @classmethod
+    def of_training(cls, model: Any, config: Any, dataset: Any) -> Recommender:
+        """A recommender of a model in memory, with the data set it was trained on."""
+        events = dataset.inter_feat.events
+        days = [int(time) // SECONDS_A_DAY for time in events.columns[dataset.time_field].aminmax()]
+        names = (dataset.field2id_token[field] for field in (dataset.uid_field, dataset.iid_field))
+        users, items = ([str(token) for token in tokens] for tokens in names)
+        data = Carried(
+            dataset.dataset_name,
+            *(dataset.uid_field, dataset.iid_field, dataset.time_field),
+            users=users,
+            items=items,
+            histories=None,
+            n_users=dataset.user_num,
+            days=(days[0], days[1]),
+            fingerprint={},
+            version="",
+        )
+        return cls("the trained model", model.eval(), config, data, events)
 
     # Names and times
 
@@ -229,20 +166,18 @@ class Recommender:
     @property
     def last_time(self) -> int | None:
         """Time of the last event, in seconds since 1970; None where there is no event."""
-        return int(self._times.max()) if len(self._times) else None
+        return int(self.histories.times.max()) if len(self.histories) else None
 
     def _probe(self) -> bool:
         """Score one row, for errors that would come with every query; true if the model reads the user."""
         name = self.config["model"]
-        one = torch.ones(1, dtype=torch.int64)
-        moment = one * self.data.days[0] * SECONDS_A_DAY
-        columns = {self.data.user_field: one, self.data.item_field: one, self.data.time_field: moment}
-        events = Events.from_sorted(columns, self.data.user_field, 2)
-        query = Queries(one.numpy(), moment.numpy(), np.zeros(1, np.int64), one.numpy())
-        rows = _Watched(self._rows(query, events).interaction)
+        moment = self.data.days[0] * SECONDS_A_DAY
+        history = self.histories.single(moment)
+        query = history.queries(np.ones(1, np.int64), np.array([moment]))
+        rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
         try:
             with torch.inference_mode():
-                scores = self.model.full_sort_predict(rows.to(self.config["device"]))
+                scores = self.model.full_sort_predict(rows)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self.path}: {name} doesn't score all items at once, which recommending takes; use a model that does"
@@ -311,9 +246,10 @@ class Recommender:
         kept = np.nonzero(found)[0].tolist()
         other = copy.copy(self)
         other._new_users, other._user_ids = list(self._new_users), dict(self._user_ids)
-        at = np.array([seconds(times[place]) for place in kept]).astype(self._times.dtype)
+        at = np.array([seconds(times[place]) for place in kept], dtype=np.int64)
         ids = np.array([other._id_or_new(names[place]) for place in kept], dtype=np.int64)
-        n_known = other._insert(ids, found[kept], at)
+        n_users = self.data.n_users + len(other._new_users)
+        other.histories, n_known = self.histories.with_events(ids, found[kept], at, n_users)
         if n_known:
             notes.append(f"events: {n_known:,} of {len(names):,} events are known already; they count once")
         other.notes = tuple(notes)
@@ -327,39 +263,12 @@ class Recommender:
             self._new_users.append(name)
         return self._user_ids[name]
 
-    def _insert(self, users: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[Any]) -> int:
-        """Put events into their places, after those of the same time; gives the number of those known already."""
-        fields = (self.data.user_field, self.data.item_field, self.data.time_field)
-        everything = torch.arange(len(self.events))
-        columns = [self.events.column(name, everything).numpy() for name in fields]
-        n_users = self.data.n_users + len(self._new_users)
-        offsets = np.pad(self._offsets, (0, n_users + 1 - len(self._offsets)), mode="edge")
-        places, fresh = [], []
-        order = np.lexsort((times, users))
-        for number in order.tolist():
-            first, end = offsets[users[number]], offsets[users[number] + 1]
-            left, right = (
-                first + int(np.searchsorted(self._times[first:end], times[number], side)) for side in ("left", "right")
-            )
-            if items[number] not in columns[1][left:right]:
-                fresh.append(number)
-                places.append(right)
-        added = (users[fresh], items[fresh], times[fresh])
-        merged = [np.insert(old, places, new) for old, new in zip(columns, added, strict=True)]
-        tensors = dict(zip(fields, map(torch.from_numpy, merged), strict=True))
-        self._take(Events.from_sorted(tensors, self.data.user_field, n_users))
-        new = torch.from_numpy(merged[0] >= self.data.n_users)
-        gaps = smallest_gaps(tensors[fields[0]][new] - self.data.n_users, tensors[fields[2]][new], len(self._new_users))
-        self._new_gaps = gaps
-        return len(users) - len(fresh)
-
     def history(self, user: object, at: Moment | None = None) -> tuple[list[str], NDArray[Any]]:
         """A user's items and times (seconds since 1970) up to a moment, oldest first; all of them without one."""
         until = FOREVER if at is None else seconds(at)
-        query = self._queries(self._ids([str(user)]), np.array([until]))
-        span = slice(int(query.first[0]), int(query.end[0]))
-        items = self._item_names[self.events.columns[self.data.item_field][span].numpy()]
-        return [str(name) for name in items], self._times[span]
+        query = self.histories.queries(self._ids([str(user)]), np.array([until]))
+        _, items = self.histories.items_of(query)
+        return [self.data.items[item] for item in items], self.histories.times[query.first[0] : query.end[0]]
 
     # Queries
 
@@ -407,7 +316,7 @@ class Recommender:
         moments = self._moments(at, len(names))
         notes: list[str] = []
         ids = self._ids(names, notes if skip_unknown else None)
-        queries = self._queries(ids, moments)
+        queries = self.histories.queries(ids, moments)
         empty = np.nonzero((ids > 0) & (queries.counts == 0))[0]
         if len(empty) and not skip_unknown:
             raise DataError(
@@ -417,7 +326,7 @@ class Recommender:
         if len(empty):
             notes.append(f"users: {len(empty):,} of {len(names):,} have no event up to the moment; they are left out")
         answered = np.nonzero(queries.counts)[0]
-        n_later = int((self._offsets[ids + 1] - queries.end)[ids > 0].sum())
+        n_later = int((self.histories.offsets[ids + 1] - queries.end)[ids > 0].sum())
         notes += self._remarks(moments[answered], at is not None, n_later)
         for note in notes:
             getLogger().warning(note)
@@ -444,7 +353,7 @@ class Recommender:
             for places in queries.batches(batch_size):
                 batch = queries[places]
                 with self.units():
-                    scores = self.model.full_sort_predict(self._rows(batch).to(self.config["device"]))
+                    scores = self.model.full_sort_predict(self._rows(batch))
                 scores = scores.view(len(batch), -1).float()
                 if bool(scores[:, 1:].isnan().any()):
                     raise CheckpointError(
@@ -452,7 +361,8 @@ class Recommender:
                     )
                 scores[:, 0] = -torch.inf
                 if not seen:
-                    scores[self._met(batch)] = -torch.inf
+                    rows, items = self.histories.items_of(batch)
+                    scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
                 value, item = (part.cpu().numpy() for part in scores.topk(width))
                 order = np.lexsort((item, -value))
                 best[places] = np.take_along_axis(item, order, 1)
@@ -461,28 +371,24 @@ class Recommender:
         found[np.isneginf(found)] = np.nan
         return best, found
 
-    def _met(self, batch: Queries) -> tuple[Tensor, Tensor]:
-        """Row and item of each event that counts."""
-        counts = torch.from_numpy(batch.counts)
-        row = torch.repeat_interleave(torch.arange(len(batch)), counts)
-        place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row] + torch.from_numpy(batch.first)[row]
-        device = self.config["device"]
-        return row.to(device), self.events.column(self.data.item_field, place).to(device)
-
     def rows(self, users: Sequence[object], at: Moment | Sequence[Moment] | None = None) -> Interaction:
         """Input of the model for users at a moment, a row each, as RecBole's models take it."""
         ids = self._ids([str(user) for user in users])
-        return self._rows(self._queries(ids, self._moments(at, len(ids))))
+        return self._rows(self.histories.queries(ids, self._moments(at, len(ids))))
+
+    def _rows(self, queries: Queries) -> Interaction:
+        # Models of ours cut rows to their longest; RecBole's own count on all places.
+        return self.histories.rows(queries, self.config, cut=self._is_ours).to(self.config["device"])
 
     @contextmanager
     def units(self) -> Iterator[None]:
         """While this lasts, the model knows the unit of time of users whom it wasn't trained on (TiSASRec)."""
         kernels = getattr(self.model, "kernels", None)
         trained = getattr(kernels, "smallest_gaps", None)
-        if kernels is None or trained is None or self._new_gaps is None:
+        if kernels is None or trained is None or not self._new_users:
             yield
             return
-        kernels.smallest_gaps = torch.cat([trained, self._new_gaps.to(trained.device)])
+        kernels.smallest_gaps = torch.cat([trained, self.histories.gaps_from(self.data.n_users).to(trained.device)])
         try:
             yield
         finally:
@@ -516,7 +422,7 @@ class Recommender:
         if len(self._user_ids) == 0:
             raise DataError(
                 f"users: {self.path} carries no users (checkpoint_data: false), so {unknown[0]!r} is unknown; give "
-                "events of the users asked for"
+                "events of these users"
             )
         many = f"{len(unknown):,} of {len(names):,} are unknown, the first " if len(unknown) > 1 else ""
         text = f"users: {many}{unknown[0]!r}" + ("" if many else " is unknown")
@@ -526,42 +432,13 @@ class Recommender:
         notes.append(f"{text}; left out")
         return ids
 
-    def _queries(self, users: NDArray[np.int64], at: NDArray[np.int64]) -> Queries:
-        """Events of users up to a moment each."""
-        first, stop = self._offsets[users], self._offsets[users + 1]
-        shown = [
-            np.searchsorted(self._times[low:high], moment, "right")
-            for low, high, moment in zip(first.tolist(), stop.tolist(), at.tolist(), strict=True)
-        ]
-        return Queries(users, at, first, first + np.array(shown, dtype=np.int64))
-
-    def _rows(self, queries: Queries, events: Events | None = None) -> Interaction:
-        """Rows as the data layer makes them, padded on the right."""
-        events, data, suffix = events or self.events, self.data, self.config["LIST_SUFFIX"]
-        sizes = np.minimum(queries.counts, self._length)
-        # Models of ours cut rows to their longest; RecBole's own count on all places.
-        width = max(1, int(sizes.max(initial=0))) if self._is_ours else self._length
-        start, size = torch.from_numpy(queries.end - sizes), torch.from_numpy(sizes)
-        times = gather(events, data.time_field, start, size, width)
-        return Interaction(
-            {
-                data.user_field: torch.from_numpy(queries.users),
-                data.time_field: torch.from_numpy(queries.at).to(times.dtype),
-                data.item_field + suffix: gather(events, data.item_field, start, size, width),
-                data.time_field + suffix: times,
-                self.config["ITEM_LIST_LENGTH_FIELD"]: size,
-            }
-        )
-
-    def _remarks(self, moments: NDArray[np.int64], asked: bool, n_later: int) -> list[str]:
+    def _remarks(self, moments: NDArray[np.int64], given: bool, n_later: int) -> list[str]:
         """What to know about answers for these moments."""
-        if not asked or len(moments) == 0:
+        if not given or len(moments) == 0:
             return []
         notes = []
         if n_later:
-            notes.append(
-                f"at: {n_later:,} events are later than the moment asked; they are neither used nor counted as seen"
-            )
+            notes.append(f"at: {n_later:,} events are later than the moment; they are neither used nor counted as seen")
         if not self.knows_query_time:
             name = self.config["model"]
             why = "was trained with use_query_time: false" if self._is_ours else "doesn't read times of questions"

@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration import carried
 from recbole_adrrec.integration import patches as compat
 from recbole_adrrec.integration import register as plugin
-from recbole_adrrec.tools.recommend import iso, seconds
+from recbole_adrrec.times import iso
 
 LEARNED = {"epochs": 1, "learning_rate": 0.03}
 """Until something is learned, kernels have no say in ADRRec."""
@@ -156,7 +155,7 @@ def test_loading_disturbs_no_random_numbers_and_needs_no_data(checkpoints):
     recommender = recbole_adrrec.load(str(path))
     assert torch.equal(torch.rand(3), want)
     assert len(recommender.users) == 60
-    assert recommender.carried.user_field == "user_id"
+    assert recommender.data.user_field == "user_id"
 
 
 def test_a_checkpoint_keeps_the_clock_of_its_training_data(checkpoints):
@@ -199,7 +198,7 @@ def test_items_met_later_than_the_moment_are_not_seen_yet(adrrec):
     assert offered == set(adrrec.items) - before
     assert len(before) < len(set(items))
     later = sum(int(time) > middle for time in times)
-    assert f"at: {later:,} events are later than the moment asked" in answers.notes[0]
+    assert f"at: {later:,} events are later than the moment" in answers.notes[0]
 
 
 def test_equal_scores_come_in_the_order_of_items(adrrec, monkeypatch):
@@ -256,7 +255,7 @@ def test_models_that_are_not_told_say_so(adrrec, checkpoints):
 
 
 def test_a_moment_far_from_training_is_told(told, caplog):
-    first, last = told.carried.days
+    first, last = told.data.days
     answers = told.recommend(told.users[0], at=(last + 400) * DAY)
     assert f"400 days outside the days of training, {iso(first * DAY)} to {iso(last * DAY)}" in answers.notes[-1]
     assert answers.notes[-1] in caplog.text
@@ -275,38 +274,6 @@ def test_each_user_may_have_a_moment_and_the_default_is_the_last_event(told):
     assert told.recommend(users).at.tolist() == [max(int(told.history(user)[1][-1]) for user in told.users)] * 3
     with pytest.raises(OptionError, match="at: 2 moments for 3 users"):
         told.recommend(users, at=moments[:2])
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("2024-05-01", datetime(2024, 5, 1)),
-        ("2024-05-01T12:00", datetime(2024, 5, 1, 12)),
-        ("2024-05-01 12:00:30Z", datetime(2024, 5, 1, 12, 0, 30)),
-        ("2024-05-01T12:00+02:00", datetime(2024, 5, 1, 10)),
-        ("2024-05-01T12:00:00.9-0330", datetime(2024, 5, 1, 15, 30)),
-    ],
-)
-def test_moments_are_utc_unless_they_have_an_offset(text, want):
-    assert seconds(text) == int(want.replace(tzinfo=timezone.utc).timestamp())
-
-
-def test_moments_as_numbers_and_datetimes():
-    assert seconds("@1714564800") == seconds("1714564800") == seconds(1714564800.7) == 1714564800
-    assert seconds("@2024") == 2024
-    assert seconds(datetime(2024, 5, 1)) == seconds("2024-05-01")
-    assert seconds(datetime(2024, 5, 1, tzinfo=timezone(timedelta(hours=-5)))) == seconds("2024-05-01T05:00")
-    assert abs(seconds("now") - datetime.now(timezone.utc).timestamp()) < 60
-    assert (iso(0), iso(seconds("2024-05-01T12:00"))) == ("1970-01-01", "2024-05-01T12:00:00Z")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["2024", "20240501", "yesterday", "2024-13-01", "2024-05-01T25:00", "", "1714564800000", -1, 1e12, None, True],
-)
-def test_what_is_no_moment_is_refused(wrong):
-    with pytest.raises(OptionError, match=r"^at: "):
-        seconds(wrong)
 
 
 # New events
@@ -401,7 +368,7 @@ def test_models_that_learned_users_refuse_new_ones(checkpoints):
 
 def test_unknown_users_are_refused_with_similar_names_or_left_out(adrrec):
     user = adrrec.users[0]
-    with pytest.raises(DataError, match=f"'{user}x' is unknown; did you mean .*'{user}'"):
+    with pytest.raises(DataError, match=f"'{user}x' is unknown; did you mean {user}[?]"):
         adrrec.recommend(f"{user}x")
     answers = adrrec.recommend([f"{user}x", user, "other"], skip_unknown=True)
     assert answers.users == [user]
