@@ -52,7 +52,6 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.command = command
-        self.add_argument("--debug", action="store_true", help="show where an error came from")
 
     def error(self, message: str) -> NoReturn:
         """Raise an OptionError."""
@@ -65,35 +64,31 @@ class Parser(argparse.ArgumentParser):
         raise OptionError(f"{self.command}: {message}{hint or ' (--help shows all)'}")
 
 
-def command(parser: Callable[[], Parser], work: Callable[[Any], int]) -> Callable[[Sequence[str]], int]:
-    """``main(argv)`` of a command: arguments to the exit code; what the user can put right is one line."""
-
-    def main(argv: Sequence[str]) -> int:
-        notes = logging.StreamHandler()
-        notes.setFormatter(logging.Formatter("note: %(message)s"))
-        logger = logging.getLogger()
-        logger.addHandler(notes)
-        try:
-            with terminable():
-                return work(parser().parse_args(list(argv)))
-        except UserError as error:
-            if "--debug" in argv:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_USER_ERROR
-        except KeyboardInterrupt:
-            print("\ninterrupted; nothing was written", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read the output has had enough of it, as `head` does.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except SystemExit as stop:  # argparse's --help
-            return int(stop.code or 0)
-        finally:
-            logger.removeHandler(notes)
-
-    return main
+def guarded(work: Callable[[], int], debug: bool = False) -> int:
+    """Do the work of a command, which gives the exit code; what the user can put right is one line unless ``debug``."""
+    notes = logging.StreamHandler()
+    notes.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger()
+    logger.addHandler(notes)
+    try:
+        with terminable():
+            return work()
+    except UserError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit as stop:  # argparse's --help
+        return int(stop.code or 0)
+    finally:
+        logger.removeHandler(notes)
 
 
 class Terminated(KeyboardInterrupt):
@@ -171,3 +166,4 @@ def add_query_arguments(add: Any) -> None:
         help="atomic .item file with titles (default: that of the data set, where it is there)",
     )
     add("--device", default="cpu", help="where to compute, as cpu or cuda (default: cpu)")
+    add("--debug", action="store_true", help="show where an error came from")

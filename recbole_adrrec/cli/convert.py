@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, command
+from recbole_adrrec.cli.commands import Parser, guarded
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.times import DIVISORS
 from recbole_adrrec.tools.sources import FORMATS, ReaderOptions
@@ -40,6 +40,7 @@ def parser() -> Parser:
     add("--encoding", default="utf-8", help="default: utf-8")
     add("--strict", action="store_true", help="refuse the file at its first bad row, instead of leaving such rows out")
     add("--overwrite", action="store_true", help="replace a data set that is there")
+    add("--debug", action="store_true", help="show where an error came from")
     return made
 
 
@@ -96,4 +97,6 @@ def _convert(given: Any) -> int:
     return 0
 
 
-main = command(parser, _convert)
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _convert(parser().parse_args(list(argv))), "--debug" in argv)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, command, write
+from recbole_adrrec.cli.commands import Parser, guarded, write
 
 EXIT_WRONG = 1
 NARROWEST = 110
@@ -34,6 +34,7 @@ def parser() -> Parser:
     add("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
     add("--dataset", action="append", default=[], help="a data set that has to be there; repeatable")
     add("--json", action="store_true", help="write JSON instead of tables")
+    add("--debug", action="store_true", help="show where an error came from")
     return made
 
 
@@ -79,4 +80,6 @@ def _table(findings: Sequence[Any], width: int) -> str:
     return tabulate([header, *rows], tablefmt="plain", disable_numparse=True, maxcolwidths=limits)
 
 
-main = command(parser, _doctor)
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _doctor(parser().parse_args(list(argv))), "--debug" in argv)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, command, write
+from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
 from recbole_adrrec.cli.recommend import open_recommender, titles_of
 from recbole_adrrec.errors import OptionError
 
@@ -51,4 +52,6 @@ def _explain(given: Any) -> int:
     return 0
 
 
-main = command(parser, _explain)
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _explain(parser().parse_args(list(argv))), "--debug" in argv)

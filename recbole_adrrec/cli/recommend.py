@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, command, write
+from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.times import iso, seconds
 
@@ -162,4 +162,6 @@ def _short(score: float) -> str:
     return str(np.float32(score))
 
 
-main = command(parser, _recommend)
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _recommend(parser().parse_args(list(argv))), "--debug" in argv)

@@ -212,15 +212,13 @@ class Plan:
             places=config["metric_decimal_place"] or 4,
         )
         user = config["show_user"]
-        if loader is None or user == "none":
-            return f"\n{summary}".rstrip()
-        try:
-            case = report.show_case(trainer.model, loader.dataset, config, None if user is None else str(user))
-        except UserError as error:
-            return f"\n{summary}\n\n{error}"
-        if case is None:
-            return f"\n{summary}".rstrip()
-        return f"\n{summary}\n\n{report.case_text(case, report.titles_of(config, self.dataset))}"
+        case = ""
+        if loader is not None and user != "none":
+            try:
+                case = report.show_case(trainer.model, loader.dataset, config, None if user is None else str(user))
+            except UserError as error:
+                case = str(error)
+        return f"\n{summary}\n\n{case}".rstrip()
 
 
 def interrupted(trainers: Sequence[Any], stop: KeyboardInterrupt) -> KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -30,7 +31,7 @@ def page(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
         "explanation.html"
     )
     groups = plots.groups(reasons)
-    trend = reasons.trend or [None] * len(reasons.recommended)
+    trend: list[Any] = reasons.trend or [None] * len(reasons.recommended)
     names = [plots.title_of(item, titles) for item in reasons.items]
     moments = [minute(time) for time in reasons.times]
     if reasons.has_mask_key:

@@ -44,14 +44,7 @@ FOREVER = np.iinfo(np.int64).max
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
-    """Load a trained model with the users and items it knows; the raw data aren't needed.
-
-    Parameters
-    ----------
-    checkpoint : str or path-like
-        A file that a training with this package saved.
-    device : str or torch.device
-        Where to compute.
+    """Load a trained model; see :func:`recbole_adrrec.load`.
 
     Raises
     ------
@@ -133,7 +126,7 @@ class Recommender:
             *(dataset.uid_field, dataset.iid_field, dataset.time_field),
             users=users,
             items=items,
-            histories=None,
+            histories=None,  # type: ignore[arg-type]
             n_users=dataset.user_num,
             days=(days[0], days[1]),
             fingerprint={},
@@ -400,7 +393,7 @@ class Recommender:
             if last is None:
                 raise OptionError("at: there are no events whose last time could stand for it; say when")
             return np.full(count, last, dtype=np.int64)
-        if isinstance(at, Real | str | date):
+        if isinstance(at, int | float | str | date | Real):
             return np.full(count, seconds(at), dtype=np.int64)
         if len(at) != count:
             raise OptionError(f"at: {len(at)} moments for {count} users; give one, or one for each")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
 from recbole_adrrec.errors import CheckpointError, UserError
@@ -108,12 +106,22 @@ def item_titles(file: Path, item_field: str, separator: str = "\t", encoding: st
         return {row[item]: row[title] for row in rows if len(row) > max(item, title) and row[title]}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One user's history and recommendations.
+def case_text(
+    titles: Mapping[str, str],
+    user: str,
+    history: Sequence[tuple[str, int | None]],
+    recommended: Sequence[str],
+    held_out: str,
+    place: int | None,
+    choices: int,
+    last: int = 5,
+) -> str:
+    """The last events of a user, what is recommended, and what came next.
 
-    Attributes
+    Parameters
     ----------
+    titles : mapping of str to str
+        Item to title; items without one show their names.
     user : str
     history : sequence of (str, int or None)
         Items before the recommendation, oldest first, each with its time in seconds since 1970 where exact.
@@ -125,32 +133,23 @@ class Case:
         Place of ``held_out`` among all items not in ``history``, from 1; None where it is in ``history``.
     choices : int
         Number of items not in ``history``.
+    last : int
+        Events to show.
     """
-
-    user: str
-    history: Sequence[tuple[str, int | None]]
-    recommended: Sequence[str]
-    held_out: str
-    place: int | None = None
-    choices: int = 0
-
-
-def case_text(case: Case, titles: Mapping[str, str], last: int = 5) -> str:
-    """The last events of a user, what is recommended, and what came next; items without a title by name."""
-    shown = case.history[-last:]
-    lines = [f"User {case.user}, the last {len(shown)} of {len(case.history)} events before the test:"]
+    shown = history[-last:]
+    lines = [f"User {user}, the last {len(shown)} of {len(history)} events before the test:"]
     for item, time in shown:
         lines.append(f"    {'' if time is None else f'{day(time)}  '}{titles.get(item, item)}")
-    lines.append(f"{len(case.recommended)} recommended, out of the {case.choices:,} items this user had not seen:")
-    lines += [f"{rank:>4}. {titles.get(item, item)}" for rank, item in enumerate(case.recommended, 1)]
-    place = f"place {case.place:,} in that order" if case.place else "seen before, so not in that order"
-    lines.append(f"What came next: {titles.get(case.held_out, case.held_out)} ({place})")
+    lines.append(f"{len(recommended)} recommended, out of the {choices:,} items this user had not seen:")
+    lines += [f"{rank:>4}. {titles.get(item, item)}" for rank, item in enumerate(recommended, 1)]
+    where = f"place {place:,} in that order" if place else "seen before, so not in that order"
+    lines.append(f"What came next: {titles.get(held_out, held_out)} ({where})")
     lines.append("The metrics above rank every item, those seen before too.")
     return "\n".join(lines)
 
 
-def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, count: int = 10) -> Case | None:
-    """Recommend to one user as of the user's last test event.
+def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, count: int = 10) -> str:
+    """Recommend ``count`` items to a test user, the first one if None, as of the user's last test event.
 
     Parameters
     ----------
@@ -160,14 +159,13 @@ def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, co
     config : Config
         The run's options.
     user : str, optional
-        The user as the data file names it; the first test user if None.
+        The user as the data file names it.
     count : int
-        Number of recommendations.
 
     Returns
     -------
-    Case or None
-        None where the data or the model don't have what it takes: rows of events, scores for all items.
+    str
+        Empty where the data or the model don't have what it takes: rows of events, scores for all items.
 
     Raises
     ------
@@ -178,23 +176,22 @@ def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, co
 
     rows = dataset.inter_feat
     if not hasattr(rows, "events") or len(rows) == 0:
-        return None
+        return ""
     target = rows.targets[[_row_of(dataset, user)]].long()
     try:
         recommender = Recommender.of_training(model, config, dataset)
     except CheckpointError:
-        return None
-    events = rows.events
-    uid, held_out, at = (events.column(name, target).numpy() for name in recommender.histories.fields)
+        return ""
+    events, histories, names = rows.events, recommender.histories, recommender.data.items
+    uid, held_out, at = (events.column(name, target).numpy() for name in histories.fields)
     query = Queries(uid, at, events.first(target).numpy(), target.numpy())
     best, scores = recommender.rank(query, len(recommender.items))
     order = best[~np.isnan(scores)]
-    before = torch.arange(int(query.first[0]), int(target))
-    items = recommender.histories.items_of(query)[1].tolist()
-    times = events.column(dataset.time_field, before).tolist() if config["exact_time"] else [None] * len(items)
-    names = recommender.data.items
+    items = histories.items_of(query)[1].tolist()
+    times = histories.times[query.first[0] : query.end[0]].tolist() if config["exact_time"] else [None] * len(items)
     place = np.nonzero(order == held_out)[0]
-    return Case(
+    return case_text(
+        titles_of(config, dataset.dataset_name),
         user=recommender.data.users[int(uid[0])],
         history=[(names[item], time) for item, time in zip(items, times, strict=True)],
         recommended=[names[item] for item in order[:count]],

@@ -40,19 +40,7 @@ KNOWN_NAMES = {
 
 @dataclass
 class Block:
-    """Rows that were read together.
-
-    Attributes
-    ----------
-    columns : list of list of str
-        Values of each chosen column, of the rows that have them all.
-    lines : sequence of int
-        Line of the file, from 1, at which each of those rows begins.
-    bad : list of (int, str)
-        Line and fault of each row that can't be cut into columns.
-    n_broken : int
-        Rows with a line break within a quoted field.
-    """
+    """Chosen columns of rows, their lines (from 1), lines and faults of bad rows, and the number with line breaks."""
 
     columns: list[list[str]]
     lines: Sequence[int]
@@ -61,18 +49,9 @@ class Block:
 
 
 class RawFile:
-    """A text file, plain or gzipped, read by lines.
+    """A text file, plain or gzipped, read by lines; raises DataError if it can't be opened.
 
-    Parameters
-    ----------
-    path : Path
-    encoding : str
-        Bytes that it can't read become lone surrogates, by which their rows are known.
-
-    Raises
-    ------
-    DataError
-        There is no such file, or it can't be read.
+    Bytes that the encoding can't read become lone surrogates, by which their rows are known.
     """
 
     def __init__(self, path: Path, encoding: str) -> None:
@@ -109,13 +88,7 @@ class RawFile:
             return list(islice((line for line in lines if line.strip()), count))
 
     def lines(self) -> Iterator[str]:
-        """Lines with their ends, none longer than ``LONGEST_LINE``.
-
-        Raises
-        ------
-        DataError
-            The gzip stream is damaged, or this is no text by lines.
-        """
+        """Lines with their ends; raises DataError where the gzip stream is damaged or this is no text by lines."""
         number = 0
         try:
             while line := self.text.readline(LONGEST_LINE):
@@ -158,7 +131,6 @@ class Layout:
     width : int
         Columns of the first line, and of every good one.
     header : list of str, optional
-        Names of the columns, where the first line has them.
     quoted : bool
         Whether ``"`` encloses fields.
     """

@@ -307,17 +307,16 @@ def test_titles_come_from_the_first_column_that_has_them(tmp_path):
 
 def test_case_text():
     history = [(f"i{n}", 86_400 * n) for n in range(7)]
-    case = report.Case("u", history, ["a", "b"], held_out="b", place=2, choices=1000)
-    told = report.case_text(case, {"i6": "Last", "a": "First choice"}).splitlines()
+    told = report.case_text({"i6": "Last", "a": "First choice"}, "u", history, ["a", "b"], "b", 2, 1000).splitlines()
     assert told[0] == "User u, the last 5 of 7 events before the test:"
     assert told[1] == "    1970-01-03  i2"
     assert told[5] == "    1970-01-07  Last"
     assert told[6] == "2 recommended, out of the 1,000 items this user had not seen:"
     assert told[7:9] == ["   1. First choice", "   2. b"]
     assert told[9] == "What came next: b (place 2 in that order)"
-    untimed = report.Case("u", [("x", None)], ["a"], held_out="x", choices=3)
-    assert "    x" in report.case_text(untimed, {}).splitlines()
-    assert "seen before" in report.case_text(untimed, {})
+    untimed = report.case_text({}, "u", [("x", None)], ["a"], "x", None, 3)
+    assert "    x" in untimed.splitlines()
+    assert "seen before" in untimed
 
 
 def test_users_that_cannot_be_shown():
