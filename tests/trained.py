@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from recbole_adrrec.integration import patches
+from recbole_adrrec.integration import register as plugin
 
 SIZE = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
@@ -49,3 +55,18 @@ def train(model: str, data_path: Path, folder: Path, dataset: str = "small", **o
     trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
     trainer.fit(train_data, valid_data, verbose=False)
     return Trained(Path(trainer.saved_model_file), config, made.eval(), trainer, train_data, test_data)
+
+
+def stored(path: Path) -> Any:
+    """Contents of a checkpoint."""
+    return torch.load(path, weights_only=False)
+
+
+def saved(path: Path, change: Callable[[Any], object]) -> Path:
+    """A copy of a checkpoint, ``changed.pth``, with something changed and digests that fit again."""
+    checkpoint = stored(path)
+    change(checkpoint)
+    other = Path("changed.pth").resolve()
+    with plugin.command_line({}, strict=False):
+        patches.checkpoints.save(checkpoint, other)
+    return other

@@ -88,9 +88,7 @@ class Recommender:
     path : str
         Its checkpoint.
     model : SequentialRecommender
-        The model, in evaluation mode.
     config : Config
-        Options of its training.
     data : Carried
         Names, fields and days of the training data.
     histories : Histories
@@ -237,24 +235,20 @@ class Recommender:
                 )
             notes.append(f"{text}; they are left out")
         kept = np.nonzero(found)[0].tolist()
-        other = copy.copy(self)
-        other._new_users, other._user_ids = list(self._new_users), dict(self._user_ids)
         at = np.array([seconds(times[place]) for place in kept], dtype=np.int64)
-        ids = np.array([other._id_or_new(names[place]) for place in kept], dtype=np.int64)
-        n_users = self.data.n_users + len(other._new_users)
-        other.histories, n_known = self.histories.with_events(ids, found[kept], at, n_users)
+        new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self._user_ids]
+        first = self.data.n_users + len(self._new_users)
+        other = copy.copy(self)
+        other._new_users = [*self._new_users, *new]
+        other._user_ids = {**self._user_ids, **{user: number for number, user in enumerate(new, first)}}
+        ids = np.array([other._user_ids[names[place]] for place in kept], dtype=np.int64)
+        other.histories, n_known = self.histories.with_events(ids, found[kept], at, first + len(new))
         if n_known:
             notes.append(f"events: {n_known:,} of {len(names):,} events are known already; they count once")
         other.notes = tuple(notes)
         for note in other.notes[len(self.notes) :]:
             getLogger().warning(note)
         return other
-
-    def _id_or_new(self, name: str) -> int:
-        if name not in self._user_ids:
-            self._user_ids[name] = self.data.n_users + len(self._new_users)
-            self._new_users.append(name)
-        return self._user_ids[name]
 
     def history(self, user: object, at: Moment | None = None) -> tuple[list[str], NDArray[Any]]:
         """A user's items and times (seconds since 1970) up to a moment, oldest first; all of them without one."""
@@ -402,14 +396,13 @@ class Recommender:
     def _ids(self, names: Sequence[str], notes: list[str] | None = None) -> NDArray[np.int64]:
         """Ids of users; unknown ones are refused, or 0 and counted where there are notes for that."""
         ids = np.array([self._user_ids.get(name, 0) for name in names], dtype=np.int64)
-        unknown = [name for name, number in zip(names, ids.tolist(), strict=True) if number == 0]
-        if self._reads_users:
-            fresh = [name for name, number in zip(names, ids, strict=True) if number >= self.data.n_users]
-            if fresh:
-                raise DataError(
-                    f"users: {fresh[0]!r} is not among the users of training, for each of whom {self.config['model']} "
-                    "learned something; train again, or use a model that reads events alone"
-                )
+        unknown = [names[place] for place in np.nonzero(ids == 0)[0]]
+        new = np.nonzero(ids >= self.data.n_users)[0]
+        if self._reads_users and len(new):
+            raise DataError(
+                f"users: {names[new[0]]!r} is not among the users of training, for each of whom "
+                f"{self.config['model']} learned something; train again, or use a model that reads events alone"
+            )
         if not unknown:
             return ids
         if len(self._user_ids) == 0:
@@ -417,8 +410,9 @@ class Recommender:
                 f"users: {self.path} carries no users (checkpoint_data: false), so {unknown[0]!r} is unknown; give "
                 "events of these users"
             )
-        many = f"{len(unknown):,} of {len(names):,} are unknown, the first " if len(unknown) > 1 else ""
-        text = f"users: {many}{unknown[0]!r}" + ("" if many else " is unknown")
+        text = f"users: {unknown[0]!r} is unknown"
+        if len(unknown) > 1:
+            text = f"users: {len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
         if notes is None:
             hint = _similar(unknown[0], self._user_ids)
             raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
@@ -426,7 +420,7 @@ class Recommender:
         return ids
 
     def _remarks(self, moments: NDArray[np.int64], given: bool, n_later: int) -> list[str]:
-        """What to know about answers for these moments."""
+        """Notes on answers for these moments."""
         if not given or len(moments) == 0:
             return []
         notes = []

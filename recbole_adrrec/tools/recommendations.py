@@ -26,7 +26,7 @@ class Recommendations:
     scores : Float32[n_users, top]
         Their scores; NaN where there is no item. Scores of different models don't compare.
     notes : tuple of str
-        What to know about these answers; also logged as warnings.
+        Remarks on these answers; also logged as warnings.
     """
 
     users: list[str]
