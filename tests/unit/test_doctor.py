@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ML_100K, write_dataset
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from recbole_adrrec import cli, options
 from recbole_adrrec.cli.doctor import render
+from recbole_adrrec.files import unreadable_line
 from recbole_adrrec.integration import patches
 from recbole_adrrec.tools import doctor
 
@@ -56,7 +59,8 @@ def by_name(findings):
     ],
 )
 def test_ranges(version, ranges, good):
-    assert doctor.fits(version, ranges) is good
+    state = doctor._version_of("some", version, SpecifierSet(ranges)).state
+    assert state == (doctor.OK if good else doctor.WRONG)
 
 
 def test_versions_here_are_fine_and_listed():
@@ -79,7 +83,7 @@ def test_versions_here_are_fine_and_listed():
     ],
 )
 def test_verdicts_of_versions(name, version, state, remark):
-    required = ">=2.4" if name == "torch" else ">=3.10,<3.14"
+    required = SpecifierSet(">=2.4" if name == "torch" else ">=3.10,<3.14")
     finding = doctor._version_of(name, version, required)
     assert (finding.state, finding.found["remark"]) == (state, remark)
 
@@ -98,7 +102,7 @@ def test_a_missing_library_ends_the_checkup_with_what_to_do(monkeypatch, capsys)
     assert "WRONG  numpy" in out
     assert "pip install 'numpy>=1.24'" in out
     assert "Devices" not in out
-    assert out.rstrip().endswith("Wrong: numpy. The tables say how to mend it.")
+    assert out.rstrip().endswith("Wrong: numpy. The tables have the remedy.")
 
 
 def test_tested_versions_are_those_of_the_readme_and_within_the_required_ones():
@@ -110,14 +114,13 @@ def test_tested_versions_are_those_of_the_readme_and_within_the_required_ones():
     }
     for name, (lowest, highest) in doctor.TESTED.items():
         told = {version.strip() for cell in cells[name] for version in cell.split(",")}
-        ordered = sorted(told, key=doctor._release)
+        ordered = sorted(told, key=Version)
         assert (ordered[0], ordered[-1]) == (lowest, highest), name
     setup = (ROOT / "setup.cfg").read_text()
     for name, (lowest, highest) in doctor.TESTED.items():
         found = re.search(rf"^(?:    {name}|{name}_requires = )((?:[<>=!]=?[\d.]+,?)+)\s*$", setup, re.MULTILINE)
         assert found, name
-        assert doctor.fits(lowest, found[1]), name
-        assert doctor.fits(highest, found[1]), name
+        assert {lowest, highest} <= set(SpecifierSet(found[1]).filter([lowest, highest])), name
 
 
 # RecBole, devices
@@ -221,6 +224,13 @@ def test_bad_data_are_wrong(tmp_path, capsys, rows, head, remark):
     entry = next(entry for entry in table if entry["name"] == "ml-1m")
     assert entry["state"] == "wrong"
     assert remark in entry["remark"]
+
+
+def test_unreadable_value_is_found(tmp_path):
+    path = tmp_path / "x.inter"
+    path.write_text("user_id:token\ttimestamp:float\na\t5\nb\tyesterday\n")
+    assert unreadable_line(path, "timestamp", "\t", None) == "line 3, 'yesterday'"
+    assert unreadable_line(path, "rating", "\t", None) is None
 
 
 # The table
