@@ -27,7 +27,7 @@ COMMANDS = {
     "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
     "upgrade-checkpoint": "a trusted checkpoint of version 0.1, or of RecBole alone, to today's format",
 }
-"""Descriptions of the commands by name; each is a module of this package, dashes being underscores there."""
+"""Descriptions of the commands by name; the first word of each is a module of this package."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -36,7 +36,7 @@ EXIT_TERMINATED = 143
 
 def run(name: str, argv: Sequence[str]) -> int:
     """Run one of ``COMMANDS`` with the arguments after it, and give the exit code."""
-    module = importlib.import_module(f"recbole_adrrec.cli.{name.replace('-', '_')}")
+    module = importlib.import_module(f"recbole_adrrec.cli.{name.partition('-')[0]}")
     main: Callable[[Sequence[str]], int] = module.main
     return main(argv)
 

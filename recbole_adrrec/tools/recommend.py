@@ -382,7 +382,7 @@ class Recommender:
     def _ids(self, names: Sequence[str], notes: list[str] | None = None) -> NDArray[np.int64]:
         """Ids of users; unknown ones are refused, or 0 and counted where there are notes for that."""
         ids = np.array([self._user_ids.get(name, 0) for name in names], dtype=np.int64)
-        unknown = [names[place] for place in np.nonzero(ids == 0)[0]]
+        unknown = [names[place] for place in np.nonzero(ids == 0)[0].tolist()]
         new = np.nonzero(ids >= self.data.n_users)[0]
         if self._reads_users and len(new):
             raise DataError(

@@ -263,8 +263,10 @@ def test_other_models_and_users_are_refused(recommenders):
 # Pictures
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_a_picture_that_says_something(recommenders, name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["ADRRec", "ADRRec adaptive cloze", "ADRRec absolute", "STOSA", "TiSASRec", "AWRSR mix"]
+)
+def test_every_kind_of_model_has_a_picture_that_says_something(recommenders, name, tmp_path):
     reasons = explain.explain(recommenders(name), recommenders(name).users[4])
     file = tmp_path / "picture.png"
     file.write_bytes(plots.png(reasons, {}, dots=60))
