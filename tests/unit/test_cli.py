@@ -38,7 +38,10 @@ def elsewhere(tmp_path, monkeypatch):
     ("argv", "message"),
     [
         (["--lni_wieght=0.1"], "error: command line: unknown option lni_wieght; did you mean lni_weight?"),
-        (["ml-100k"], "error: 'ml-100k' is no command (recommend, explain, doctor, convert, or options to train with"),
+        (
+            ["ml-100k"],
+            "error: 'ml-100k' is no command (recommend, explain, doctor, convert, upgrade-checkpoint, or options to train with",
+        ),
         (["recomend", "-c", "x.pth"], "error: 'recomend' is no command; did you mean recommend? (recommend, "),
         (["--epochs"], "error: epochs: no value is given"),
         (["--epochs", "--lni_weight=0.1"], "error: epochs: no value is given"),
