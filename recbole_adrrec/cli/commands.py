@@ -117,13 +117,7 @@ def terminable() -> Iterator[None]:
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse a file that can't be written, before any long work.
-
-    Raises
-    ------
-    OptionError
-        It is a folder, or its folder isn't there or can't be written.
-    """
+    """Refuse a file that can't be written with an OptionError, before any long work."""
     if path is None:
         return
     if path.is_dir():

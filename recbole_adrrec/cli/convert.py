@@ -45,13 +45,7 @@ def parser() -> Parser:
 
 
 def request_of(argv: Sequence[str]) -> Any:
-    """The ``Request`` of a command line.
-
-    Raises
-    ------
-    OptionError
-        An argument is unknown or can't be.
-    """
+    """The ``Request`` of a command line; an OptionError where an argument is unknown or can't be."""
     return _request(parser().parse_args(list(argv)))
 
 

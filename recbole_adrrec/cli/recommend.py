@@ -85,13 +85,7 @@ def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
 
 
 def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
-    """Titles of items by name.
-
-    Raises
-    ------
-    OptionError
-        A file is given that isn't there or has no titles.
-    """
+    """Titles of items by name; an OptionError where a file is given that isn't there or has no titles."""
     from recbole_adrrec.tools import report
 
     titles = report.titles_of(recommender.config, recommender.data.dataset, file)

@@ -6,6 +6,7 @@ import importlib
 import re
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -33,39 +34,22 @@ def train(given: Mapping[str, Any]) -> str:
     return plan.run()
 
 
+@dataclass(frozen=True)
 class Plan:
-    """A training: model, data set, configuration files (later ones over earlier ones) and the options over them.
+    """A training: model, data set, configuration files, options of the command line, and those of each file.
 
-    Parameters
-    ----------
-    model, dataset : str
-        Their names.
-    files : list of str
-        Configuration files.
-    given : mapping
-        Options of the command line itself.
-    filed : list of dict
-        Options of each of the files.
+    Later files go over earlier ones, and the command line over all of them.
     """
 
-    def __init__(
-        self, model: str, dataset: str, files: list[str], given: Mapping[str, Any], filed: list[dict[str, Any]]
-    ) -> None:
-        self.model = model
-        self.dataset = dataset
-        self.files = files
-        self.given = given
-        self.filed = filed
+    model: str
+    dataset: str
+    files: list[str]
+    given: Mapping[str, Any]
+    filed: list[dict[str, Any]]
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Plan:
-        """Read the files that a command line names; model and data set may stand in either.
-
-        Raises
-        ------
-        OptionError
-            A file can't be used.
-        """
+        """Read the files that a command line names; model and data set may stand in either."""
         files = list(given.get("config_files", []))
         filed = [options.read_config_file(file) for file in files]
         together: dict[str, Any] = {}
@@ -108,13 +92,7 @@ class Plan:
         return Path(str(self.option("data_path", "dataset/")), self.dataset)
 
     def check(self) -> None:
-        """Refuse faults that show before RecBole is imported.
-
-        Raises
-        ------
-        UserError
-            An unknown model or option, a missing data set, or a number of processes that is none.
-        """
+        """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
         options.check_model(self.model)
         if not isinstance(self.dataset, str) or not self.dataset:
             raise OptionError(f"dataset: {self.dataset!r} is not the name of a data set")

@@ -53,9 +53,6 @@ def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu")
     OptionError
         There is no such device.
     """
-    from recbole_adrrec.integration import register as plugin
-
-    plugin.register()
     return Recommender(os.fspath(checkpoint), *restore(checkpoint, device))
 
 
