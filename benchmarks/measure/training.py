@@ -130,8 +130,8 @@ def start(source: str) -> None:
     if source in ("recbole", "untraced"):
         from recbole_adrrec.integration import patches
 
-        patches.check()
-        patches.apply()
+        patches.check_version()
+        patches.apply_patches()
         torch.autograd.set_detect_anomaly(source == "recbole")
     else:
         import recbole_adrrec

@@ -12,6 +12,7 @@ from typing import Any
 from recbole_adrrec import options
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.options import rules
+from recbole_adrrec.times import seconds
 from study import checks
 from study.plan import Entry, Plan, Protocol, Source, safe
 
@@ -207,7 +208,7 @@ def _temporal(given: Any) -> dict[str, Any]:
     rules.check_global_split(entries, "temporal: ")
     if entries.get("times") is not None:
         # Dates of YAML, as seconds: a plan is written as JSON.
-        entries["times"] = [rules.moment_seconds(each) for each in entries["times"]]
+        entries["times"] = [seconds(each) for each in entries["times"]]
     return entries
 
 

@@ -1,39 +1,36 @@
-"""Pictures of :class:`recbole_adrrec.tools.explain.Reasons`: a PNG, or one HTML page that needs nothing else."""
+"""The figure of an explanation: history on a time axis, attention weights, kernels."""
 
 from __future__ import annotations
 
-import base64
-import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from recbole_adrrec.times import minute
 from recbole_adrrec.tools.explain import Kernel, Reasons
-from recbole_adrrec.tools.recommend import iso
 
 SPANS = (("seconds", 1.0, 300.0, 300.0), ("hours", 3600.0, 48.0, 48.0), ("days", 86_400.0, 30.0, 730.0))
 """Axes of the kernels: name, seconds in a unit, units shown at least and at most: as far as the user's gaps go."""
 
 Panel = Callable[[Any, Reasons, int], None]
-"""Draws into axes what is known of a layer, by its number from 1."""
+"""Draws a layer, by its number from 1, into axes."""
 
 BINS, A_BIN = 240, 24
-"""Points of a curve, and gaps taken for each: kernels may swing faster than a picture can show."""
+"""Points of a curve, and gaps taken for each: kernels may swing faster than a figure can show."""
 
 INK, FAINT, ACCENT = "#1f2933", "#9aa5b1", "#c2410c"
 COLOURS = ("#1d4ed8", "#c2410c", "#047857", "#7c3aed", "#b45309", "#0e7490")
 DASHES = ("-", "--", ":", "-.")
 TITLE_LENGTH = 40
+MASK_KEY = "the query itself (mask token)"
 STYLE = {
     "font.size": 8,
     "font.family": "DejaVu Sans",
@@ -50,7 +47,7 @@ STYLE = {
 
 
 def png(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, dots: int = 130) -> bytes:
-    """Draw as PNG.
+    """The figure as PNG.
 
     Parameters
     ----------
@@ -62,55 +59,30 @@ def png(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, dots: int 
     dots : int
         Dots per inch.
     """
+    return _file(reasons, titles, shown, headed=True, format="png", dpi=dots, metadata={"Software": None})
+
+
+def svg(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
+    """The figure as SVG without the recommended items; arguments as for :func:`png`."""
+    return _file(reasons, titles, shown, headed=False, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _file(reasons: Reasons, titles: Mapping[str, str], shown: int, headed: bool, **options: Any) -> bytes:
     with matplotlib.rc_context(STYLE):
-        figure = draw(reasons, titles, shown)
-        FigureCanvasAgg(figure)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=dots, metadata={"Software": None})
+        draw(reasons, titles, shown, headed).savefig(file, **options)
     return file.getvalue()
 
 
-def page(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
-    """Draw as an HTML page with all the numbers in tables; arguments as for :func:`png`."""
-    with matplotlib.rc_context(STYLE):
-        figure = draw(reasons, titles, shown, headed=False)
-        FigureCanvasSVG(figure)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    picture = base64.b64encode(file.getvalue()).decode()
-    heading = html.escape(_heading(reasons))
-    told = "".join(
-        f"<li>{html.escape(_title(item, titles))} <small>{score:.4f}</small></li>"
-        for item, score in reasons.recommended
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{heading}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: {INK}; max-width: 1200px; margin: 2em auto; padding: 0 1em; }}
-h1 {{ font-size: 1.4em; }} h2 {{ font-size: 1.1em; margin-top: 2em; }}
-img {{ width: 100%; height: auto; }} small {{ color: #52606d; }}
-.wide {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-size: 13px; }}
-th, td {{ padding: .2em .6em; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
-td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-</style></head><body>
-<h1>{heading}</h1>
-<p>Recommended, best first:</p><ol>{told}</ol>
-<img alt="History on a time axis, attention weights and kernels of time; the numbers follow in tables"
- src="data:image/svg+xml;base64,{picture}">
-<h2>Weights of the last query, in percent</h2>
-<div class="wide">{_weights_table(reasons, titles)}</div>
-{_kernel_tables(reasons)}
-</body></html>
-""".encode()
-
-
-def _heading(reasons: Reasons) -> str:
+def heading(reasons: Reasons) -> str:
+    """Model, user and moment in a line."""
     since = reasons.at - int(reasons.times[-1])
     after = f", {_gap(since)} after the last event" if since > 0 else ""
-    return f"{reasons.model}: recommended to user {reasons.user} at {_moment(reasons.at)} UTC{after}"
+    return f"{reasons.model}: recommended to user {reasons.user} at {minute(reasons.at)} UTC{after}"
 
 
-def _title(item: str, titles: Mapping[str, str]) -> str:
+def title_of(item: str, titles: Mapping[str, str]) -> str:
+    """Title of an item, or its name."""
     return titles.get(item, f"item {item}")
 
 
@@ -118,25 +90,20 @@ def _short(text: str) -> str:
     return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
 
 
-def _moment(time: int) -> str:
-    text = iso(time)
-    return text[:10] if len(text) == 10 else f"{text[:10]} {text[11:16]}"
-
-
-# The picture
+# The figure
 
 
 def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: bool = True) -> Figure:
     """History, weights and kernels in one figure; to be called within ``rc_context(STYLE)``.
 
-    Without ``headed`` it doesn't tell what is recommended; other arguments as for :func:`png`.
+    Without ``headed`` it doesn't name the recommended items; other arguments as for :func:`png`.
     """
     count = len(reasons.items)
     own = min(shown, count)
-    lines = own + (count > own) + reasons.asks_itself
-    groups = _groups(reasons)
+    lines = own + (count > own) + reasons.has_mask_key
+    weights = groups(reasons)
     layers = range(1, len(reasons.plain) + 1) if reasons.kernels or reasons.gated else ()
-    # Inches, from the top: what is recommended, what it attends to, the kernels.
+    # Inches, from the top: recommended items, history and weights, kernels.
     head, band = (0.75 + 0.17 * len(reasons.recommended) if headed else 0.1), 0.8
     upper = 0.235 * max(lines, 4)
     row = max(2.3, 0.7 + 0.12 * len(reasons.gated) * len(reasons.heads))
@@ -146,20 +113,21 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     def level(inches: float) -> float:
         return 1 - inches / height
 
-    def heading(text: str, inches: float) -> None:
+    def subtitle(text: str, inches: float) -> None:
         figure.text(0.012, level(inches), text, fontsize=9.5, fontweight="bold", va="center")
 
     figure = Figure(figsize=(14, height))
     if headed:
-        figure.text(0.012, level(0.25), _heading(reasons), fontsize=12.5, fontweight="bold", va="center")
+        figure.text(0.012, level(0.25), heading(reasons), fontsize=12.5, fontweight="bold", va="center")
     for place, (item, score) in enumerate(reasons.recommended if headed else ()):
-        text = f"{place + 1}. {_title(item, titles)}   ({score:.3f})"
+        part = f", of which the trend adds {reasons.trend[place]:+.3f}" if reasons.trend else ""
+        text = f"{place + 1}. {title_of(item, titles)}   ({score:.3f}{part})"
         figure.text(0.02, level(0.55 + 0.17 * place), text, fontsize=8.5, va="center")
-    heading("History, newest first, and the weights of the last query in percent", head + 0.1)
+    subtitle("History, newest first, and the weights of the last query in percent", head + 0.1)
     top = figure.add_gridspec(
         1,
-        1 + len(groups),
-        width_ratios=[3.4, *[max(1.0, 0.42 * len(reasons.heads))] * len(groups)],
+        1 + len(weights),
+        width_ratios=[3.4, *[max(1.0, 0.42 * len(reasons.heads))] * len(weights)],
         left=0.285,
         right=0.97,
         top=level(head + band),
@@ -170,12 +138,12 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     timeline = figure.add_subplot(top[0])
     _timeline(timeline, reasons, labels, own)
     # A floor, lest weights that are all alike look strong.
-    scale = max(0.3, *(float(weights.max()) for _, weights in groups))
-    for column, (title, weights) in enumerate(groups):
+    scale = max(0.3, *(float(each.max()) for _, each in weights))
+    for column, (title, each) in enumerate(weights):
         _weights(
             figure.add_subplot(top[column + 1]),
             title,
-            _folded(reasons, weights, own),
+            _folded(reasons, each, own),
             reasons.heads,
             scale,
             count > own,
@@ -186,14 +154,14 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
         figure.text(0.012, level(below), text, fontsize=9.5, va="center")
         return figure
     if reasons.kernels:
-        heading("What kernels of pairs of events add to the last query's scores, by the gap", below)
+        subtitle("Terms of the kernels of pairs of events in the last query's scores, by the gap", below)
         note = (
             "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
         )
         figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
         _legend(figure, reasons, level(below + 0.25))
     else:
-        heading("Gates of the kernels", below)
+        subtitle("Gates of the kernels", below)
     panels = _panels(reasons)
     grid = figure.add_gridspec(
         len(layers),
@@ -217,24 +185,24 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     return figure
 
 
-def _groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
+def groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
     """Titles and weights, [n_heads, n_keys], of each heat map."""
-    groups = []
+    found = []
     for layer in range(len(reasons.plain)):
         if reasons.is_refined:
-            groups.append((f"layer {layer + 1}\nbefore", reasons.plain[layer]))
-            groups.append((f"layer {layer + 1}\nrefined", reasons.refined[layer]))
+            found.append((f"layer {layer + 1}\nbefore", reasons.plain[layer]))
+            found.append((f"layer {layer + 1}\nrefined", reasons.refined[layer]))
         else:
-            groups.append((f"layer {layer + 1}", reasons.plain[layer]))
-    return groups
+            found.append((f"layer {layer + 1}", reasons.plain[layer]))
+    return found
 
 
 def _labels(reasons: Reasons, titles: Mapping[str, str], own: int) -> list[str]:
     """A label for each line, newest first."""
     events = list(zip(reasons.items, reasons.times, strict=True))[::-1][:own]
-    labels = [f"{_short(_title(item, titles))}   {_moment(int(time))}" for item, time in events]
-    if reasons.asks_itself:
-        labels.insert(0, "the question itself (mask token)")
+    labels = [f"{_short(title_of(item, titles))}   {minute(time)}" for item, time in events]
+    if reasons.has_mask_key:
+        labels.insert(0, MASK_KEY)
     left = len(reasons.items) - own
     return [*labels, f"{left} earlier events together"] if left else labels
 
@@ -242,7 +210,7 @@ def _labels(reasons: Reasons, titles: Mapping[str, str], own: int) -> list[str]:
 def _folded(reasons: Reasons, weights: NDArray[np.float64], own: int) -> NDArray[np.float64]:
     """Weights by line, [n_lines, n_heads], newest first, those of earlier events added up."""
     ordered = weights[:, ::-1].T
-    kept = own + reasons.asks_itself
+    kept = own + reasons.has_mask_key
     if len(ordered) == kept:
         return ordered
     return np.vstack([ordered[:kept], ordered[kept:].sum(0)])
@@ -250,7 +218,7 @@ def _folded(reasons: Reasons, weights: NDArray[np.float64], own: int) -> NDArray
 
 def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
     times = np.asarray(reasons.times, dtype="datetime64[s]")[::-1]
-    first = int(reasons.asks_itself)
+    first = int(reasons.has_mask_key)
     place = np.arange(first, first + own)
     axes.plot(times[:own], place, color=FAINT, linewidth=0.8, zorder=1)
     axes.scatter(times[:own], place, s=18, color=COLOURS[0], zorder=2)
@@ -261,7 +229,7 @@ def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
     if 0 <= reasons.at - int(reasons.times[-1]) <= span:
         axes.axvline(np.datetime64(reasons.at, "s"), color=ACCENT, linewidth=1)
         where = (np.datetime64(reasons.at, "s"), len(labels) - 0.5)
-        axes.annotate("asked", where, (0, -1.3), textcoords="offset fontsize", color=ACCENT, fontsize=7.5, ha="center")
+        axes.annotate("query", where, (0, -1.3), textcoords="offset fontsize", color=ACCENT, fontsize=7.5, ha="center")
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set_yticks(range(len(labels)), labels, fontsize=7.5)
     axes.tick_params(axis="y", length=0)
@@ -309,7 +277,7 @@ def _weights(
 
 
 def _panels(reasons: Reasons) -> list[Panel]:
-    """What draws the panels of a layer, from left to right."""
+    """Functions that draw the panels of a layer, from left to right."""
     units = {kernel.unit for kernel in reasons.kernels}
     panels: list[Panel] = [_gates] if reasons.gated else []
     if "places" in units:
@@ -398,80 +366,3 @@ def _by_time(axes: Any, reasons: Reasons, layer: int, span: tuple[str, float, fl
 def _finish(axes: Any, label: str) -> None:
     axes.set_xlabel(label, fontsize=7.5)
     axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
-
-
-# Tables
-
-
-def _weights_table(reasons: Reasons, titles: Mapping[str, str]) -> str:
-    groups = _groups(reasons)
-    over = "".join(
-        f'<th colspan="{len(reasons.heads)}">{html.escape(title.replace(chr(10), ", "))}</th>' for title, _ in groups
-    )
-    heads = "".join(f'<th class="number">{html.escape(head)}</th>' for head in reasons.heads) * len(groups)
-    rows = []
-    names = [
-        (_title(item, titles), _moment(int(time))) for item, time in zip(reasons.items, reasons.times, strict=True)
-    ]
-    if reasons.asks_itself:
-        names.append(("the question itself (mask token)", _moment(reasons.at)))
-    for place in range(len(names) - 1, -1, -1):
-        title, moment = names[place]
-        cells = "".join(
-            f'<td class="number">{100 * weight:.2f}</td>' for _, weights in groups for weight in weights[:, place]
-        )
-        rows.append(f"<tr><td>{html.escape(title)}</td><td>{moment}</td>{cells}</tr>")
-    return (
-        f'<table><thead><tr><th colspan="2"></th>{over}</tr><tr><th>event, newest first</th><th>UTC</th>{heads}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-GAPS = (
-    *(("0 s", 0), ("1 s", 1), ("10 s", 10), ("1 min", 60), ("10 min", 600), ("1 h", 3600), ("6 h", 21_600)),
-    *(("1 day", 86_400), ("1 week", 604_800), ("30 days", 2_592_000), ("1 year", 31_557_600)),
-)
-"""Gaps of the table of kernels of time, in seconds."""
-
-
-PLACES = (0, 1, 2, 3, 5, 8, 12, 20, 35, 50)
-"""Gaps of the table of kernels of distance, in places."""
-
-
-def _kernel_tables(reasons: Reasons) -> str:
-    tables = []
-    for unit, what, columns in (
-        ("seconds", "the kernels of time add to the last query's score, by the gap", GAPS),
-        ("places", "the kernels of distance add to the last query's score, by the gap in places",
-         [(str(gap), gap) for gap in PLACES]),
-    ):  # fmt: skip
-        gaps = np.array([gap for _, gap in columns], dtype=np.float64)
-        rows = [
-            (f"{kernel.name}, layer {kernel.layer}, head {kernel.head}", kernel.curve(gaps))
-            for kernel in reasons.kernels
-            if kernel.unit == unit
-        ]
-        tables.append(_number_table(f"What {what}", [name for name, _ in columns], rows))
-    heads = [f"layer {layer + 1}, {head}" for layer in range(len(reasons.gates)) for head in reasons.heads]
-    by_kernel = reasons.gates.swapaxes(0, 1).reshape(len(reasons.gated), len(heads))
-    rows = list(zip(reasons.gated, by_kernel, strict=True))
-    return "".join([_number_table("Gates of the kernels at the last query", heads, rows), *tables])
-
-
-def _number_table(title: str, columns: Sequence[str], rows: Sequence[tuple[str, NDArray[np.float64]]]) -> str:
-    """A heading and a table; nothing without rows."""
-    if not rows:
-        return ""
-    header = "".join(f'<th class="number">{html.escape(name)}</th>' for name in columns)
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td>{''.join(_number_cell(value) for value in values)}</tr>"
-        for name, values in rows
-    )
-    return (
-        f'<h2>{html.escape(title)}</h2><div class="wide"><table><thead><tr><th></th>{header}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _number_cell(value: float) -> str:
-    return f'<td class="number">{value:.3f}</td>'

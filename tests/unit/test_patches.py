@@ -1,4 +1,4 @@
-"""Mends of imports, look-ups and values, and the check of RecBole's insides."""
+"""Patches for libraries, of look-ups and of values, and the check of RecBole's version."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from recbole.utils import get_model
 from recbole.utils import utils as utils_module
 
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.integration import lookups, numpy_names, patching, surface, tuning
-from recbole_adrrec.integration import patches as compat
+from recbole_adrrec.integration import patches, patches_libraries, patching
+from recbole_adrrec.integration.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
 
 def run_alone(code: str) -> str:
-    """Run code in a fresh interpreter, where nothing is mended yet; return what it prints."""
+    """Run code in a fresh interpreter, where nothing is patched yet; return what it prints."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -38,7 +38,7 @@ def run_alone(code: str) -> str:
     return done.stdout
 
 
-def test_faults_of_the_imports_and_their_mends() -> None:
+def test_faults_of_the_imports_and_their_patches() -> None:
     out = run_alone("""
 import sys
 sys.modules["ray"] = None  # as where it isn't installed
@@ -55,19 +55,19 @@ except AttributeError as error:
     print("fault: numpy", error)
 else:
     assert not lacking
-from recbole_adrrec.integration import patches as compat
-compat.check()
-compat.apply()
-compat.apply()
+from recbole_adrrec.integration import patches
+patches.check_version()
+patches.apply_patches()
+patches.apply_patches()
 from recbole.quick_start import run_recbole
 assert sys.modules["ray"] is None and "ray.tune" not in sys.modules
 Config(model="BPR", dataset="ml-100k")
 assert np.float_ is np.float64 and np.unicode_ is np.str_ and np.complex_ is np.complex128
-print("needed:", compat.needed()["numpy names"] == lacking)
+print("needed:", patches.needed()["numpy names"] == lacking)
 """)
     assert "fault: ray" in out
     assert "needed: True" in out
-    if numpy_names.LACKING:
+    if patches_libraries.LACKING:
         assert "fault: numpy" in out
 
 
@@ -88,8 +88,8 @@ import sys, types
 ray, tune = types.ModuleType("ray"), types.ModuleType("ray.tune")
 ray.tune = tune
 sys.modules.update({"ray": ray, "ray.tune": tune})
-from recbole_adrrec.integration import patches as compat
-compat.apply()
+from recbole_adrrec.integration import patches
+patches.apply_patches()
 assert sys.modules["ray"] is ray and sys.modules["ray.tune"] is tune and ray.tune is tune
 """)
 
@@ -141,9 +141,11 @@ def test_nothing_is_reported_outside_a_trial(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_objective_registers_in_the_process_of_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert quick_start.objective_function is tuning.objective_function
-    assert tuning.objective_function.__module__.startswith("recbole_adrrec")  # by which ray finds it elsewhere
-    monkeypatch.setattr(tuning.objective_function, "__recbole_original__", lambda **given: given)
+    assert quick_start.objective_function is patches_libraries.objective_function
+    assert patches_libraries.objective_function.__module__.startswith(
+        "recbole_adrrec"
+    )  # by which ray finds it elsewhere
+    monkeypatch.setattr(patches_libraries.objective_function, "__wrapped__", lambda **given: given)
     assert quick_start.objective_function({"a": 1}, saved=False) == {
         "config_dict": {"a": 1},
         "config_file_list": None,
@@ -203,7 +205,7 @@ def test_an_unknown_model_is_named_with_near_ones(name: str, near: str) -> None:
         get_model(name)
 
 
-def test_without_the_mend_an_unknown_model_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_patch_an_unknown_model_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
     if "lightgbm" not in sys.modules:
         monkeypatch.setitem(sys.modules, "lightgbm", None)  # as where it isn't installed
     with pytest.raises(Exception, match=r"lightgbm") as caught:
@@ -219,7 +221,7 @@ def test_a_known_model_that_lacks_a_library_says_which(monkeypatch: pytest.Monke
 
 def test_pretrained_models_are_loaded_by_our_rules() -> None:
     module = sys.modules[get_model("S3Rec").__module__]
-    assert module.torch.load is compat.load_checkpoint
+    assert module.torch.load is load_checkpoint
     assert module.torch.nn is torch.nn
 
 
@@ -248,7 +250,7 @@ def test_the_scaler_does_not_warn() -> None:
         warnings.simplefilter("error")
         scaler = trainer_module.amp.GradScaler(enabled=False)
     assert scaler.scale(torch.ones(1)).item() == 1
-    if lookups.warns_of_scaler():
+    if patches_libraries.has_new_scaler():
         with pytest.warns(FutureWarning, match="GradScaler"):
             torch.cuda.amp.GradScaler(enabled=False)
 
@@ -266,7 +268,7 @@ def test_replacing_reaches_every_module_of_recbole_alone(monkeypatch: pytest.Mon
     ours.name = ours.again = other.name = old  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "recbole.somewhere", ours)
     monkeypatch.setitem(sys.modules, "recbole_other", other)
-    compat.replace_everywhere(old, new)
+    patching.replace_everywhere(old, new)
     assert ours.name is new
     assert ours.again is new
     assert other.name is old
@@ -283,69 +285,36 @@ def test_an_overlay_adds_names_and_passes_the_rest_on() -> None:
         holder.np.no_such_name  # noqa: B018
 
 
-def test_applying_again_changes_nothing() -> None:
-    def seen() -> dict[str, Any]:
-        modules = {name: vars(sys.modules[name]).copy() for name in surface.SURFACE}
-        overlays = [
-            value for names in modules.values() for value in names.values() if isinstance(value, patching.Overlay)
-        ]
-        return {**modules, "overlays": [vars(overlay).copy() for overlay in overlays]}
-
-    before, methods = seen(), vars(Config).copy()
-    compat.apply()
-    assert seen() == before
-    assert dict(vars(Config)) == dict(methods)
+def test_every_patch_is_described() -> None:
+    assert len({patch.name for patch in patches.PATCHES}) == len(patches.PATCHES) > 10
+    assert set(patches.needed()) == {patch.name for patch in patches.PATCHES}
+    for patch in patches.PATCHES:
+        assert ".py:" in patch.where
+        assert patch.fault
 
 
-def test_every_mend_is_described() -> None:
-    assert len({mend.name for mend in compat.MENDS}) == len(compat.MENDS)
-    assert set(compat.needed()) == {mend.name for mend in compat.MENDS}
-    for mend in compat.MENDS:
-        assert ".py:" in mend.where
-        assert mend.fault
+def test_only_patches_that_are_needed_are_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[str] = []
+    made = [patching.Patch(name, "", "", lambda name=name: name == "a", lambda: applied.append("x")) for name in "ab"]
+    monkeypatch.setattr(patches, "PATCHES", made)
+    monkeypatch.setattr(patches, "_applied", False)
+    patches.apply_patches()
+    patches.apply_patches()
+    assert applied == ["x"]
 
 
-def test_the_check_passes_here() -> None:
-    compat.check()
-
-
-@pytest.mark.parametrize(
-    ("owner", "name", "value", "message"),
-    [
-        (Config, "_init_device", None, "has no recbole.config.configurator.Config._init_device"),
-        (utils_module, "get_model", None, "has no recbole.utils.utils.get_model"),
-        (trainer_module.Trainer, "_map_reduce", lambda self, result: result, "(self, result), not (self, result, num_"),
-    ],
-)
-def test_the_check_names_what_is_missing(
-    owner: Any, name: str, value: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if value is None:
-        monkeypatch.delattr(owner, name)
-    else:
-        monkeypatch.setattr(owner, name, value)
-    with pytest.raises(RuntimeError, match=re.escape(message)):
-        compat.check()
-
-
-def test_registering_checks_first() -> None:
+def test_other_versions_of_recbole_are_refused_before_anything_is_changed() -> None:
     out = run_alone("""
-import sys
+import importlib.metadata
 import recbole.config.configurator
 import recbole_adrrec
-def attempt():
-    try:
-        recbole_adrrec.register()
-    except RuntimeError as error:
-        print(error)
-init_device = recbole.config.configurator.Config._init_device
-del recbole.config.configurator.Config._init_device
-attempt()
-recbole.config.configurator.Config._init_device = init_device
-sys.modules["recbole.quick_start"] = None
-attempt()
-assert recbole.config.configurator.Config._init_device is init_device  # nothing was mended
+version = importlib.metadata.version
+importlib.metadata.version = lambda name: "1.3.0" if name == "recbole" else version(name)
+before = dict(vars(recbole.config.configurator.Config))
+try:
+    recbole_adrrec.register()
+except RuntimeError as error:
+    print(error)
+assert dict(vars(recbole.config.configurator.Config)) == before
 """)
-    assert "the installed recbole 1.2" in out
-    assert "has no recbole.config.configurator.Config._init_device" in out
-    assert "has no module recbole.quick_start" in out
+    assert re.search(r"works with recbole \S*>=1\.2\.0\S*; the installed recbole is 1\.3\.0", out)

@@ -15,10 +15,10 @@ from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as dataset_module
 from recbole.data.dataset import sequential_dataset as sequential_module
 
-from recbole_adrrec.integration import frames
+from recbole_adrrec.integration import patches_data
 from recbole_adrrec.integration.patching import Overlay, original
 
-pandas_3 = pytest.mark.skipif(not frames.copies_columns(), reason="this pandas has not the fault")
+pandas_3 = pytest.mark.skipif(not patches_data.copies_columns(), reason="this pandas has not the fault")
 
 INTER = """user_id:token\titem_id:token\trating:float\ttimestamp:float
 a\tx\t1\t10
@@ -105,7 +105,7 @@ def test_sequences_of_the_interactions_keep_their_lengths(tmp_path: Path) -> Non
 
 
 @pandas_3
-def test_the_faults_are_there_without_the_mends(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_faults_are_there_without_the_patches(holes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_csv = dataset_module.pd
     assert isinstance(plain_csv, Overlay)
     with monkeypatch.context() as without:
@@ -128,17 +128,6 @@ def test_pandas_itself_is_left_alone() -> None:
     assert sequential_module.__dict__["len"]([1, 2]) == 2
     series = pd.Series([[1, 2], [3]])
     assert series.agg(len) == 2
-
-
-def test_mends_are_left_out_where_pandas_has_no_such_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "copies_columns", lambda: False)
-    monkeypatch.setattr(frames, "aggregates_whole", lambda: False)
-    untouched = original(Dataset._fill_nan) or Dataset._fill_nan
-    monkeypatch.setattr(Dataset, "_fill_nan", untouched)
-    frames.mend_fill_nan()
-    frames.mend_sequence_columns()
-    frames.mend_lengths()
-    assert Dataset._fill_nan is untouched
 
 
 AWKWARD = """user_id:token\titem_id:token\trating:float\ttimestamp:float
@@ -184,7 +173,7 @@ def test_reading_in_c_gives_the_frames_of_reading_in_python(
         kwargs.pop("float_precision")
         return read_csv(*args, **kwargs)
 
-    monkeypatch.setattr(frames.pd, "read_csv", in_python)
+    monkeypatch.setattr(patches_data.pd, "read_csv", in_python)
     Dataset(config)
     assert engines == ["c"]
     pd.testing.assert_frame_equal(read[0], read[1], check_exact=True)

@@ -19,7 +19,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.integration import processes
+from recbole_adrrec.integration import distributed
 from recbole_adrrec.integration.patching import original
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_shares_of_batches_are_the_batches(n_rows: int, world_size: int, step: i
     def batches() -> torch.utils.data.BatchSampler:
         return torch.utils.data.BatchSampler(range(n_rows), step, drop_last=False)
 
-    shares = [processes.SharedBatches(batches(), n_rows, rank, world_size) for rank in range(world_size)]
+    shares = [distributed.SharedBatches(batches(), n_rows, rank, world_size) for rank in range(world_size)]
     drawn = [list(share) for share in shares]
     assert {len(batches) for batches in drawn} == {len(shares[0])}
     assert all(share for batches in drawn for share in batches)
@@ -133,7 +133,7 @@ def test_shares_of_batches_are_the_batches(n_rows: int, world_size: int, step: i
 def test_fewer_rows_than_processes_are_refused() -> None:
     batches = torch.utils.data.BatchSampler(range(2), 5, drop_last=False)
     with pytest.raises(OptionError, match="nproc: 3 processes for 2 training rows"):
-        processes.SharedBatches(batches, 2, 0, 3)
+        distributed.SharedBatches(batches, 2, 0, 3)
 
 
 def free_port() -> str:
@@ -184,7 +184,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shares_are_all_rows_once_and_in_order(n_rows: int, world_size: int) -> None:
-    shares = [processes.Share(n_rows, rank, world_size) for rank in range(world_size)]
+    shares = [distributed.Share(n_rows, rank, world_size) for rank in range(world_size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -197,14 +197,14 @@ def test_a_process_without_rows_evaluates_all_the_same(small: dict[str, Any], mo
     loader.__dict__["sample_size"] = 0
     assert not loader
     config["single_spec"] = False
-    monkeypatch.setattr(processes.torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed.torch.distributed, "get_world_size", lambda: 2)
     collected = torch.tensor([[1, 0, 1], [0, 1, 1]])
 
     def gather(everyone: list[Any], mine: dict[str, Any]) -> None:
         everyone[:] = [mine, {"rec.topk": collected}]
 
-    monkeypatch.setattr(processes.torch.distributed, "all_gather_object", gather)
-    collector = processes.importlib.import_module("recbole.evaluator.collector").Collector(config)
+    monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", gather)
+    collector = distributed.importlib.import_module("recbole.evaluator.collector").Collector(config)
     assert torch.equal(collector.get_data_struct().get("rec.topk"), collected)
     collector.data_struct.set("rec.topk", collected[:1])
     assert collector.get_data_struct().get("rec.topk").tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 1]]
@@ -219,8 +219,8 @@ def test_too_few_gpus_are_named(small: dict[str, Any], monkeypatch: pytest.Monke
         Config("SASRec", "small", config_dict=options)
 
 
-def test_the_faults_are_there_without_the_mends(small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One process stands for a group: RecBole's own code fails, or is wrong, at each of the places that are mended."""
+def test_the_faults_are_there_without_the_patches(small: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process stands for a group: RecBole's own code fails, or is wrong, at each of the places that are patched."""
     alone = {"local_rank": 0, "nproc": 1, "world_size": 1, "offset": 0, "ip": "localhost", "port": free_port()}
     options = {**small, "train_neg_sample_args": None, "use_gpu": False, **alone}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -231,14 +231,14 @@ def test_the_faults_are_there_without_the_mends(small: dict[str, Any], monkeypat
         assert config["single_spec"] is False
         model = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match="device_ids"):
-            original(processes.importlib.import_module(processes.TRAINER).AbstractTrainer.__init__)(
+            original(distributed.importlib.import_module(distributed.TRAINER).AbstractTrainer.__init__)(
                 Trainer.__new__(Trainer), config, model
             )
         trainer = Trainer(config, model)
         assert isinstance(trainer.distributed_model, torch.nn.parallel.DistributedDataParallel)
         result = {"ndcg@10": 0.123456789}
         assert trainer._map_reduce(dict(result), 4) == result
-        assert original(Trainer._map_reduce)(trainer, dict(result), 4) == {"ndcg@10": 0.1235}
+        assert super(Trainer, trainer)._map_reduce(dict(result), 4) == {"ndcg@10": 0.1235}
     finally:
         torch.distributed.destroy_process_group()
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A number that tells whether what was saved is what is read."""
+"""The one fingerprint of data, checkpoints and parts of them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ import numpy as np
 import torch
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of nested plain values, tensors, arrays and a ``Config``.
+def fingerprint(value: Any) -> str:
+    """SHA-256 of nested plain values and tensors, in 64 hexadecimal digits.
 
-    It finds damage and changes made by hand. Who recomputes it is not found: that takes a secret.
+    It is the same before saving and after loading, on whatever device. It finds damage and changes made by hand; it is
+    no signature, so whoever recomputes it is not found.
 
     Parameters
     ----------
     value : object
         Mappings count by the order of their keys. Of objects that are none of these, the type's name counts alone.
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits; the same before saving and after loading, on whatever device.
     """
     sha = hashlib.sha256()
     _feed(sha, value)
@@ -37,9 +33,6 @@ def _feed(sha: Any, value: Any) -> None:
         plain = (plain.to_dense() if plain.layout != torch.strided else plain).contiguous()
         sha.update(f"T{plain.dtype}{tuple(plain.shape)}".encode())
         sha.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        sha.update(f"A{value.dtype}{value.shape}".encode())
-        sha.update(value.tobytes())
     elif isinstance(value, Mapping):
         sha.update(f"M{len(value)}".encode())
         for key, entry in value.items():
@@ -49,14 +42,12 @@ def _feed(sha: Any, value: Any) -> None:
         sha.update(f"L{len(value)}".encode())
         for entry in value:
             _feed(sha, entry)
-    elif hasattr(value, "final_config_dict"):
-        _feed(sha, value.final_config_dict)
     else:
         sha.update(_text(value).encode("utf-8", "surrogatepass"))
 
 
 def _text(value: Any) -> str:
-    """A text for a value without parts; numpy's numbers as Python's, which checkpoints may give back instead."""
+    """A text for a value without parts; numpy's numbers as Python's."""
     if value is None or isinstance(value, bool | np.bool_):
         return f"B{value}"
     if isinstance(value, numbers.Integral):
@@ -65,6 +56,4 @@ def _text(value: Any) -> str:
         return f"R{float(value).hex()}"
     if isinstance(value, str):
         return f"S{len(value)} {value}"
-    if isinstance(value, bytes):
-        return f"Y{value.hex()}"
     return f"O{type(value).__name__}{value if isinstance(value, torch.device) else ''}"
