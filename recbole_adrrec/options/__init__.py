@@ -18,7 +18,7 @@ from recbole_adrrec.options.properties import (
     property_names,
     read_config_file,
 )
-from recbole_adrrec.options.rules import check_global_split, check_option, check_values, moment_seconds
+from recbole_adrrec.options.rules import check_global_split, check_option, check_values
 from recbole_adrrec.options.schema import MODEL_OPTIONS, SASREC_BLOCK, ModelOptions
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "load_properties",
     "missing_data",
     "model_names",
-    "moment_seconds",
     "nearest",
     "parse_command_line",
     "parse_value",

@@ -3,7 +3,6 @@
 import importlib
 import re
 from collections.abc import Mapping
-from datetime import date, datetime, timezone
 from typing import Any
 
 from recbole_adrrec.errors import OptionError
@@ -25,6 +24,7 @@ from recbole_adrrec.options.rule_types import (
     rule_of,
 )
 from recbole_adrrec.options.schema import MODEL_OPTIONS, Loss, ModelOptions
+from recbole_adrrec.times import seconds
 
 __all__ = [
     "COUNT",
@@ -38,7 +38,6 @@ __all__ = [
     "check_global_split",
     "check_option",
     "check_values",
-    "moment_seconds",
     "suggestion",
 ]
 
@@ -236,33 +235,14 @@ def check_global_split(given: Mapping[str, Any], where: str) -> None:
         raise OptionError(f"{where}shares: {list(shares)!r} should be three, for training, validation and test")
     if times is not None:
         try:
-            moments = [moment_seconds(each) for each in times]
-        except (ValueError, TypeError):
+            moments = [seconds(each) for each in times]
+        except OptionError:
             moments = []
         if len(moments) != 2 or moments[0] >= moments[1]:
             raise OptionError(
                 f"{where}times: {list(times)!r} should be two moments, the earlier first, when validation and test "
                 "begin, as seconds since 1970 or dates such as 2014-01-31"
             )
-
-
-def moment_seconds(moment: Any) -> int:
-    """Seconds since 1970 of a moment given as such or as a date (``2014-01-31``: where the day begins in UTC).
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
-    if isinstance(moment, date) and not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)
-    if isinstance(moment, datetime):
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
-    if isinstance(moment, bool):
-        raise ValueError(f"{moment!r} is no moment")
-    return int(moment)
 
 
 def _check_negatives(config: Mapping[str, Any], own: ModelOptions | None) -> None:
