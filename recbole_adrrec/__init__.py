@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recbole_adrrec import models
+from recbole_adrrec.models import available_models as models
 from recbole_adrrec.version import __version__
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def register() -> None:
     Raises
     ------
     RuntimeError
-        The installed RecBole lacks something that the plugin builds on; the message names it and the version.
+        The installed version of RecBole is not one that the plugin works with.
     """
     from recbole_adrrec.integration import register as plugin
 

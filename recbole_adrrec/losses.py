@@ -1,12 +1,13 @@
 """Losses over positions that have a target. Pure functions.
 
-Letters: ``N`` positions with a target, ``V`` items (padding included), ``k`` sampled negatives of each position,
-``s+`` score of the item to find, ``s-`` of a sampled one. All are means over the ``N`` positions, and zero, though
-connected to the scores, where nothing is asked.
+Letters: ``N`` positions with a target, ``D`` width of states and items, ``V`` items (padding included), ``k`` sampled
+negatives of each position; ``s+``, ``positive``: scores of the target items, Float[N, 1]; ``s-``, ``negative``: scores
+of the sampled ones, Float[N, k]. All are means over the ``N`` positions, and zero, though connected to the scores,
+where there are none.
 
-Label smoothing by ``e`` (Szegedy et al., CVPR 2016; as in ``torch.nn.functional.cross_entropy``) is written as a term
-beside the cross entropy among ``C`` candidates, ``e (s+ - mean of all candidates' scores)``: the means are products
-with the mean candidate, so that it costs no pass over all scores.
+Label smoothing by ``e`` (Szegedy et al., CVPR 2016; as in ``torch.nn.functional.cross_entropy``) spreads a share of the
+label over all ``C`` candidates. It is written as a term beside the cross entropy, ``e (s+ - mean of all candidates'
+scores)``: the means are products with the mean candidate, so that it costs no pass over all scores.
 """
 
 from typing import Any
@@ -41,26 +42,17 @@ def item_cross_entropy(
 
     Parameters
     ----------
-    states : Float[N, D]
-        What asks.
-    weight : Float[V, D]
-        A row for each item.
-    bias : Float[V], optional
-        Added to each item's score.
-    targets : Int64[N]
-        The item to find.
+    states, targets : Float[N, D], Int64[N]
+        Query states and target items.
+    weight, bias : Float[V, D], Float[V]
+        A row for each item, and what is added to its score, if anything.
     smoothing : float
         Share of the label that is spread over all ``V``, in [0, 1).
-
-    Returns
-    -------
-    Float[]
-        The mean over the ``N``.
     """
-    low, kind = _product_dtype(weight), states.device.type
+    product_dtype, kind = _product_dtype(weight), states.device.type
     with torch.autocast(kind, enabled=False):
         states = states.to(weight.dtype)
-        total: Tensor = _ItemCrossEntropy.apply(states, weight, bias, targets, low)
+        total: Tensor = _ItemCrossEntropy.apply(states, weight, bias, targets, product_dtype)
         if smoothing:
             typical = F.embedding(targets, weight) - weight.mean(0)
             total = total + smoothing * (states * typical).sum()
@@ -80,22 +72,36 @@ def _scores(states: Tensor, items: Tensor, bias: Tensor | None, dtype: torch.dty
     return scores if bias is None else scores + bias
 
 
-class _ItemCrossEntropy(torch.autograd.Function):
-    """The sum over the rows; the gradient for a sum is ready when the forward pass ends."""
+def _rows_of_block(states: Tensor, candidates: Tensor) -> int:
+    """Rows that are scored at a time."""
+    block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
+    return max(1, block // max(1, len(candidates)))
+
+
+class _SumWithGradient(torch.autograd.Function):
+    """A sum whose forward pass saves the gradients by its first inputs, so that nothing is kept or computed again."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ready = [None if part is None else part * grads[0] for part in ctx.saved_tensors]
+        return *ready, *[None] * (len(ctx.needs_input_grad) - len(ready))
+
+
+class _ItemCrossEntropy(_SumWithGradient):
+    """The sum over the rows of ``item_cross_entropy``."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, low: torch.dtype
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, product_dtype: torch.dtype
     ) -> Tensor:
-        asked = any(ctx.needs_input_grad)
         total = states.new_zeros(())
-        by_state, by_weight = (torch.zeros_like(states), torch.zeros_like(weight)) if asked else (None, None)
-        by_bias = torch.zeros_like(bias) if asked and bias is not None else None
-        states, items = states.to(low), weight.to(low)
-        block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
-        rows = max(1, block // len(weight))
+        by_state, by_weight = torch.zeros_like(states), torch.zeros_like(weight)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        states, items = states.to(product_dtype), weight.to(product_dtype)
+        rows = _rows_of_block(states, weight)
         # On a CPU one piece of memory serves all blocks: it stays in the cache.
-        reused = states.device.type == "cpu" and low == weight.dtype
+        reused = states.device.type == "cpu" and product_dtype == weight.dtype
         memory = states.new_empty(min(rows, len(states)), len(weight)) if reused else None
         for start in range(0, len(states), rows):
             part = slice(start, start + rows)
@@ -113,33 +119,21 @@ class _ItemCrossEntropy(torch.autograd.Function):
                 again = _scores(states[part][row], items, bias, weight.dtype).log_softmax(1)
                 total -= again.gather(1, target[row]).sum()
             total -= found[~lost].log().sum()
-            if by_state is None or by_weight is None:
-                continue
             share.scatter_add_(1, target, share.new_full((1, 1), -1.0).expand_as(target))
             if by_bias is not None:
                 by_bias += share.sum(0)
-            share = share.to(low)
+            share = share.to(product_dtype)
             by_state[part] = share @ items
-            if low == weight.dtype:
+            if product_dtype == weight.dtype:
                 by_weight.addmm_(share.T, states[part])
             else:
                 by_weight += share.T @ states[part]
         ctx.save_for_backward(by_state, by_weight, by_bias)
         return total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if part is None else part * grads[0] for part in ctx.saved_tensors), None, None
-
 
 def shared_softmax(
-    states: Tensor,
-    candidates: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    negatives: Tensor,
-    smoothing: float = 0.0,
+    states: Tensor, candidates: Tensor, bias: Tensor | None, targets: Tensor, negatives: Tensor, smoothing: float = 0.0
 ) -> Tensor:
     """``sampled_softmax`` with the same ``k`` negatives for all positions: one matrix product.
 
@@ -149,34 +143,25 @@ def shared_softmax(
 
     Parameters
     ----------
-    states : Float[N, D]
-        What asks.
-    candidates : Float[N + k, D]
-        A row for each target, then one for each negative.
-    bias : Float[N + k], optional
-        Added to their scores.
-    targets : Int64[N]
-        The item to find.
-    negatives : Int64[k]
-        The sampled ones.
+    states, targets, negatives : Float[N, D], Int64[N], Int64[k]
+        Query states, target items and sampled items.
+    candidates, bias : Float[N + k, D], Float[N + k]
+        A row for each target, then one for each negative, and what is added to their scores, if anything.
     smoothing : float
         Share of the label that is spread over the position's candidates, its target included, in [0, 1).
-
-    Returns
-    -------
-    Float[]
-        The mean over the ``N``.
     """
-    low, kind = _product_dtype(candidates), states.device.type
+    product_dtype, kind = _product_dtype(candidates), states.device.type
+    counts = [len(targets), len(negatives)]
     with torch.autocast(kind, enabled=False):
         states = states.to(candidates.dtype)
-        wanted, drawn = candidates.split([len(targets), len(negatives)])
+        wanted, drawn = candidates.split(counts)
         found = (states * wanted).sum(1)
         drawn_bias = None
         if bias is not None:
-            wanted_bias, drawn_bias = bias.split([len(targets), len(negatives)])
+            wanted_bias, drawn_bias = bias.split(counts)
             found = found + wanted_bias
-        total: Tensor = _SharedCrossEntropy.apply(states, found, drawn, drawn_bias, targets, negatives, low)
+        given = states, found, drawn, drawn_bias, targets, negatives, product_dtype
+        total: Tensor = _SharedCrossEntropy.apply(*given)
         if smoothing:
             # A negative that is left out would have had the score of the target.
             out = (negatives.sort().values, targets)
@@ -187,7 +172,7 @@ def shared_softmax(
     return total / max(1, len(targets))
 
 
-class _SharedCrossEntropy(torch.autograd.Function):
+class _SharedCrossEntropy(_SumWithGradient):
     """The sum over the rows of ``shared_softmax``, which scores each row's target beforehand (``found``, Float[N])."""
 
     @staticmethod
@@ -199,16 +184,13 @@ class _SharedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         negatives: Tensor,
-        low: torch.dtype,
+        product_dtype: torch.dtype,
     ) -> Tensor:
-        asked = any(ctx.needs_input_grad)
         total = states.new_zeros(())
-        by_state, by_drawn = (torch.zeros_like(states), torch.zeros_like(drawn)) if asked else (None, None)
-        by_found = torch.zeros_like(found) if asked else None
-        by_bias = torch.zeros_like(bias) if asked and bias is not None else None
-        low_states, items = states.to(low), drawn.to(low)
-        block = BLOCK_SCORES.get(states.device.type, BLOCK_SCORES_ELSEWHERE)
-        rows = max(1, block // max(1, len(drawn)))
+        by_state, by_found, by_drawn = torch.zeros_like(states), torch.zeros_like(found), torch.zeros_like(drawn)
+        by_bias = None if bias is None else torch.zeros_like(bias)
+        low_states, items = states.to(product_dtype), drawn.to(product_dtype)
+        rows = _rows_of_block(states, drawn)
         # Half as wide numbers are compared twice as fast.
         targets, negatives = targets.int().unsqueeze(1), negatives.int()
         for start in range(0, len(states), rows):
@@ -223,51 +205,29 @@ class _SharedCrossEntropy(torch.autograd.Function):
             own_share = (own - largest).exp()
             normaliser = share.sum(1, keepdim=True) + own_share
             total += (normaliser.log() + (largest - own)).sum()
-            if by_state is None or by_drawn is None or by_found is None:
-                continue
             share /= normaliser
             by_found[part] = (own_share / normaliser - 1).squeeze(1)
             if by_bias is not None:
                 by_bias += share.sum(0)
-            share = share.to(low)
+            share = share.to(product_dtype)
             by_state[part] = share @ items
             by_drawn += share.T @ low_states[part]
         ctx.save_for_backward(by_state, by_found, by_drawn, by_bias)
         return total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if part is None else part * grads[0] for part in ctx.saved_tensors), None, None, None
-
 
 def bayesian_personalized_ranking(positive: Tensor, negative: Tensor) -> Tensor:
-    """``-log sigmoid(s+ - s-)``, the mean over the negatives (Rendle et al., UAI 2009).
+    """``-log sigmoid(s+ - s-)``, the mean over the negatives (Rendle et al., UAI 2009); also for Float[N] each.
 
     RecBole's ``BPRLoss`` adds 1e-10 to the sigmoid, so that its gradient vanishes where ``s-`` is above ``s+`` by more
     than 23, as it often is where scores are distances; here it stays.
-
-    Parameters
-    ----------
-    positive : Float[N] or Float[N, 1]
-        Scores of the item to find.
-    negative : Float[N] or Float[N, k]
-        Scores of sampled ones.
     """
     loss = F.softplus(negative - positive)
     return loss.sum() / max(1, loss.numel())
 
 
 def binary_cross_entropy(positive: Tensor, negative: Tensor) -> Tensor:
-    """``-log sigmoid(s+) - sum_k log(1 - sigmoid(s-))`` (SASRec, ICDM 2018; TiSASRec; with ``k = 1`` there).
-
-    Parameters
-    ----------
-    positive : Float[N, 1]
-        Scores of the item to find.
-    negative : Float[N, k]
-        Scores of sampled ones.
-    """
+    """``-log sigmoid(s+) - sum_k log(1 - sigmoid(s-))`` (SASRec, ICDM 2018; TiSASRec; with ``k = 1`` there)."""
     return (F.softplus(-positive).sum() + F.softplus(negative).sum()) / max(1, len(positive))
 
 
@@ -275,15 +235,7 @@ def sampled_softmax(positive: Tensor, negative: Tensor, smoothing: float = 0.0) 
     """``-log(exp(s+) / (exp(s+) + sum_k exp(s-)))``: cross entropy among the target and its negatives.
 
     Without a correction for how likely an item is to be drawn: for uniform negatives it would be the same for all.
-
-    Parameters
-    ----------
-    positive : Float[N, 1]
-        Scores of the item to find.
-    negative : Float[N, k]
-        Scores of sampled ones.
-    smoothing : float
-        Share of the label that is spread over the ``k + 1`` candidates, in [0, 1).
+    ``smoothing`` is the share of the label that is spread over the ``k + 1`` candidates, in [0, 1).
     """
     scores = torch.cat([positive, negative], 1)
     label = positive if not smoothing else (1 - smoothing) * positive + smoothing * scores.mean(1, keepdim=True)
@@ -291,21 +243,10 @@ def sampled_softmax(positive: Tensor, negative: Tensor, smoothing: float = 0.0) 
 
 
 def generalised_binary_cross_entropy(positive: Tensor, negative: Tensor, n_items: int, t: float) -> Tensor:
-    r"""``-(beta log sigmoid(s+) + sum_k log(1 - sigmoid(s-))) / (k + 1)`` (gSASRec, Petrov, Macdonald, RecSys 2023).
+    """``-(beta log sigmoid(s+) + sum_k log(1 - sigmoid(s-))) / (k + 1)`` (gSASRec, Petrov, Macdonald, RecSys 2023).
 
-    ``beta = alpha (t (1 - 1 / alpha) + 1 / alpha)`` with the sampling rate ``alpha = k / (n_items - 1)``: ``t = 0``
-    is BCE, ``t = 1`` undoes the overconfidence that few negatives bring about.
-
-    Parameters
-    ----------
-    positive : Float[N, 1]
-        Scores of the item to find.
-    negative : Float[N, k]
-        Scores of sampled ones.
-    n_items : int
-        Items that can be found, padding not counted.
-    t : float
-        Calibration, from 0 to 1.
+    ``beta = alpha (t (1 - 1 / alpha) + 1 / alpha)`` with the sampling rate ``alpha = k / (n_items - 1)``; ``n_items``
+    does not count padding. ``t = 0`` is BCE, ``t = 1`` undoes the overconfidence that few negatives bring about.
     """
     count = negative.size(1)
     rate = count / (n_items - 1)
@@ -317,12 +258,8 @@ def generalised_binary_cross_entropy(positive: Tensor, negative: Tensor, n_items
 def positive_versus_negative(to_positive: Tensor, between: Tensor) -> Tensor:
     """``max(0, d(seq, pos) - d(pos, neg))``, the mean over the negatives (STOSA, WWW 2022, section 3.5).
 
-    Parameters
-    ----------
-    to_positive : Float[N, 1]
-        Distances of the state to the item to find.
-    between : Float[N, k]
-        Distances of that item to sampled ones.
+    ``to_positive``, Float[N, 1], are distances of query states to target items, ``between``, Float[N, k], those of
+    target items to sampled ones.
     """
     loss = (to_positive - between).clamp(min=0)
     return loss.sum() / max(1, loss.numel())
@@ -331,7 +268,7 @@ def positive_versus_negative(to_positive: Tensor, between: Tensor) -> Tensor:
 def sampled_loss(
     name: str, positive: Tensor, negative: Tensor, n_items: int, gbce_t: float, smoothing: float = 0.0
 ) -> Tensor:
-    """One of ``SAMPLED_LOSSES`` by its name, for Float[N, 1] and Float[N, k]; see there for the rest."""
+    """One of ``SAMPLED_LOSSES`` by its name; see there for the arguments."""
     if name == "gBCE":
         return generalised_binary_cross_entropy(positive, negative, n_items, gbce_t)
     if name == "sampled_softmax":

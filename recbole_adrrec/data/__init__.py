@@ -1,4 +1,4 @@
-"""Data: exact times, and training rows that are built when a batch asks for them."""
+"""Data: exact times, and training rows that are built batch by batch."""
 
 from recbole_adrrec.data.dataset import SequenceDataset
 from recbole_adrrec.data.rows import Events, PrefixRows, WindowRows

@@ -17,15 +17,9 @@ from torch import Tensor
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.times import (
-    SECONDS_A_DAY,
-    check_times,
-    has_quotes,
-    smallest_gaps,
-    time_scale,
-    to_seconds,
-    unreadable_line,
-)
+from recbole_adrrec.files import has_quotes, unreadable_line
+from recbole_adrrec.layers.sequence_times import whole_days
+from recbole_adrrec.times import check_times, smallest_gaps, time_scale, to_seconds
 
 
 class SequenceDataset(SequentialDataset):
@@ -69,7 +63,7 @@ class SequenceDataset(SequentialDataset):
             raise DataError(self._explain_unreadable(filepath, error)) from error
 
     def _check_quotes(self, filepath: str, frame: pd.DataFrame | None) -> None:
-        """Refuse names that go over lines: a quote that does not end takes the rows up to the next one for a name."""
+        """Refuse names that go over lines: an unclosed quote turns the rows up to the next quote into one name."""
         if frame is None or not has_quotes(filepath):
             return
         for field in frame:
@@ -121,10 +115,10 @@ class SequenceDataset(SequentialDataset):
             if field not in self.inter_feat:
                 raise DataError(self._missing_column(path, option, field, "token"))
         if self.exact_time:
-            values = self.inter_feat[self.time_field].to_numpy()
-            if values.dtype != np.float64:
+            timestamps = self.inter_feat[self.time_field].to_numpy()
+            if timestamps.dtype != np.float64:
                 raise DataError(f"{path}: {self.time_field} is a token column; declare it as {self.time_field}:float")
-            for remark in check_times(values, self.time_unit_in, str(path)):
+            for remark in check_times(timestamps, self.time_unit_in, str(path)):
                 self.logger.warning(f"{path}: {remark}")
 
     def _missing_column(self, path: Path, option: str, field: str, kind: str) -> str:
@@ -143,7 +137,7 @@ class SequenceDataset(SequentialDataset):
     # Filtering and preparation
 
     def _filter_nan_user_or_item(self) -> None:
-        """Leave out rows without a user or an item, and say which.
+        """Leave out rows without a user or an item, and log them.
 
         RecBole (dataset.py:834) takes labels for places, so that after rows without users it removes others than those
         without items.
@@ -188,7 +182,7 @@ class SequenceDataset(SequentialDataset):
 
     @property
     def float_like_fields(self) -> list[str]:
-        """Float fields as RecBole lists them to normalise them all: without the time field, where time is exact."""
+        """Float fields that RecBole may normalise: all but the time field, where time is exact."""
         fields: list[str] = super().float_like_fields
         return [field for field in fields if not (self.exact_time and field == self.time_field)]
 
@@ -202,8 +196,8 @@ class SequenceDataset(SequentialDataset):
 
     def _change_feat_format(self) -> None:
         if self.exact_time:
-            values = self.inter_feat[self.time_field].to_numpy()
-            if self.time_unit_in in ("ms", "us") or (values != np.floor(values)).any():
+            timestamps = self.inter_feat[self.time_field].to_numpy()
+            if self.time_unit_in in ("ms", "us") or (timestamps != np.floor(timestamps)).any():
                 # Fractions of a second order the events, though the models see whole seconds.
                 self.inter_feat = self.inter_feat.sort_values(by=self.time_field, kind="stable")
         super()._change_feat_format()
@@ -211,8 +205,8 @@ class SequenceDataset(SequentialDataset):
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         interaction = super()._dataframe_to_interaction(data)
         if self.exact_time and self.time_field in data:
-            seconds = to_seconds(data[self.time_field].to_numpy(), self.time_unit_in)
-            interaction[self.time_field] = torch.from_numpy(seconds)
+            timestamps = to_seconds(data[self.time_field].to_numpy(), self.time_unit_in)
+            interaction[self.time_field] = torch.from_numpy(timestamps)
         return interaction
 
     # Rows
@@ -247,13 +241,11 @@ class SequenceDataset(SequentialDataset):
             raise DataError(
                 f"topk: {longest} is more than the {self.item_num - 1} items of {self.dataset_name}; choose less"
             )
-        users = events.column(self.uid_field, torch.arange(len(events)))
-        counts = torch.bincount(users, minlength=self.user_num)
-        single = int((counts == 1).sum())
+        single = int((torch.bincount(events.columns[self.uid_field], minlength=self.user_num) == 1).sum())
         if single:
             self.logger.info(f"{single} users have a single event: nothing to predict, so they have no row")
-        times = events.columns[self.time_field]
-        same_time = times[targets] == times[targets - 1]
+        timestamps = events.columns[self.time_field]
+        same_time = timestamps[targets] == timestamps[targets - 1]
         tied = float(same_time.double().mean())
         if self.exact_time and self.config["rm_dup_inter"] is None:
             self._report_repeated(events, targets[same_time])
@@ -264,7 +256,7 @@ class SequenceDataset(SequentialDataset):
         )
 
     def _report_repeated(self, events: Events, tied: Tensor) -> None:
-        """Tell of events that are in the file twice; ``tied`` are those at the time of the one before them."""
+        """Log events that are in the file twice; ``tied`` are those at the time of the one before them."""
         among = torch.cat([tied, tied - 1]).unique()
         fields = (self.uid_field, self.time_field, self.iid_field)
         frame = pd.DataFrame({field: events.columns[field][among].numpy() for field in fields})
@@ -276,14 +268,9 @@ class SequenceDataset(SequentialDataset):
             )
 
     def build(self) -> list[SequenceDataset]:
-        """Split as RecBole does, or by time across users (:mod:`recbole_adrrec.data.splits`).
+        """Training, validation and test data, split as RecBole does or by time across users (``data.splits``).
 
         With ``train_rows: sequence`` training rows are windows with a target everywhere.
-
-        Returns
-        -------
-        list of SequenceDataset
-            For training, validation and test.
         """
         across_users = splits.GlobalSplit.of(self.config)
         if across_users is not None and self.benchmark_filename_list is None:
@@ -300,19 +287,10 @@ class SequenceDataset(SequentialDataset):
         return datasets
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[SequenceDataset]:
-        """Hold out each user's last rows: RecBole's split and order, without its loop over rows.
+        """Training, validation and test data: RecBole's split and order, without its loop over rows.
 
-        Parameters
-        ----------
-        group_by : str
-            The user field.
-        leave_one_mode : {'valid_and_test', 'valid_only', 'test_only'}
-            Which of validation and test get a row of each user.
-
-        Returns
-        -------
-        list of SequenceDataset
-            Training, validation and test.
+        ``group_by`` is the user field; ``leave_one_mode``, ``valid_and_test``, ``valid_only`` or ``test_only``, says
+        which of validation and test hold out a row of each user.
         """
         if group_by is None or leave_one_mode not in ("valid_and_test", "valid_only", "test_only"):
             return super().leave_one_out(group_by, leave_one_mode)
@@ -347,43 +325,22 @@ class SequenceDataset(SequentialDataset):
         built = rows.build() if isinstance(rows, PrefixRows | WindowRows) else rows
         return self.join(built) if join else built
 
-    # What models ask
+    # Facts of the training data for models
 
     def trained_days(self, include_targets: bool) -> Tensor:
-        """Days that training shows to a model.
+        """Days that training shows to a model, Int64[n_days]: whole days since 1970 (UTC), ascending, each once.
 
         Parameters
         ----------
         include_targets : bool
             Whether the times of the training targets count too, as with ``use_query_time`` or a cloze objective;
             else a user's last training event is predicted but its time never seen.
-
-        Returns
-        -------
-        int64 Tensor, [n_days]
-            Whole days since 1970-01-01 UTC, ascending, each once.
         """
-        rows = self.inter_feat
-        if isinstance(rows, PrefixRows):
-            times = rows.events.columns[self.time_field][self._shown_events(rows, include_targets)]
-        else:
-            times = rows[self.time_field]
-        return torch.div(times, SECONDS_A_DAY, rounding_mode="floor").long().unique()
+        return whole_days(*self.shown_events(include_targets, self.time_field)).unique()
 
     def time_scale(self, include_targets: bool) -> tuple[float, float]:
-        """Resolution and span of the training times, in seconds; see :func:`recbole_adrrec.times.time_scale`.
-
-        Parameters
-        ----------
-        include_targets : bool
-            As for ``trained_days``.
-        """
-        rows = self.inter_feat
-        users, times = rows[self.uid_field], rows[self.time_field]
-        if isinstance(rows, PrefixRows):
-            shown = self._shown_events(rows, include_targets).nonzero().squeeze(1)
-            users, times = rows.events.column(self.uid_field, shown), rows.events.columns[self.time_field][shown]
-        resolution, span = time_scale(users, times)
+        """Resolution and span of the training times, in seconds, as of ``times.time_scale``; see ``trained_days``."""
+        resolution, span = time_scale(*self.shown_events(include_targets, self.uid_field, self.time_field))
         self.logger.info(
             f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
             "time_unit and kernel_freq are unset"
@@ -391,23 +348,18 @@ class SequenceDataset(SequentialDataset):
         return resolution, span
 
     def smallest_training_gaps(self) -> Tensor:
-        """Smallest positive gap between two training events of each user: TiSASRec's unit of time.
+        """Smallest positive gap between two training events of each user, in seconds, Int64[n_users].
 
-        Returns
-        -------
-        int64 Tensor, [n_users]
-            Seconds, by user id; 1 for users without two training events of different times.
+        TiSASRec's unit of time; 1 for users without two training events of different times.
         """
+        users, timestamps = self.shown_events(True, self.uid_field, self.time_field)
+        return smallest_gaps(users, timestamps, self.user_num)
+
+    def shown_events(self, include_targets: bool, *fields: str) -> tuple[Tensor, ...]:
+        """Columns of the events from each user's first to the last that rows show, or predict; see ``trained_days``."""
         rows = self.inter_feat
         if not isinstance(rows, PrefixRows):
-            return smallest_gaps(rows[self.uid_field], rows[self.time_field], self.user_num)
-        shown = self._shown_events(rows, include_targets=True).nonzero().squeeze(1)
-        users = rows.events.column(self.uid_field, shown)
-        return smallest_gaps(users, rows.events.columns[self.time_field][shown], self.user_num)
-
-    @staticmethod
-    def _shown_events(rows: PrefixRows, include_targets: bool) -> Tensor:
-        """Events from each user's first to the last that rows show, or predict: bool Tensor, [n_events]."""
+            return tuple(rows[field] for field in fields)
         targets = rows.targets.long()
         first = rows.events.first(targets)
         edge = torch.zeros(len(rows.events) + 1, dtype=torch.int64)
@@ -415,10 +367,11 @@ class SequenceDataset(SequentialDataset):
         user_first = first.unique()
         edge[user_first] += 1
         edge[last[user_first] + int(include_targets)] -= 1
-        return edge[:-1].cumsum(0) > 0
+        shown = (edge[:-1].cumsum(0) > 0).nonzero().squeeze(1)
+        return tuple(rows.events.column(field, shown) for field in fields)
 
     def histories(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each user's id, items and times, in order of time: what exactness is checked against."""
+        """Each user's id, items and times, in order of time."""
         events = self.inter_feat.events
         users = events.column(self.uid_field, torch.arange(len(events)))
         ids, counts = users.unique_consecutive(return_counts=True)

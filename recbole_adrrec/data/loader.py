@@ -19,7 +19,7 @@ class WindowTrainDataLoader(TrainDataLoader):
     of a window, at least one window.
 
     Negatives (``train_neg_sample_args``) are drawn for every target by RecBole's sampler:
-    ``neg_item_id`` is ``[B, L]`` int64, or ``[B, L, sample_num]`` where more than one is asked for.
+    ``neg_item_id`` is ``[B, L]`` int64, or ``[B, L, sample_num]`` with more than one of each.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, shuffle: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Training and evaluation rows that exist as an index only, until a batch asks for them.
+"""Training and evaluation rows that exist as an index only, until a batch is made of them.
 
 RecBole stores one padded row for each prefix of each user's history: ``[N, L]`` numbers for each list field, built by
 a Python loop (data/dataset/sequential_dataset.py:77-160). Here the events are kept once, sorted by user and time, and
@@ -39,7 +39,7 @@ class Events:
 
     @classmethod
     def from_sorted(cls, columns: dict[str, Tensor], uid_field: str, n_users: int) -> Events:
-        """Take over columns that are sorted by user and time already; ids shrink to int32 where they fit."""
+        """Events of columns that are sorted by user and time already; ids shrink to int32 where they fit."""
         users = columns[uid_field]
         starts = torch.zeros(n_users, dtype=torch.int64)
         new_user = torch.ones(len(users), dtype=torch.bool)
@@ -69,17 +69,20 @@ def _narrow(values: Tensor) -> Tensor:
 
 
 class _Rows(Interaction):
-    """What prefix rows and windows share: an RecBole ``Interaction`` whose columns are computed on demand.
+    """A RecBole ``Interaction`` whose columns are computed on demand.
 
     Indexing by a field name gives that column for all rows. Indexing by rows gives rows of the same kind, still not
     built; ``build`` makes them an ordinary ``Interaction``.
     """
 
     events: Events
-    dropped: frozenset[str]
+    list_suffix: str
+    length_field: str
+    dropped: frozenset[str] = frozenset()
 
     def _fields(self) -> list[str]:
-        raise NotImplementedError
+        base = list(self.events.columns)
+        return [*base, self.length_field, *(name + self.list_suffix for name in base if name != self.events.uid_field)]
 
     def _field(self, name: str) -> Tensor:
         raise NotImplementedError
@@ -87,14 +90,14 @@ class _Rows(Interaction):
     def _select(self, index: Tensor) -> _Rows:
         raise NotImplementedError
 
-    def build(self) -> Interaction:
-        """These rows as an ordinary ``Interaction`` with every column, padded to the maximum length."""
-        return Interaction({name: self[name] for name in self.columns})
-
     @property
     def interaction(self) -> dict[str, Tensor]:
         """All columns, built; the inherited methods work through it."""
         return {name: self[name] for name in self.columns}
+
+    def build(self) -> Interaction:
+        """These rows as an ordinary ``Interaction`` with every column, padded to the maximum length."""
+        return Interaction(self.interaction)
 
     @property
     def columns(self) -> list[str]:
@@ -167,13 +170,10 @@ class PrefixRows(_Rows):
         self.list_suffix = list_suffix
         self.length_field = length_field
         self.extra: dict[str, Tensor] = {}
-        self.dropped = frozenset()
         self.length = len(targets)
 
     def _fields(self) -> list[str]:
-        base = list(self.events.columns)
-        lists = [name + self.list_suffix for name in base if name != self.events.uid_field]
-        return [*base, self.length_field, *lists, *(name for name in self.extra if name not in base)]
+        return [*super()._fields(), *(name for name in self.extra if name not in self.events.columns)]
 
     def _field(self, name: str) -> Tensor:
         if name in self.extra:
@@ -184,7 +184,7 @@ class PrefixRows(_Rows):
         start = torch.maximum(self.events.first(targets), targets - self.max_length)
         if name == self.length_field:
             return targets - start
-        return _gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
+        return gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
 
     def _select(self, index: Tensor) -> PrefixRows:
         rows = PrefixRows(self.events, self.targets[index], self.max_length, self.list_suffix, self.length_field)
@@ -197,7 +197,7 @@ class PrefixRows(_Rows):
         self.dropped = self.dropped - {key}
 
     def update(self, new_inter: Interaction) -> None:
-        """Take over columns of another interaction of as many rows."""
+        """Add or replace columns by those of another interaction of as many rows."""
         for name in new_inter:
             self[name] = new_inter[name]
 
@@ -208,11 +208,8 @@ class PrefixRows(_Rows):
     def sort(self, by: str | Sequence[str], ascending: bool | Sequence[bool] = True) -> None:
         """Sort the rows in place by one or more columns, stably; the same order as ``Interaction.sort``."""
         names = [by] if isinstance(by, str) else list(by)
-        ups = [ascending] * len(names) if isinstance(ascending, bool) else list(ascending)
-        if len(ups) == 1:
-            ups = ups * len(names)
-        if len(ups) != len(names):
-            raise ValueError(f"by [{by}] and ascending [{ascending}] should have same length.")
+        ups = [ascending] if isinstance(ascending, bool) else list(ascending)
+        ups = ups * len(names) if len(ups) == 1 else ups
         for name, up in zip(names[::-1], ups[::-1], strict=True):
             order = np.argsort(self[name].numpy(), kind="stable")
             self._reindex(order if up else order[::-1].copy())
@@ -242,8 +239,6 @@ class WindowRows(_Rows):
     """
 
     def __init__(self, rows: PrefixRows, stride: int, cloze: bool) -> None:
-        if not 1 <= stride <= rows.max_length:
-            raise ValueError(f"train_stride: {stride} must lie between 1 and MAX_ITEM_LIST_LENGTH, {rows.max_length}")
         self.events = rows.events
         self.max_length = rows.max_length
         self.list_suffix = rows.list_suffix
@@ -286,21 +281,16 @@ class WindowRows(_Rows):
         self.start, self.size, self.count_from = self.start[index], self.size[index], self.count_from[index]
         self.length = len(self.start)
 
-    def _fields(self) -> list[str]:
-        base = list(self.events.columns)
-        lists = [name + self.list_suffix for name in base if name != self.events.uid_field]
-        return [*base, self.length_field, *lists]
-
     def _field(self, name: str) -> Tensor:
         if name == self.length_field:
             return self.size
         if name == self.events.uid_field:
             return self.events.column(name, self.start)
         if name in self.events.columns:
-            values = _gather(self.events, name, self.start + self.shift, self.size, self.max_length)
+            values = gather(self.events, name, self.start + self.shift, self.size, self.max_length)
             mask = self._target_mask()
             return values * mask.view(*mask.shape, *[1] * (values.dim() - 2)).to(values.dtype)
-        return _gather(self.events, name.removesuffix(self.list_suffix), self.start, self.size, self.max_length)
+        return gather(self.events, name.removesuffix(self.list_suffix), self.start, self.size, self.max_length)
 
     def _select(self, index: Tensor) -> WindowRows:
         rows = object.__new__(WindowRows)
@@ -309,7 +299,7 @@ class WindowRows(_Rows):
         return rows
 
 
-def _gather(events: Events, name: str, start: Tensor, size: Tensor, length: int) -> Tensor:
+def gather(events: Events, name: str, start: Tensor, size: Tensor, length: int) -> Tensor:
     """``size`` values of a field from ``start`` on, padded right with zeros to ``[N, length, ...]``."""
     slot = torch.arange(length)
     at = (start[:, None] + slot).clamp(max=max(len(events) - 1, 0))

@@ -1,7 +1,6 @@
-"""Absolute kernels: what an attention head knows of one event's place or time, ``E[i]``.
+"""Absolute kernels: embeddings ``E[i]`` of one event's place or time (MEANTIME, Cho et al., RecSys 2020, section 3.3).
 
-After MEANTIME (Cho et al., RecSys 2020, section 3.3). To add one: write its class, and put its
-name into ``ABSOLUTE_KERNELS`` at the end.
+To add one: write its class, and put its name into ``ABSOLUTE_KERNELS`` at the end.
 
 Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size. Where ``[B, L]`` is written, packed events,
 ``[N]``, do as well.
@@ -9,116 +8,91 @@ Letters: ``B`` rows of a batch, ``L`` places of a row, ``d`` hidden size. Where 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.moments import SECONDS_PER_DAY, KernelSettings, Moments, whole_days
+from recbole_adrrec.layers.sequence_times import KernelSettings, SequenceTimes, whole_days
+from recbole_adrrec.times import SECONDS_A_DAY
 
 
 class AbsoluteKernel(nn.Module):
-    """Describes single events."""
+    """Embedding of single events in a learned table.
 
-    @classmethod
-    def build(cls, settings: KernelSettings) -> AbsoluteKernel:
-        """Make the kernel from the settings shared by all."""
-        raise NotImplementedError
+    Parameters
+    ----------
+    rows, hidden_size : int
+        Size of the table.
+    """
 
-    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Give the embeddings of the query side and of the key side, Float[B, L, d] each.
+    def __init__(self, rows: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(rows, hidden_size)
 
-        Both are one tensor where the sides see the same.
-        """
+    def forward(self, times: SequenceTimes) -> tuple[Tensor, Tensor]:
+        """Embeddings of the query side and of the key side, Float[B, L, d] each; one tensor where both are the same."""
         raise NotImplementedError
 
 
 class PositionKernel(AbsoluteKernel):
     """Learned table over the position index."""
 
-    def __init__(self, hidden_size: int, max_seq_length: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(max_seq_length, hidden_size)
+    def __init__(self, settings: KernelSettings) -> None:
+        super().__init__(settings.max_seq_length, settings.hidden_size)
 
-    @classmethod
-    def build(cls, settings: KernelSettings) -> PositionKernel:
-        """Make the kernel from the settings shared by all."""
-        return cls(settings.hidden_size, settings.max_seq_length)
-
-    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Give the position's row of the table, the same for query and key."""
-        embedded = self.embedding(moments.position)
+    def forward(self, times: SequenceTimes) -> tuple[Tensor, Tensor]:
+        """Row of each position, for query and key."""
+        embedded = self.embedding(times.position)
         return embedded, embedded
 
 
 class ConstantKernel(AbsoluteKernel):
     """One learned vector for all events: a head that looks at the items alone."""
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(1, hidden_size)
+    def __init__(self, settings: KernelSettings) -> None:
+        super().__init__(1, settings.hidden_size)
 
-    @classmethod
-    def build(cls, settings: KernelSettings) -> ConstantKernel:
-        """Make the kernel from the settings shared by all."""
-        return cls(settings.hidden_size)
-
-    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Give the vector at every place, the same for query and key."""
-        embedded = self.embedding(torch.zeros_like(moments.position))
+    def forward(self, times: SequenceTimes) -> tuple[Tensor, Tensor]:
+        """The vector at every place, for query and key."""
+        embedded = self.embedding(torch.zeros_like(times.position))
         return embedded, embedded
 
 
-class TimeTableKernel(AbsoluteKernel):
-    """Learned table over an index that is read off an event's time."""
-
-    def __init__(self, hidden_size: int, rows: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(rows, hidden_size)
+class TimeKernel(AbsoluteKernel):
+    """Embedding of an event's time by a learned table."""
 
     def index(self, time: Tensor) -> Tensor:
         """Row of the table, Int64[B, L], for times in seconds since 1970."""
         raise NotImplementedError
 
-    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Give the rows of the query times and of the events' own times."""
-        key = self.embedding(self.index(moments.key_time))
-        if moments.query_time is moments.key_time:
-            return key, key
-        return self.embedding(self.index(moments.query_time)), key
+    def embed(self, time: Tensor) -> Tensor:
+        """Vectors, Float[B, L, d], of times in seconds since 1970."""
+        return self.embedding(self.index(time))
+
+    def forward(self, times: SequenceTimes) -> tuple[Tensor, Tensor]:
+        """Vectors of the query times and of the key times."""
+        key = self.embed(times.key_time)
+        return (key, key) if times.query_time is times.key_time else (self.embed(times.query_time), key)
 
 
-class DayKernel(TimeTableKernel):
+class DayKernel(TimeKernel):
     """Learned table over the days that training shows; another day reads the nearest of them.
 
-    Parameters
-    ----------
-    hidden_size : int
-        Width of the table.
-    trained_days : Int64[n]
-        Whole days since 1970 (UTC), sorted, without repetition. Kept with the weights.
-
-    Raises
-    ------
-    ValueError
-        If ``trained_days`` is empty or not sorted.
+    ``trained_days``, Int64[n], whole days since 1970 (UTC), rising, is kept with the weights.
     """
 
     trained_days: Tensor
 
-    def __init__(self, hidden_size: int, trained_days: Tensor) -> None:
-        if trained_days.numel() == 0 or bool((trained_days.diff() <= 0).any()):
+    def __init__(self, settings: KernelSettings) -> None:
+        days = settings.trained_days()
+        if days.numel() == 0 or bool((days.diff() <= 0).any()):
             raise ValueError(
-                f"trained_days: {trained_days.numel()} days given; the day kernel needs at least"
-                " one, in rising order without repetition"
+                f"trained_days: {days.numel()} days given; the day kernel needs at least one, in rising order without "
+                "repetition"
             )
-        super().__init__(hidden_size, trained_days.numel())
-        self.register_buffer("trained_days", trained_days.long().clone())
-
-    @classmethod
-    def build(cls, settings: KernelSettings) -> AbsoluteKernel:
-        """Make the kernel from the settings shared by all: smooth unless each day has a row."""
-        if settings.day_spacing != 1:
-            return SmoothDayKernel(settings.hidden_size, settings.trained_days(), settings.day_spacing)
-        return cls(settings.hidden_size, settings.trained_days())
+        super().__init__(days.numel(), settings.hidden_size)
+        self.register_buffer("trained_days", days.long().clone())
 
     def index(self, time: Tensor) -> Tensor:
         """Row of the nearest trained day; of two equally near, the earlier."""
@@ -129,64 +103,46 @@ class DayKernel(TimeTableKernel):
         return torch.where(nearer, before, after)
 
 
-class SmoothDayKernel(AbsoluteKernel):
-    """Learned vectors some weeks apart, interpolated linearly in time between them.
+class SmoothDayKernel(TimeKernel):
+    """Learned vectors ``day_spacing`` days apart, interpolated linearly in time between them.
 
     Data of few events a day leave most rows of ``DayKernel`` as they were drawn (27 % of the days of Amazon Beauty have
     fewer than five events); here each event trains the two knots beside it. Times before the first or after the last
-    trained day take its vector.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width of the table.
-    trained_days : Int64[n]
-        Whole days since 1970 (UTC), sorted; the first and the last are kept with the weights.
-    spacing : int
-        Days between two knots.
-
-    Raises
-    ------
-    ValueError
-        If ``trained_days`` is empty or ``spacing`` is below 1.
+    trained day take its vector. ``trained_days``, Int64[2], the first and the last, is kept with the weights.
     """
 
     trained_days: Tensor
 
-    def __init__(self, hidden_size: int, trained_days: Tensor, spacing: int) -> None:
-        super().__init__()
-        if trained_days.numel() == 0:
+    def __init__(self, settings: KernelSettings) -> None:
+        days = settings.trained_days()
+        if days.numel() == 0:
             raise ValueError("trained_days: 0 days given; the day kernel needs at least one")
-        if spacing < 1:
-            raise ValueError(f"day_spacing: {spacing}; must be a whole number of at least 1")
-        self.spacing = spacing
-        self.register_buffer("trained_days", trained_days[[0, -1]].long().clone())
-        span = int(self.trained_days[1] - self.trained_days[0])
-        self.embedding = nn.Embedding(2 + span // spacing, hidden_size)
+        first, last = int(days[0]), int(days[-1])
+        super().__init__(2 + (last - first) // settings.day_spacing, settings.hidden_size)
+        self.spacing = settings.day_spacing
+        self.register_buffer("trained_days", torch.tensor([first, last]))
 
     def embed(self, time: Tensor) -> Tensor:
-        """Vectors, Float[..., d], of times in seconds since 1970."""
-        first, last = self.trained_days * SECONDS_PER_DAY
-        place = (time.clamp(first, last) - first).double() / (self.spacing * SECONDS_PER_DAY)
+        """Interpolated vectors, Float[..., d], of times in seconds since 1970."""
+        first, last = self.trained_days * SECONDS_A_DAY
+        place = (time.clamp(first, last) - first).double() / (self.spacing * SECONDS_A_DAY)
         knot = place.long()
         share = (place - knot).to(self.embedding.weight.dtype).unsqueeze(-1)
         return torch.lerp(self.embedding(knot), self.embedding(knot + 1), share)
 
-    def forward(self, moments: Moments) -> tuple[Tensor, Tensor]:
-        """Give the vectors of the query times and of the events' own times."""
-        key = self.embed(moments.key_time)
-        return (key, key) if moments.query_time is moments.key_time else (self.embed(moments.query_time), key)
+
+def day_kernel(settings: KernelSettings) -> AbsoluteKernel:
+    """The day kernel: smooth unless each day has a row."""
+    return DayKernel(settings) if settings.day_spacing == 1 else SmoothDayKernel(settings)
 
 
-class CalendarKernel(TimeTableKernel):
+class CalendarKernel(TimeKernel):
     """Learned table over a repeating part of the calendar, in UTC."""
 
     rows: int
 
-    @classmethod
-    def build(cls, settings: KernelSettings) -> CalendarKernel:
-        """Make the kernel from the settings shared by all."""
-        return cls(settings.hidden_size, cls.rows)
+    def __init__(self, settings: KernelSettings) -> None:
+        super().__init__(self.rows, settings.hidden_size)
 
 
 class HourKernel(CalendarKernel):
@@ -196,7 +152,7 @@ class HourKernel(CalendarKernel):
 
     def index(self, time: Tensor) -> Tensor:
         """Hour of the day."""
-        return (time.remainder(SECONDS_PER_DAY) // 3600).long()
+        return (time.remainder(SECONDS_A_DAY) // 3600).long()
 
 
 class WeekdayKernel(CalendarKernel):
@@ -217,8 +173,8 @@ class MonthKernel(CalendarKernel):
     def index(self, time: Tensor) -> Tensor:
         """Month of the Gregorian calendar, by integer arithmetic.
 
-        Years are counted from the first of March, so that the leap day comes last and the months
-        before it follow the pattern of 153 days in five months.
+        Years are counted from the first of March, so that the leap day comes last and the months before it follow the
+        pattern of 153 days in five months.
         """
         day = whole_days(time) + 719468  # days since the first of March of the year 0
         day = day.remainder(146097)  # 400 years
@@ -227,9 +183,9 @@ class MonthKernel(CalendarKernel):
         return ((5 * day + 2) // 153 + 2).remainder(12)
 
 
-ABSOLUTE_KERNELS: dict[str, type[AbsoluteKernel]] = {
+ABSOLUTE_KERNELS: dict[str, Callable[[KernelSettings], AbsoluteKernel]] = {
     "position": PositionKernel,
-    "day": DayKernel,
+    "day": day_kernel,
     "constant": ConstantKernel,
     "hour": HourKernel,
     "weekday": WeekdayKernel,

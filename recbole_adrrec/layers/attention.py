@@ -1,8 +1,8 @@
-"""Attention, in steps that other models and refinements can share.
+"""Attention in steps that models and refinements share.
 
 ``project -> score -> weights -> refinement -> dropout -> aggregate -> merge``: ``project`` and ``merge`` work on each
-event by itself, on states of any layout (``layers.layout``); what lies between works on one group of rows after
-another. ``Attention.route`` alone decides how that is computed.
+event by itself, on states of any layout (``layers.layout``); the steps between on one group of rows after another.
+``Attention.route`` alone decides how those are computed.
 
 Letters: ``B`` rows of a batch, ``N`` events, ``b`` rows of a group, ``H`` heads, ``W`` places, ``d`` hidden size,
 ``dh`` width of a head, ``F`` features. ``...`` stands for ``B, L`` or ``N``.
@@ -18,37 +18,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.attend import attend, can_attend
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.flex import flex_attend
+from recbole_adrrec.layers.fused import fused_cpu_attention
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.layout import Group, JaggedGroup, Layout
 from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
 
-__all__ = [
-    "AdaptiveMixAttention",
-    "Attention",
-    "AttentionWeights",
-    "DotProductAttention",
-    "MixAttention",
-    "ProjectedAttention",
-    "Refinement",
-    "captured_weights",
-]
-
 
 class Projected(NamedTuple):
-    """What attention needs of each event: ``[..., H, F]`` of all events, ``[b, H, W, F]`` in a group.
+    """Queries, keys and values: ``[..., H, F]`` of all events, ``[b, H, W, F]`` in a group.
 
     Attributes
     ----------
     query, key : Tensor
         Their products are the scores, or a part of them.
     value : Tensor
-        What is summed.
+        Summed by the weights.
     pairs : tuple of Tensor
-        Queries to what describes pairs of events, ``[..., h, F]`` each; in ``MixAttention`` a constant follows.
+        Queries to relative kernels, ``[..., h, F]`` each; in ``MixAttention`` a constant follows.
     """
 
     query: Tensor
@@ -56,28 +45,20 @@ class Projected(NamedTuple):
     value: Tensor
     pairs: tuple[Tensor, ...] = ()
 
-    def each(self, function: Callable[[Tensor], Tensor]) -> Projected:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Projected:
         """Apply a function to each tensor."""
         query, key, value = map(function, self[:3])
         return Projected(query, key, value, tuple(map(function, self.pairs)))
 
 
 class Attention(nn.Module):
-    """Frame of all attentions.
+    """Base of all attentions: the steps, with a refinement of the weights and dropout on what it gives."""
 
-    Parameters
-    ----------
-    dropout : float
-        Share of the weights that training drops, after refinement.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
-    """
-
-    sums_values_alone = True
-    """Whether ``aggregate`` gives ``weights @ value`` and nothing else."""
+    sums_are_products = True
+    """True where ``aggregate`` gives ``weights @ value``."""
 
     scores_are_products = True
-    """Whether ``query @ key`` are the scores wherever there are no ``pairs``."""
+    """True where the scores are ``query @ key`` unless there are ``pairs``."""
 
     def __init__(self, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__()
@@ -100,31 +81,27 @@ class Attention(nn.Module):
         """Output, shaped like the states, of joined heads, Float[..., H, dh]."""
         raise NotImplementedError
 
-    @property
-    def weights_are_seen(self) -> bool:
-        """Whether somebody looks at the weights between softmax and values: a refinement, or a hook."""
-        hooks = [part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout)]
-        return type(self.refinement) is not Refinement or any(hooks)
-
     def route(self, projected: Projected, group: Group) -> str:
-        """How a group's weights and sums are computed: the one place that decides.
+        """Name of the way in which a group's weights and sums are computed: the one place that decides.
 
         - ``steps``: one by one, with whole weights; for refinements and hooks, values of pairs, compiled code,
           autocast and GPUs.
         - ``sdpa``: torch's ``scaled_dot_product_attention``, where scores are products of queries and keys: half the
           time on a CPU without dropout, and no ``W x W`` weights. With dropout it is slower there than ``fused``.
-        - ``fused``: softmax, dropout and sum in one (``layers.attend``), on a CPU.
+        - ``fused``: softmax, dropout and sum in one (``layers.fused``), on a CPU.
         - ``flex``: torch's ``flex_attention`` over rows one behind another, without dropout; its plain form on a CPU.
         """
         if isinstance(group, JaggedGroup):
             return "flex"
-        if self.weights_are_seen or not self.sums_values_alone:
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (self.refinement, self.dropout))
+        if hooked or type(self.refinement) is not Refinement or not self.sums_are_products:
             return "steps"
+        query = projected.query
         dropped = self.training and self.dropout.p > 0
-        products = self.scores_are_products and not projected.pairs
-        if products and (projected.query.is_cuda or not dropped):
+        if self.scores_are_products and not projected.pairs and (query.is_cuda or not dropped):
             return "sdpa"
-        return "fused" if can_attend(projected.query) else "steps"
+        plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+        return "fused" if query.device.type == "cpu" and plain else "steps"
 
     def forward(self, hidden: Tensor, layout: Layout, context: Any, query: Tensor | None = None) -> Tensor:
         """Attend.
@@ -136,61 +113,35 @@ class Attention(nn.Module):
         layout : Layout
             How the states are laid out, and which keys a query may attend to.
         context : SharedContext
-            What the layers share of a batch; its kind depends on the attention.
+            Results of the kernels for the batch; its kind depends on the attention.
         query : Float[..., d], optional
             States for the queries; ``hidden`` by default.
         """
         projected = self.project(hidden if query is None else query, hidden, context)
         summed = []
         for number, group in enumerate(layout.groups):
-            own = projected.each(group.by_head)
+            own = projected.map(group.by_head)
             summed.append(group.unpad(self._attend(own, group, context, number).transpose(1, 2)))
         return self.merge(summed[0] if len(summed) == 1 else torch.cat(summed))
 
     def _attend(self, projected: Projected, group: Group, context: Any, number: int) -> Tensor:
         route = self.route(projected, group)
-        if isinstance(group, JaggedGroup):
+        if route == "flex":
+            assert isinstance(group, JaggedGroup)
             return flex_attend(*projected[:3], group)
         dropout = self.dropout.p if self.training else 0.0
         if route == "sdpa":
             return F.scaled_dot_product_attention(*projected[:3], attn_mask=group.mask, dropout_p=dropout, scale=1.0)
         scores = self.score_parts(projected, context, number)
         if route == "fused":
-            return attend(scores, group.mask, projected.value, dropout)
+            return fused_cpu_attention(scores, group.mask, projected.value, dropout)
         weights = masked_softmax(scores[0] if len(scores) == 1 else torch.cat(scores, 1), group.mask)
         weights = self.dropout(self.refinement(weights, group.mask))
         return self.aggregate(weights, projected, context, number)
 
 
-def head_size(hidden_size: int, n_heads: int) -> int:
-    """Width of each head.
-
-    Raises
-    ------
-    ValueError
-        If the heads can't share the width equally.
-    """
-    if n_heads < 1 or hidden_size % n_heads:
-        raise ValueError(f"hidden_size: {hidden_size}; must be divisible by n_heads, {n_heads}")
-    return hidden_size // n_heads
-
-
 class ProjectedAttention(Attention):
-    """Attention between linear maps of the states, cut into heads.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``, divisible by ``n_heads``.
-    n_heads : int
-        Heads ``H``.
-    dropout : float
-        Share of the weights that training drops.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
-    project_output : bool
-        Whether a linear map follows the joined heads.
-    """
+    """Attention between linear maps of the states, cut into ``H`` heads; ``H`` divides the hidden size ``d``."""
 
     def __init__(
         self,
@@ -202,7 +153,7 @@ class ProjectedAttention(Attention):
     ) -> None:
         super().__init__(dropout, refinement)
         self.n_heads = n_heads
-        self.scale = head_size(hidden_size, n_heads) ** -0.5
+        self.scale = (hidden_size // n_heads) ** -0.5
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
@@ -233,25 +184,9 @@ class DotProductAttention(ProjectedAttention):
 class MixAttention(ProjectedAttention):
     """One head for each kernel (MEANTIME, Cho et al., RecSys 2020; ADRRec's mix attention).
 
-    Absolute head: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``.
-    Relative head: ``(q_i . k_j + (q_i + b) . P phi(i, j)) / sqrt(dh)``, computed as
-    ``u_i . phi(i, j)`` with ``u_i = P^T (q_i + b)``. Kernels enter the scores, never the values.
-
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``, divisible by the number of heads.
-    n_absolute, n_relative : int
-        Numbers of heads of either kind; absolute heads come first.
-    dropout : float
-        Share of the weights that training drops.
-    refinement : Refinement, optional
-        Applied to the weights before dropout.
-
-    Raises
-    ------
-    ValueError
-        If there is no head, or ``hidden_size`` is not divisible by their number.
+    Absolute heads, which come first: ``(q_i + P^q E_i) . (k_j + P^k E_j) / sqrt(dh)``. Relative heads:
+    ``(q_i . k_j + (q_i + b) . P phi(i, j)) / sqrt(dh)``, the second term computed as ``u_i . phi(i, j)`` with
+    ``u_i = P^T (q_i + b)``. Kernels enter the scores, never the values.
     """
 
     def __init__(
@@ -263,12 +198,6 @@ class MixAttention(ProjectedAttention):
         refinement: Refinement | None = None,
     ) -> None:
         n_heads = n_absolute + n_relative
-        if n_heads == 0:
-            raise ValueError("absolute_kernels, relative_kernels: both empty; name at least one")
-        if hidden_size % n_heads:
-            raise ValueError(
-                f"hidden_size: {hidden_size}; must be divisible by the number of kernels, {n_heads} (one head each)"
-            )
         super().__init__(hidden_size, n_heads, dropout, refinement)
         self.n_absolute = n_absolute
         head_size = hidden_size // n_heads
@@ -300,14 +229,14 @@ class MixAttention(ProjectedAttention):
         return biased @ torch.cat([projection.weight, projection.bias.unsqueeze(1)], 1)
 
     def score_parts(self, projected: Projected, context: MixContext, group: int) -> list[Tensor]:
-        """Scores of the absolute heads, and of each relative one."""
+        """Scores of the absolute heads together, and of each relative one."""
         scores = []
         if self.n_absolute:
             query, key = (part[:, : self.n_absolute] for part in projected[:2])
             scores.append(query @ key.transpose(2, 3))
-        scorers = context.relative[group]
-        for head, (scorer, pair) in enumerate(zip(scorers, projected.pairs, strict=True), self.n_absolute):
-            on_pair = scorer(pair[..., :-1], pair[..., -1:])
+        biases = zip(context.relative[group], projected.pairs, strict=True)
+        for head, (pair_bias, pair) in enumerate(biases, self.n_absolute):
+            on_pair = pair_bias(pair[..., :-1], pair[..., -1:])
             own = projected.query[:, head], projected.key[:, head].transpose(1, 2)
             # In place spares a pass over all pairs; autocast knows the other form alone.
             mixed = torch.is_autocast_enabled(on_pair.device.type)
@@ -332,16 +261,7 @@ class AdaptiveMixAttention(ProjectedAttention):
     Absolute terms are sums of products, so they widen queries and keys: ``[q + sum_m g_m P^q E ; g_m (q + P^q E)]`` and
     ``[k ; P^k E]``, ``dh`` features more for each kernel.
 
-    Parameters
-    ----------
-    hidden_size, n_heads, dropout, refinement
-        As for ``ProjectedAttention``.
-    n_absolute : int
-        Absolute kernels.
-    relative_widths : list of int
-        Features of each relative kernel.
-    relative_is_bias : list of bool
-        Which of them are bias kernels.
+    ``relative_widths`` are the features of each relative kernel; ``relative_is_bias`` says which are bias kernels.
     """
 
     def __init__(
@@ -411,8 +331,8 @@ class AdaptiveMixAttention(ProjectedAttention):
     def score_parts(self, projected: Projected, context: MixContext, group: int) -> list[Tensor]:
         """Scores of all heads."""
         scores = projected.query @ projected.key.transpose(2, 3)
-        for scorer, pair in zip(context.relative[group], projected.pairs, strict=True):
-            scores = scores + scorer(pair, None)
+        for pair_bias, pair in zip(context.relative[group], projected.pairs, strict=True):
+            scores = scores + pair_bias(pair, None)
         return [scores]
 
 
@@ -427,10 +347,7 @@ class AttentionWeights(NamedTuple):
 def captured_weights(module: nn.Module) -> Iterator[list[AttentionWeights]]:
     """Collect the weights of every attention inside ``module`` while the context lasts.
 
-    Yields
-    ------
-    list of AttentionWeights
-        One entry for each group of rows of each attention that runs, in the order of running; tensors are detached.
+    Each group of rows of each attention adds an entry, in the order of running; tensors are detached.
     """
     collected: list[AttentionWeights] = []
 

@@ -10,20 +10,12 @@ STEPS = 1 << 16
 
 
 def drop_threshold(share: float) -> int:
-    """Out of ``STEPS`` values of 16 random bits, how many drop an element."""
+    """Number of the ``STEPS`` values of 16 random bits that drop an element."""
     return round(share * STEPS)
 
 
-class Bits:
-    """A row of draws on what is dropped, the same whenever it is made again.
-
-    Parameters
-    ----------
-    seed : int
-        As of ``draw_seed``.
-    threshold : int
-        As of ``drop_threshold``; 0 drops nothing, ``STEPS`` everything.
-    """
+class DropoutBits:
+    """Draws of dropped elements, repeatable by their seed; ``threshold`` is as of ``drop_threshold``."""
 
     def __init__(self, seed: int, threshold: int) -> None:
         self.threshold = threshold
@@ -34,8 +26,8 @@ class Bits:
         """A seed from torch's global random state."""
         return int(torch.randint(2**63 - 1, ()))
 
-    def kept(self, like: Tensor) -> Tensor | None:
-        """The factor of each element, shaped and typed as ``like``; None if all are kept."""
+    def factors(self, like: Tensor) -> Tensor | None:
+        """The factor of each element, 0 or what scales kept ones, shaped and typed as ``like``; None if all are 1."""
         if self._generator is None:
             return torch.zeros_like(like) if self.threshold else None
         draws = self._generator.random_raw((like.numel() + 3) // 4)
@@ -44,9 +36,9 @@ class Bits:
         return kept.mul_(STEPS / (STEPS - self.threshold))
 
     def drop(self, values: Tensor) -> Tensor:
-        """Drop elements of these."""
-        kept = self.kept(values)
-        return values if kept is None else kept.mul_(values)
+        """Values times their factors."""
+        factors = self.factors(values)
+        return values if factors is None else factors.mul_(values)
 
 
 class Dropout(nn.Dropout):
@@ -63,5 +55,5 @@ class Dropout(nn.Dropout):
         threshold = drop_threshold(self.p)
         if not self.training or threshold in (0, STEPS) or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
-        kept = Bits(Bits.draw_seed(), threshold).kept(input)
-        return input if kept is None else input * kept
+        factors = DropoutBits(DropoutBits.draw_seed(), threshold).factors(input)
+        return input if factors is None else input * factors

@@ -1,6 +1,6 @@
 """From items to the encoder's input.
 
-Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``V`` rows of the item table.
+Letters: ``d`` hidden size, ``V`` rows of the item table.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.dropout import Dropout
-from recbole_adrrec.layers.gaussian_points import gaussian_points, positive
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 
 
 class ItemEmbedding(nn.Embedding):
@@ -28,7 +28,7 @@ class ItemEmbedding(nn.Embedding):
     dropout : float
         Share of the elements that training drops.
     scale : float
-        What embeddings are multiplied with on their way in, though not as targets.
+        Factor of the embeddings on their way in, though not as targets.
     n_positions : int, optional
         Rows of a table of positions that are added; none by default.
     layer_norm_eps : float, optional
@@ -52,18 +52,18 @@ class ItemEmbedding(nn.Embedding):
 
     @property
     def table(self) -> Tensor:
-        """What the head compares states with, a row for each item."""
+        """Rows that the head compares states with, one for each item."""
         return self.weight
 
-    def sum(self, items: Tensor, moments: Moments) -> Tensor:
+    def sum(self, items: Tensor, times: SequenceTimes) -> Tensor:
         """Scaled items, with their positions where these are added."""
         embedded = super().forward(items)
         embedded = embedded if self.scale == 1.0 else embedded * self.scale
-        return embedded if self.position is None else embedded + self.position(moments.position)
+        return embedded if self.position is None else embedded + self.position(times.position)
 
-    def forward(self, items: Tensor, moments: Moments) -> Tensor:  # type: ignore[override]
-        """Embed items, Int64[...], at their moments: Float[..., d]."""
-        embedded = self.sum(items, moments)
+    def forward(self, items: Tensor, times: SequenceTimes) -> Tensor:  # type: ignore[override]
+        """Embeddings, Float[..., d], of items, Int64[...], at their places."""
+        embedded = self.sum(items, times)
         return self.dropout(embedded if self.norm is None else self.norm(embedded))
 
 
@@ -71,12 +71,8 @@ class GaussianItemEmbedding(ItemEmbedding):
     """Items as Gaussians (STOSA, section 3.1): a row of the table holds a mean, then a raw covariance.
 
     The encoder's input is ``ELU(x)`` of the means and ``ELU(x) + 1`` of the covariances, each normed and with its
-    position added, as in STOSA's public code.
-
-    Parameters
-    ----------
-    n_rows, hidden_size, dropout, n_positions, layer_norm_eps
-        As for ``ItemEmbedding``; the tables are ``2 d`` wide, the norm ``d``, shared by both parts.
+    position added, as in STOSA's public code. Arguments as for ``ItemEmbedding``; the tables are ``2 d`` wide, the norm
+    ``d``, shared by both parts.
     """
 
     norm: nn.LayerNorm
@@ -89,9 +85,9 @@ class GaussianItemEmbedding(ItemEmbedding):
     def table(self) -> Tensor:
         """Points ``[mean, sqrt(covariance)]``, Float[V, 2 d]; their distances are the items'."""
         mean, raw = self.weight.chunk(2, -1)
-        return gaussian_points(mean, positive(raw))
+        return gaussian_points(mean, elu_plus_one(raw))
 
-    def forward(self, items: Tensor, moments: Moments) -> Tensor:  # type: ignore[override]
-        """Embed items, Int64[...], at their moments: Float[..., 2, d], means first."""
-        embedded = F.elu(self.dropout(self.norm(self.sum(items, moments).unflatten(-1, (2, -1)))))
+    def forward(self, items: Tensor, times: SequenceTimes) -> Tensor:  # type: ignore[override]
+        """Embeddings, Float[..., 2, d], means first, of items, Int64[...], at their places."""
+        embedded = F.elu(self.dropout(self.norm(self.sum(items, times).unflatten(-1, (2, -1)))))
         return embedded + torch.tensor([[0.0], [1.0]], dtype=embedded.dtype, device=embedded.device)

@@ -27,8 +27,6 @@ def block_mask(group: JaggedGroup) -> Any:
     """torch's ``BlockMask`` of the pairs that may attend."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    assert group.row is not None
-
     def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return group.may_attend(query, key)
 
@@ -37,7 +35,7 @@ def block_mask(group: JaggedGroup) -> Any:
 
 
 def flex_attend(query: Tensor, key: Tensor, value: Tensor, group: JaggedGroup) -> Tensor:
-    """``softmax(query @ key) @ value`` within each row.
+    """``softmax(query @ key) @ value`` within each row, Float[1, H, N, dh].
 
     On a GPU by torch's ``flex_attention``, which skips blocks of pairs of different rows; on a CPU, which has no
     gradient of it, in its plain form with all ``N x N`` pairs: for tests alone.
@@ -47,16 +45,13 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, group: JaggedGroup) -
     query, key : Float[1, H, N, F]
         Their products are the scores.
     value : Float[1, H, N, dh]
-        What is summed.
+        Values that are summed.
     group : JaggedGroup
         Which keys a query may attend to.
-
-    Returns
-    -------
-    Float[1, H, N, dh]
     """
     if query.is_cuda:
         return _compiled()(query, key, value, block_mask=block_mask(group), scale=1.0)
     place = torch.arange(query.size(2), device=query.device)
-    seen = group.may_attend(place.unsqueeze(1), place)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=group.may_attend(place.unsqueeze(1), place), scale=1.0
+    )

@@ -13,19 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.attention import Attention, Projected, head_size
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
+from recbole_adrrec.layers.attention import Attention, Projected
+from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.refinement import Refinement
 
 
 class PerPart(nn.Module):
-    """One module for means and one of the same kind for covariances.
-
-    Parameters
-    ----------
-    make : callable
-        Makes a module; called twice.
-    """
+    """One module for means and one of the same kind for covariances, each by a call of ``make``."""
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -45,13 +39,13 @@ class WassersteinAttention(Attention):
     Arguments as for ``ProjectedAttention``.
     """
 
-    sums_values_alone = False
+    sums_are_products = False
     scores_are_products = False
 
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__(dropout, refinement)
         self.n_heads = n_heads
-        self.scale = head_size(hidden_size, n_heads) ** -0.5
+        self.scale = (hidden_size // n_heads) ** -0.5
 
         def projection() -> PerPart:
             return PerPart(lambda: nn.Linear(hidden_size, hidden_size))
@@ -61,7 +55,7 @@ class WassersteinAttention(Attention):
     def _heads(self, projected: Tensor) -> tuple[Tensor, Tensor]:
         """Means and covariances, Float[..., H, dh] each."""
         mean, raw = (part.unflatten(-1, (self.n_heads, -1)) for part in projected.unbind(-2))
-        return mean, positive(raw)
+        return mean, elu_plus_one(raw)
 
     def project(self, query: Tensor, hidden: Tensor, context: Any) -> Projected:
         """Points of queries and keys, and the values' means and covariances side by side."""
@@ -73,7 +67,7 @@ class WassersteinAttention(Attention):
 
     def score_parts(self, projected: Projected, context: Any, group: int) -> list[Tensor]:
         """Scores of all heads."""
-        return [nearness(projected.query, projected.key) * self.scale]
+        return [negative_squared_distance(projected.query, projected.key) * self.scale]
 
     def aggregate(self, weights: Tensor, projected: Projected, context: Any, group: int) -> Tensor:
         """Weighted sums of the values' means and covariances, side by side."""
@@ -91,8 +85,8 @@ class GaussianOutput(nn.Module):
     Parameters
     ----------
     mean_bypass : bool
-        Whether the layer's means are thrown away and its input's handed on, as the public code of STOSA does, where
-        the encoder assigns the new mean to a misspelt name.
+        Whether the layer gives its input's means instead of its own, as the public code of STOSA does, where the
+        encoder assigns the new mean to a misspelt name.
     """
 
     def __init__(self, mean_bypass: bool = False) -> None:
@@ -100,6 +94,6 @@ class GaussianOutput(nn.Module):
         self.mean_bypass = mean_bypass
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
-        """States to hand on, from the layer's input and its result, Float[..., 2, d] each."""
+        """The layer's output, from its input and its result, Float[..., 2, d] each."""
         mean = before[..., 0, :] if self.mean_bypass else after[..., 0, :]
-        return torch.stack([mean, positive(after[..., 1, :])], -2)
+        return torch.stack([mean, elu_plus_one(after[..., 1, :])], -2)

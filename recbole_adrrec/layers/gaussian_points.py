@@ -3,7 +3,7 @@
 The squared 2-Wasserstein distance of ``N(m1, diag c1)`` and ``N(m2, diag c2)`` is
 ``|m1 - m2|^2 + |sqrt(c1) - sqrt(c2)|^2``: the squared Euclidean distance of the points ``[m, sqrt(c)]``.
 
-Letters: ``d`` width of mean and of covariance.
+Letters: ``d`` width of mean and of covariance, ``D`` width of a point.
 """
 
 import torch
@@ -14,7 +14,7 @@ SMALLEST_COVARIANCE = 1e-24
 """Below it the square root has no usable gradient (STOSA's public code)."""
 
 
-def positive(raw: Tensor) -> Tensor:
+def elu_plus_one(raw: Tensor) -> Tensor:
     """``ELU(x) + 1``: covariances out of any numbers (STOSA, section 3.2)."""
     return F.elu(raw) + 1
 
@@ -26,22 +26,11 @@ def gaussian_points(mean: Tensor, covariance: Tensor) -> Tensor:
     return torch.cat([mean, covariance.clamp(min=smallest).sqrt()], -1)
 
 
-def nearness(left: Tensor, right: Tensor) -> Tensor:
-    """Minus the squared Euclidean distances of all pairs, ``2 l . r - |l|^2 - |r|^2``, by one matrix product.
+def negative_squared_distance(left: Tensor, right: Tensor) -> Tensor:
+    """``-|l - r|^2`` of all pairs, Float[..., N, M], of points, Float[..., N, D] and Float[..., M, D].
 
-    The squares ride along as two more columns: added afterwards they would take two more passes over all pairs.
-
-    Parameters
-    ----------
-    left : Float[..., N, D]
-        Points.
-    right : Float[..., M, D]
-        Other points.
-
-    Returns
-    -------
-    Float[..., N, M]
-        At most zero, but for rounding.
+    ``2 l . r - |l|^2 - |r|^2`` by one matrix product: the squares are two more columns, since added afterwards they
+    would take two more passes over all pairs. At most zero, but for rounding.
     """
     left_size = left.square().sum(-1, keepdim=True)
     right_size = right.square().sum(-1, keepdim=True)

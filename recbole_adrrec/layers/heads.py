@@ -1,7 +1,7 @@
 """From states to scores of items.
 
 Letters: ``N`` states, ``d`` hidden size, ``D`` width of the item table, ``V`` items (padding included), ``k`` items
-asked for at each state, ``T`` temperature.
+scored for each state, ``T`` temperature. Query times, Tensor[N], are in seconds since 1970 (UTC).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor, nn, zeros
 from torch.nn import Parameter
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
+from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.trend import Trend
 
 
@@ -25,19 +25,14 @@ class ItemHead(nn.Module):
     """Scores by the dot product with the item table: the one that embeds the items (tied weights).
 
     With a trend, ``a_v . e(tau)`` is added: states and items are wider as products, ``[h ; e(tau)] . [w_v ; a_v]``,
-    so that every loss and every ranking takes it. Without one, the times are not read and may be None.
+    so that every loss and every ranking takes it. Without one, query times are not read and may be None.
 
     Parameters
     ----------
     n_items : int
         Items that get scores, padding included; rows of the table beyond them get none.
     temperature : float, optional
-        Scores are ``cos(state, item) / T``; the plain product if None. A trend is added to them as it is.
-
-    Raises
-    ------
-    ValueError
-        If ``temperature`` is not above 0.
+        ``T``, above 0: scores are ``cos(state, item) / T``; the plain product if None. A trend is added as it is.
     """
 
     bias: Parameter | None
@@ -45,8 +40,6 @@ class ItemHead(nn.Module):
 
     def __init__(self, n_items: int, temperature: float | None = None) -> None:
         super().__init__()
-        if temperature is not None and not temperature > 0:
-            raise ValueError(f"temperature: {temperature}; must be above 0, or unset for the plain product")
         self.n_items = n_items
         self.temperature = temperature
         self.register_parameter("bias", None)
@@ -55,45 +48,44 @@ class ItemHead(nn.Module):
     def _transform(self, hidden: Tensor) -> Tensor:
         return hidden
 
-    def _states(self, hidden: Tensor, time: Tensor | None) -> Tensor:
-        """What items are multiplied with, Float[N, D], or Float[N, D + r] with a trend."""
+    def _states(self, hidden: Tensor, query_time: Tensor | None) -> Tensor:
+        """Query states, Float[N, D], or Float[N, D + r] with a trend."""
         states = self._transform(hidden)
         if self.temperature is not None:
             states = unit_length(states) / self.temperature
         if self.trend is None:
             return states
-        if time is None:
-            raise ValueError("time: None; scores with a trend depend on the moment of each state")
-        return torch.cat([states, self.trend(time).to(states.dtype)], -1)
+        if query_time is None:
+            raise ValueError("query_time: None; scores with a trend depend on the time of each state")
+        return torch.cat([states, self.trend(query_time).to(states.dtype)], -1)
 
-    def _items(self, table: Tensor, items: slice | Tensor) -> Tensor:
-        """What states are multiplied with, for a run of items or Int64[...]: Float[..., D] or Float[..., D + r]."""
-        rows = table[items] if isinstance(items, slice) else F.embedding(items, table)
+    def _items(self, table: Tensor, items: Tensor | None) -> Tensor:
+        """Rows of all items or of ``items``, Int64[...]: Float[..., D], or Float[..., D + r] with a trend."""
+        rows = table[: self.n_items] if items is None else F.embedding(items, table)
         if self.temperature is not None:
             rows = unit_length(rows)
-        return rows if self.trend is None else torch.cat([rows, self.trend.of_items(items).to(rows.dtype)], -1)
+        return rows if self.trend is None else torch.cat([rows, self.trend.item_factors(items).to(rows.dtype)], -1)
 
-    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None, time: Tensor | None = None) -> Tensor:
-        """Scores of all items, Float[N, V], or of a run of them, from states, Float[N, d], at times, Tensor[N]."""
-        items = slice(self.n_items) if items is None else items
-        bias = None if self.bias is None else self.bias[items]
-        return F.linear(self._states(hidden, time), self._items(table, items), bias)
+    def forward(self, hidden: Tensor, table: Tensor, query_time: Tensor | None = None) -> Tensor:
+        """Scores of all items, Float[N, V], from states, Float[N, d]."""
+        return F.linear(*self.as_product(hidden, table, query_time=query_time))
 
     def as_product(
-        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, time: Tensor | None = None
+        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, query_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """States, Float[N, D], items, Float[V, D], and bias, Float[V], of all items or of ``items``, Int64[V].
 
-        ``states @ items.T + bias`` are the scores but for a constant of each state, to which a softmax is blind. With a
-        trend both are wider by its rank.
+        ``states @ items.T + bias`` are the scores up to an additive constant per row (softmax is shift-invariant). With
+        a trend both are wider by its rank.
         """
-        chosen = slice(self.n_items) if items is None else items
-        bias = None if self.bias is None else self.bias[chosen]
-        return self._states(hidden, time), self._items(table, chosen), bias
+        bias = self.bias if self.bias is None or items is None else self.bias[items]
+        return self._states(hidden, query_time), self._items(table, items), bias
 
-    def score_items(self, hidden: Tensor, table: Tensor, *items: Tensor, time: Tensor | None = None) -> list[Tensor]:
+    def score_items(
+        self, hidden: Tensor, table: Tensor, *items: Tensor, query_time: Tensor | None = None
+    ) -> list[Tensor]:
         """Scores of some items for each state, shaped like the items: Int64[N] or Int64[N, k] each."""
-        states = self._states(hidden, time)
+        states = self._states(hidden, query_time)
         scores = []
         for item in items:
             score = self.compare(states if item.dim() == 1 else states.unsqueeze(1), self._items(table, item))
@@ -101,21 +93,14 @@ class ItemHead(nn.Module):
         return scores
 
     def compare(self, left: Tensor, right: Tensor) -> Tensor:
-        """How alike rows of width ``D`` are, Float[...], without the items' bias."""
+        """Similarity of rows of width ``D``, Float[...], without the items' bias."""
         return (left * right).sum(-1)
 
 
 class ProjectedItemHead(ItemHead):
     """``Linear -> GELU (tanh form) -> LayerNorm`` before the dot product, and a bias for each item (MEANTIME).
 
-    Parameters
-    ----------
-    hidden_size : int
-        Width ``d``.
-    n_items, temperature
-        As for ``ItemHead``. With a temperature there is no bias: scores are the cosines alone.
-    layer_norm_eps : float
-        Added to the variance in the layer norm.
+    With a temperature there is no bias: scores are the cosines alone. Other arguments as for ``ItemHead``.
     """
 
     def __init__(self, hidden_size: int, n_items: int, layer_norm_eps: float, temperature: float | None = None) -> None:
@@ -141,12 +126,12 @@ class GaussianItemHead(ItemHead):
     def _transform(self, hidden: Tensor) -> Tensor:
         return gaussian_points(hidden[..., 0, :], hidden[..., 1, :])
 
-    def forward(self, hidden: Tensor, table: Tensor, items: slice | None = None, time: Tensor | None = None) -> Tensor:
-        """Scores of all items, Float[N, V], or of a run of them."""
-        return nearness(self._transform(hidden), table[slice(self.n_items) if items is None else items])
+    def forward(self, hidden: Tensor, table: Tensor, query_time: Tensor | None = None) -> Tensor:
+        """Scores of all items, Float[N, V]."""
+        return negative_squared_distance(self._transform(hidden), table[: self.n_items])
 
     def as_product(
-        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, time: Tensor | None = None
+        self, hidden: Tensor, table: Tensor, items: Tensor | None = None, query_time: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """See ``ItemHead.as_product``: ``-|s - t|^2 = 2 s.t - |t|^2 - |s|^2``, the last the same for all items."""
         states, points, _ = super().as_product(hidden, table, items)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from recbole_adrrec.layers.attention import Projected, ProjectedAttention
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments
 from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.layers.transformer import Perturbation, TransformerEncoder
 
 
 @dataclass(frozen=True)
 class IntervalContext:
-    """What all layers share of a batch.
+    """Tables and intervals of a batch, which all layers share.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class TimeIntervals(nn.Module):
     max_seq_length : int
         Rows of the position tables.
     time_span : int
-        Longest interval that is told apart, in units of the user's ``m_u``.
+        Longest interval of its own, in units of the user's ``m_u``, at least 1.
     smallest_gaps : Int64[n_users]
         ``m_u`` in seconds for each user id: the smallest positive gap of the user's training events, 1 where there
         is none. A constant of the data, kept with the weights: read off the window it would change with later events.
@@ -71,11 +71,6 @@ class TimeIntervals(nn.Module):
         Share of the position tables' elements that training drops.
     left_padded : bool
         Lay rows out as TiSASRec's public code does, with padding before the events, to all ``max_seq_length`` places.
-
-    Raises
-    ------
-    ValueError
-        If ``time_span`` is below 1, or a gap is.
     """
 
     smallest_gaps: Tensor
@@ -90,10 +85,6 @@ class TimeIntervals(nn.Module):
         left_padded: bool = False,
     ) -> None:
         super().__init__()
-        if time_span < 1:
-            raise ValueError(f"time_span: {time_span}; must be a whole number of at least 1")
-        if bool((smallest_gaps < 1).any()):
-            raise ValueError("smallest_gaps: must be at least 1 second for every user")
         self.time_span = time_span
         self.max_seq_length = max_seq_length
         self.left_padded = left_padded
@@ -104,27 +95,28 @@ class TimeIntervals(nn.Module):
         self.dropout = Dropout(dropout)
         self.register_buffer("smallest_gaps", smallest_gaps.long().clone())
 
-    def units(self, moments: Moments) -> Tensor:
+    def units(self, times: SequenceTimes) -> Tensor:
         """``m_u`` of each row, Int64[B, 1], in seconds; 1 for users that are unknown."""
-        user = moments.user
+        user = times.user
         if user is None:
-            return torch.ones_like(moments.position[:, :1])
+            return torch.ones_like(times.position[:, :1])
         known = user < len(self.smallest_gaps)
         return torch.where(known, self.smallest_gaps[user * known], 1).unsqueeze(1)
 
-    def intervals(self, time: Tensor, unit: Tensor) -> Tensor:
+    def intervals(self, key_time: Tensor, unit: Tensor) -> Tensor:
         """``r_ij``, Int64[B, L, L], of times, [B, L], subtracted as they are, and units, Int64[B, 1]."""
-        gap = (time.unsqueeze(2) - time.unsqueeze(1)).abs()
+        gap = (key_time.unsqueeze(2) - key_time.unsqueeze(1)).abs()
         return torch.div(gap, unit.unsqueeze(2), rounding_mode="floor").clamp(max=self.time_span).long()
 
-    def forward(self, moments: Moments, layout: Layout, dtype: torch.dtype) -> IntervalContext:
-        """Compute once per batch what all layers share. Queries know their event's time, not when they are asked."""
+    def forward(self, times: SequenceTimes, layout: Layout, dtype: torch.dtype) -> IntervalContext:
+        """Tables and intervals of a batch, computed once for all layers. Query times are not read, only key times."""
         events = None
         if self.left_padded:
-            position, indexes, events = self._left_padded(moments)
+            position, indexes, events = self._left_padded(times)
         else:
-            position = layout.places(moments).position
-            indexes = [self._index(group.moments(moments)) for group in layout.groups]
+            position = layout.pack_times(times).position
+            own = [group.times(times) for group in layout.groups]
+            indexes = [self.intervals(each.key_time, self.units(each)) for each in own]
         return IntervalContext(
             self.dropout(self.position_key(position)),
             self.dropout(self.position_value(position)),
@@ -134,32 +126,24 @@ class TimeIntervals(nn.Module):
             events,
         )
 
-    def _index(self, moments: Moments) -> Tensor:
-        return self.intervals(moments.key_time, self.units(moments))
-
-    def _left_padded(self, moments: Moments) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _left_padded(self, times: SequenceTimes) -> tuple[Tensor, list[Tensor], Tensor]:
         """Positions, intervals and events of rows that are padded before their events, to all places."""
-        time, unit = moments.key_time, self.units(moments)
-        left = left_places(moments.valid, self.max_seq_length)
+        key_time, unit = times.key_time, self.units(times)
+        left = left_places(times.valid, self.max_seq_length)
         # The public code counts a user's times from 1 and gives padding the time 0: one unit before the first.
-        time = torch.where(left >= 0, time.gather(1, left.clamp(min=0)), time[:, :1] - unit)
-        position = torch.arange(self.max_seq_length, device=time.device).expand_as(left)
-        return position, [self.intervals(time, unit)], (left >= 0).unsqueeze(-1)
+        key_time = torch.where(left >= 0, key_time.gather(1, left.clamp(min=0)), key_time[:, :1] - unit)
+        position = torch.arange(self.max_seq_length, device=key_time.device).expand_as(left)
+        return position, [self.intervals(key_time, unit)], (left >= 0).unsqueeze(-1)
 
 
 class IntervalAttention(ProjectedAttention):
     """``q_i . (k_j + PK_j + RK_r) / sqrt(dh)``; output ``sum_j A_ij (v_j + PV_j + RV_r)``, ``r = r_ij``.
 
     Intervals take few values, so scores look up ``Q RK^T`` (``W x S``) and outputs add weights up by interval first:
-    no ``W x W x d`` tensor. There is no output projection.
-
-    Parameters
-    ----------
-    hidden_size, n_heads, dropout, refinement
-        As for ``ProjectedAttention``.
+    no ``W x W x d`` tensor. There is no output projection. Arguments as for ``ProjectedAttention``.
     """
 
-    sums_values_alone = False
+    sums_are_products = False
 
     def __init__(self, hidden_size: int, n_heads: int, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__(hidden_size, n_heads, dropout, refinement, project_output=False)
@@ -195,7 +179,7 @@ class IntervalAttention(ProjectedAttention):
 
 
 def left_places(valid: Tensor, width: int) -> Tensor:
-    """Where each place of a left-padded row comes from in the right-padded one, Int64[B, width]; below 0: padding."""
+    """Place in the right-padded row of each place of the left-padded one, Int64[B, width]; below 0: padding."""
     empty = width - valid.sum(1, keepdim=True)
     return torch.arange(width, device=valid.device) - empty
 
@@ -203,14 +187,8 @@ def left_places(valid: Tensor, width: int) -> Tensor:
 class LeftPaddedEncoder(TransformerEncoder):
     """Encoder whose rows are padded before their events, with padding among the keys (TiSASRec's public code).
 
-    States thus depend on how much padding there is; it serves to reproduce what was published.
-
-    Parameters
-    ----------
-    layers, norm
-        As for ``TransformerEncoder``.
-    width : int
-        Places of every row.
+    States thus depend on how much padding there is; it serves to reproduce what was published. ``width`` is the number
+    of places of every row; other arguments as for ``TransformerEncoder``.
     """
 
     def __init__(self, layers: list[nn.Module], norm: nn.Module, width: int) -> None:
@@ -220,7 +198,7 @@ class LeftPaddedEncoder(TransformerEncoder):
     def forward(
         self, hidden: Tensor, layout: Layout, context: IntervalContext, perturb: Perturbation | None = None
     ) -> list[Tensor]:
-        """Encode right-padded states, Float[B, L, d]; what comes back is right-padded too."""
+        """Output of each layer for right-padded states, Float[B, L, d], right-padded too."""
         left = left_places(layout.valid, self.width)
         shifted = self._move(hidden, left.clamp(min=0))
         everywhere = Layout.padded(torch.ones_like(left, dtype=torch.bool), causal=True)

@@ -1,7 +1,7 @@
-"""How the events of a batch are laid out: as padded rows, or as events alone in groups of rows of similar length.
+"""Layouts of a batch: padded rows, or events alone in groups of rows of similar length.
 
-What works on single events (norms, projections, feed-forward, head, loss) takes states of any layout. Attention works
-on groups of rows, ``[b, W]`` places each, which it gets from the states by ``Group.pad`` and hands back by
+Norms, projections, feed-forward, head and loss work on single events and take states of any layout. Attention works on
+groups of rows, ``[b, W]`` places each, which it gets from the states by ``Group.pad`` and hands back by
 ``Group.unpad``.
 
 Letters: ``B`` rows of a batch, ``L`` places of a row, ``N`` events of the batch, ``b`` rows of a group, ``W`` places
@@ -11,7 +11,7 @@ of its longest row.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_adrrec.layers.masks import attention_mask
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 
 GROUP_GROWTH = 1.5
 """Rows of a group are at most so many times as long as its shortest, or ``SHORT`` places."""
@@ -34,13 +34,13 @@ class Group:
     Attributes
     ----------
     places : slice
-        Where they stand in the states: rows of padded states, events of packed ones.
+        Their places in the states: rows of padded states, events of packed ones.
     mask : Bool[b, 1, W, W]
         True where query ``i`` may attend to key ``j``.
     rows : Int64[b], optional
         Numbers of the batch's rows; those of ``places`` where the states are padded.
     gather : Int64[b * W], optional
-        For packed states: which of the group's events stands at each place; the first at padding.
+        For packed states: the number of the group's event at each place; 0 at padding.
     scatter : Int64[n], optional
         For packed states: the place of each of the group's ``n`` events.
     """
@@ -70,9 +70,9 @@ class Group:
         packed: Tensor = _Select.apply(states.flatten(0, 1), self.scatter)
         return packed
 
-    def moments(self, moments: Moments) -> Moments:
-        """Moments of the group's rows, ``[b, W]``, out of those of the batch, ``[B, L]``."""
-        return moments.rows(self.places if self.rows is None else self.rows, self.mask.size(-1))
+    def times(self, times: SequenceTimes) -> SequenceTimes:
+        """Times of the group's rows, ``[b, W]``, out of those of the batch, ``[B, L]``."""
+        return times.rows(self.places if self.rows is None else self.rows, self.mask.size(-1))
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class JaggedGroup(Group):
     row : Int64[N]
         The row of each event.
     causal : bool
-        Whether events are kept from later ones of their row.
+        Whether events are kept from later ones of their row. The mask is empty.
     """
 
-    row: Tensor | None = None
-    causal: bool = True
+    row: Tensor = field(kw_only=True)
+    causal: bool = field(kw_only=True)
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all events as those of one row."""
@@ -99,8 +99,7 @@ class JaggedGroup(Group):
         return states.squeeze(0)
 
     def may_attend(self, query: Tensor, key: Tensor) -> Tensor:
-        """Whether queries may attend to keys, Bool[...], by their numbers among the events, Int64[...]."""
-        assert self.row is not None
+        """True where queries may attend to keys, Bool[...], by their numbers among the events, Int64[...]."""
         same = self.row[query] == self.row[key]
         return same & (query >= key) if self.causal else same
 
@@ -142,6 +141,10 @@ class _Select(torch.autograd.Function):
 class Layout:
     """The layout of a batch.
 
+    Its constructors take ``valid``, Bool[B, L], true at events, which are the first places of each row; ``causal``,
+    whether query ``i`` is kept from keys ``j > i``; and ``max_pairs``, the most pairs of places of a group of several
+    rows, unlimited if None.
+
     Attributes
     ----------
     valid : Bool[B, L]
@@ -158,42 +161,20 @@ class Layout:
 
     @classmethod
     def padded(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
-        """States ``[B, L, ...]``, padding among them.
-
-        Parameters
-        ----------
-        valid : Bool[B, L]
-            True at events.
-        causal : bool
-            Whether query ``i`` is kept from keys ``j > i``.
-        max_pairs : int, optional
-            Most pairs of places of a group of several rows; all rows are one group by default.
-        """
+        """States ``[B, L, ...]``, padding among them."""
         pairs = len(valid) * valid.size(1) ** 2
         n_groups = 1 if max_pairs is None else max(1, min(len(valid), -(-pairs // max_pairs)))
-        return cls.of_mask(attention_mask(valid, causal), valid, n_groups)
-
-    @classmethod
-    def of_mask(cls, mask: Tensor, valid: Tensor | None = None, n_groups: int = 1) -> Layout:
-        """States ``[B, L, ...]`` with any mask, Bool[B, 1, L, L], in groups as ``Tensor.tensor_split`` cuts rows."""
         groups, start = [], 0
-        for part in mask.tensor_split(n_groups):
-            groups.append(Group(slice(start, start + len(part)), part))
-            start += len(part)
-        return cls(mask[:, 0, -1] if valid is None else valid, tuple(groups))
+        for mask in attention_mask(valid, causal).tensor_split(n_groups):
+            groups.append(Group(slice(start, start + len(mask)), mask))
+            start += len(mask)
+        return cls(valid, tuple(groups))
 
     @classmethod
     def grouped(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
         """States ``[N, ...]`` of events alone, by groups of rows of similar length.
 
-        Parameters
-        ----------
-        valid : Bool[B, L]
-            True at events: the first places of each row. An empty row counts as one event that attends to nothing.
-        causal : bool
-            Whether query ``i`` is kept from keys ``j > i``.
-        max_pairs : int, optional
-            Most pairs of places of a group of several rows.
+        An empty row counts as one event that attends to nothing.
         """
         length = valid.sum(1)
         rows = length.argsort(stable=True)
@@ -221,29 +202,27 @@ class Layout:
     def jagged(cls, valid: Tensor, causal: bool) -> Layout:
         """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``layers.flex``).
 
-        Parameters
-        ----------
-        valid : Bool[B, L]
-            True at events: the first places of each row. An empty row counts as one event.
-        causal : bool
-            Whether query ``i`` is kept from keys ``j > i``.
+        An empty row counts as one event.
         """
         counted = valid.clone()
         counted[:, 0] = True
         order = counted.flatten().nonzero().squeeze(1)
         row = order.div(valid.size(1), rounding_mode="floor")
-        everything = slice(0, len(order))
         empty = torch.empty(0, dtype=torch.bool, device=valid.device)
-        return cls(valid, (JaggedGroup(everything, empty, row=row, causal=causal),), order)
+        return cls(valid, (JaggedGroup(slice(0, len(order)), empty, row=row, causal=causal),), order)
 
     @property
     def packed(self) -> bool:
-        """Whether states are those of events alone."""
+        """True where states are those of events alone."""
         return self.order is not None
 
     def pack(self, batch: Tensor) -> Tensor:
         """A tensor of the batch, ``[B, L, ...]``, laid out as the states are."""
         return batch if self.order is None else batch.flatten(0, 1)[self.order]
+
+    def pack_times(self, times: SequenceTimes) -> SequenceTimes:
+        """Times of the batch, laid out as the states are."""
+        return times if self.order is None else times.map(self.pack)
 
     def unpack(self, states: Tensor) -> Tensor:
         """States as a tensor of the batch, ``[B, L, ...]``; packed states leave zeros at padding."""
@@ -251,12 +230,6 @@ class Layout:
             return states
         full = states.new_zeros(self.valid.numel(), *states.shape[1:])
         return full.index_copy(0, self.order, states).unflatten(0, self.valid.shape)
-
-    def places(self, moments: Moments) -> Moments:
-        """Moments laid out as the states are."""
-        if self.order is None:
-            return moments
-        return moments.each(self.pack)
 
     def at(self, place: Tensor) -> Any:
         """Index of one place of each row, Int64[B], among the states."""

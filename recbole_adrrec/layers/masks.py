@@ -1,4 +1,4 @@
-"""Which keys a query may attend to, and the softmax that obeys it.
+"""Masks of the keys that a query may attend to, and the softmax under them.
 
 Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places of a row.
 """
@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 
 def attention_mask(valid: Tensor, causal: bool) -> Tensor:
-    """Keys that each query may attend to.
+    """Bool[B, 1, L, L], true where query ``i`` may attend to key ``j``.
 
     Parameters
     ----------
@@ -21,11 +21,6 @@ def attention_mask(valid: Tensor, causal: bool) -> Tensor:
         True at events, false at padding.
     causal : bool
         Whether query ``i`` is kept from keys ``j > i``.
-
-    Returns
-    -------
-    Bool[B, 1, L, L]
-        True where query ``i`` may attend to key ``j``.
     """
     length = valid.size(1)
     mask = valid[:, None, None, :].expand(-1, 1, length, -1)
@@ -55,7 +50,7 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return weights.masked_fill(keyless, 0.0)
 
 
-def hidden_softmax(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+def masked_softmax_(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
     """Values of ``masked_softmax`` alone, without gradients, into ``out``; overwrites the scores."""
     torch.softmax(scores.masked_fill_(~mask, torch.finfo(scores.dtype).min), -1, out=out)
     keyless = ~mask.any(-1, keepdim=True)
@@ -63,9 +58,9 @@ def hidden_softmax(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
 
 
 class _MaskedSoftmax(torch.autograd.Function):
-    """Softmax of scores that are hidden where the mask is false.
+    """Softmax of scores with those outside the mask set to the lowest number.
 
-    A hidden score has weight 0, and so its gradient is 0 already: the backward pass of ``masked_fill``, one more pass
+    A masked score has weight 0, and so its gradient is 0 already: the backward pass of ``masked_fill``, one more pass
     over all weights, is left out.
     """
 

@@ -23,7 +23,7 @@ from recbole_adrrec.layers.transformer import Perturbation
 NOISES = ("gaussian", "uniform", "in_manifold")
 
 NOISE_FORMS = ("states", "predictions", "noisy")
-"""What training makes of the noise: compare states, compare predictions, or take the loss on noisy states."""
+"""Values of ``lni_form``: compare states, compare predictions, or take the loss on noisy states."""
 
 Encode = Callable[[Perturbation | None], list[Tensor]]
 
@@ -49,7 +49,7 @@ class Passes(NamedTuple):
 
 
 class LayerwiseNoise(nn.Module):
-    r"""Disturb the inputs of layers, and measure what becomes of it.
+    """Noise in the inputs of layers, and the penalty on what becomes of it.
 
     The noise has ``sigma`` times the RMS of the place's input to the layer, and no gradient. It is added before the
     layer's norm, if there is one: a norm scales with its input, so that what the attention reads is disturbed by the
@@ -63,24 +63,18 @@ class LayerwiseNoise(nn.Module):
     n_layers : int
         Layers of the encoder.
     sigma : float
-        RMS of the noise relative to that of what it is added to.
+        RMS of the noise relative to that of the input.
     noise : str
-        ``gaussian``, ``uniform`` (both independent per element) or ``in_manifold`` (the direction
-        to another valid place of the batch).
+        ``gaussian``, ``uniform`` (both independent per element) or ``in_manifold`` (the direction to another valid
+        place of the batch).
     layers : sequence of int, optional
-        Numbers from 1 of the layers whose input is disturbed and whose output is compared; all by
-        default.
+        Numbers from 1 of the layers whose input is disturbed and whose output is compared; all by default.
     layer_weights : sequence of float, optional
         ``lambda_l``, one for each of ``layers``; ones by default.
     stop_gradient : bool
         Whether the clean states ``h_l`` carry no gradient in ``R``.
     seed : int
         Seed of the noise, which takes nothing from torch's global random state.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
 
     step: Tensor
@@ -98,17 +92,6 @@ class LayerwiseNoise(nn.Module):
         super().__init__()
         layers = list(range(1, n_layers + 1)) if layers is None else list(layers)
         layer_weights = [1.0] * len(layers) if layer_weights is None else list(layer_weights)
-        if not sigma > 0:
-            raise ValueError(f"lni_sigma: {sigma}; must be above 0")
-        if noise not in NOISES:
-            raise ValueError(f"lni_noise: {noise}; must be one of {', '.join(NOISES)}")
-        if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(1, n_layers + 1)):
-            raise ValueError(f"lni_layers: {layers}; must be different layer numbers from 1 to {n_layers}")
-        if len(layer_weights) != len(layers) or min(layer_weights) < 0:
-            raise ValueError(
-                f"lni_layer_weights: {layer_weights}; must be {len(layers)} weights of at least 0,"
-                " one for each layer in lni_layers"
-            )
         self.sigma = sigma
         self.noise = noise
         self.layer_weights = dict(zip(layers, layer_weights, strict=True))
@@ -118,21 +101,9 @@ class LayerwiseNoise(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def inject(self, encode: Encode, valid: Tensor | None) -> tuple[list[Tensor], dict[int, Tensor]]:
-        """Run one pass with noise in it.
+        """One pass with noise in it: output of each layer, and the noise's energy as in ``Passes``.
 
-        Parameters
-        ----------
-        encode : callable
-            Runs the encoder with the perturbation that it is given, or none; gives the output of each layer.
-        valid : Bool[B, L], optional
-            True at events, of states that are padded.
-
-        Returns
-        -------
-        list of Float[B, L, d] or of Float[N, d]
-            Output of each layer.
-        dict of int to Float[]
-            See ``Passes.energy``.
+        ``encode`` runs the encoder with the perturbation that it is given, or none.
         """
         device = self.step.device
         generator = torch.Generator(device)
@@ -156,7 +127,7 @@ class LayerwiseNoise(nn.Module):
         return encode(perturb), energy
 
     def forward(self, encode: Encode, valid: Tensor | None) -> Passes:
-        """Run both passes with the same dropout, so that the noise is the only difference; see ``inject``."""
+        """Both passes with the same dropout, so that the noise is the only difference; see ``inject``."""
         devices = [self.step.device] if self.step.is_cuda else []
         cpu_state = torch.get_rng_state()
         device_states = [torch.cuda.get_rng_state(device) for device in devices]
@@ -204,19 +175,9 @@ def divergence(clean: Logits, noisy: Logits, count: int, rows: int, stop_gradien
     """``(KL(p || q) + KL(q || p)) / 2``, Float[], of two passes' softmaxes; the mean over positions.
 
     With logits ``s`` and ``t`` it is ``(p - q) . (s - t) / 2``: the normalisers cancel, as ``p`` and ``q`` sum to one.
-    R-Drop's form (SMART takes the sum of both directions). Logits are made ``rows`` positions at a time, and again in
-    the backward pass, so that those of all positions are never kept.
-
-    Parameters
-    ----------
-    clean, noisy : callable
-        Give the logits of a run of the positions, Float[n, C], of each pass.
-    count : int
-        Positions ``N``.
-    rows : int
-        Positions at a time.
-    stop_gradient : bool
-        Whether the clean predictions carry no gradient.
+    R-Drop's form (SMART takes the sum of both directions). Logits of the ``count`` positions are made ``rows`` at a
+    time, and again in the backward pass, so that those of all positions are never kept. With ``stop_gradient`` the
+    clean predictions carry no gradient.
     """
 
     def of_block(part: slice) -> Tensor:

@@ -1,10 +1,12 @@
-"""What a causal or a cloze model is shown of its rows: places, moments, masks.
+"""Training objectives, causal and cloze: query times, masks and shared negatives of a batch.
 
 Rows are padded on the right. Letters: ``B`` rows of a batch, ``L`` places of a row.
 """
 
+from __future__ import annotations
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def valid_places(length: Tensor, width: int) -> Tensor:
@@ -13,23 +15,10 @@ def valid_places(length: Tensor, width: int) -> Tensor:
 
 
 def append_event(sequence: Tensor, length: Tensor, value: Tensor, max_length: int) -> Tensor:
-    """Put one more event behind each row's last; a full row loses its oldest.
+    """Rows with one more event behind the last, Tensor[B, min(L + 1, max_length)]; a full row loses its oldest.
 
-    Parameters
-    ----------
-    sequence : Tensor[B, L]
-        Items or times, ``L <= max_length``.
-    length : Int64[B]
-        Events of each row.
-    value : Tensor[B]
-        The new event's item or time.
-    max_length : int
-        Most events that a row may hold.
-
-    Returns
-    -------
-    Tensor[B, min(L + 1, max_length)]
-        Rows of ``min(length + 1, max_length)`` events.
+    ``sequence``, Tensor[B, L], holds items or times of rows of ``length``, Int64[B], events; ``value``, Tensor[B], the
+    new event's.
     """
     extended = torch.cat([sequence, torch.zeros_like(sequence[:, :1])], 1)
     extended = extended.scatter(1, length.unsqueeze(1), value.to(sequence.dtype).unsqueeze(1))
@@ -38,16 +27,10 @@ def append_event(sequence: Tensor, length: Tensor, value: Tensor, max_length: in
 
 
 def next_times(time: Tensor, length: Tensor, last: Tensor) -> Tensor:
-    """Time of the event after each place: what a causal model is asked for.
+    """Query times of a causal model, Tensor[B, L]: the time of the event after each place.
 
-    Parameters
-    ----------
-    time : Tensor[B, L]
-        Times of the events.
-    length : Int64[B]
-        Events of each row.
-    last : Tensor[B]
-        Time of the event after the row's last.
+    ``time``, Tensor[B, L], are the times of rows of ``length``, Int64[B], events; ``last``, Tensor[B], is the time of
+    the event after the row's last.
     """
     shifted = time.roll(-1, 1)
     return shifted.scatter(1, last_place(length), last.to(time.dtype).unsqueeze(1))
@@ -59,11 +42,10 @@ def last_place(length: Tensor) -> Tensor:
 
 
 def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Choose the events that a cloze model has to guess.
+    """Draw the events that a cloze model has to predict.
 
-    Each event that may be masked is masked with probability ``ratio``. Of a row with two or more
-    events, at least one stays known and, if any may be masked, at least one is. Draws from torch's
-    global random state.
+    Each event that may be masked is masked with probability ``ratio``. Of a row with two or more events, at least one
+    stays known and, if any may be masked, at least one is. Draws from torch's global random state.
 
     Parameters
     ----------
@@ -89,22 +71,38 @@ def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
 
 
 def known_times(time: Tensor, known: Tensor) -> Tensor:
-    """Times that give nothing away of events that are not known.
+    """Times that give nothing away of masked events, Tensor[B, L].
 
-    Parameters
-    ----------
-    time : Tensor[B, L]
-        Times of the events.
-    known : Bool[B, L]
-        Events that are neither masked nor padding.
-
-    Returns
-    -------
-    Tensor[B, L]
-        The time of the last known event up to each place or, where there is none, of the first
-        known one.
+    Each place gets the time of the last known event up to it or, where there is none, of the first known one.
+    ``time``, Tensor[B, L], are the times of the events; ``known``, Bool[B, L], those neither masked nor padding.
     """
     place = torch.arange(time.size(1), device=time.device).expand_as(time)
     latest = place.masked_fill(~known, -1).cummax(1).values
     first = known.long().argmax(1, keepdim=True)
     return time.gather(1, torch.where(latest < 0, first, latest))
+
+
+class SharedNegatives(nn.Module):
+    """Draws of ``count`` items for a batch, uniformly and with repetition, from all but padding.
+
+    The draw depends on the seed and on the number of draws before it, which is saved with the weights: continued
+    training goes on with the same draws, and processes that train together draw the same items. Torch's global random
+    state is left alone. ``n_items`` counts padding.
+    """
+
+    step: Tensor
+
+    def __init__(self, count: int, n_items: int, seed: int) -> None:
+        super().__init__()
+        self.count = count
+        self.n_items = n_items
+        self.seed = seed
+        # A count rather than a generator: it is copied and saved with the weights.
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self) -> Tensor:
+        """Items from 1, Int64[count]."""
+        # Another multiplier than the layer-wise noise has, whose draws stand at the same steps.
+        generator = torch.Generator().manual_seed((self.seed * 998_244_353 + int(self.step)) % 2**63)
+        self.step += 1
+        return torch.randint(1, self.n_items, (self.count,), generator=generator).to(self.step.device)

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness, positive
+from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.masks import masked_softmax
 
 REFINEMENT_MAPS = ("distance", "place")
-"""What rows of the learned maps stand for."""
+"""Values of ``refinement_maps``: rows of the learned maps stand for distances or for places."""
 
 DISTANCE_RANK = 8
 """Rank of maps by distance unless another is given."""
@@ -37,19 +37,10 @@ REFINEMENT_START = 0.05
 def skewed(weights: Tensor) -> Tensor:
     """Weights by the distance of their key instead of its place.
 
-    Rows of the flat weights are read one element later each, as in the skewing of the Music Transformer (Huang et al.,
-    ICLR 2019): a copy, no index.
-
-    Parameters
-    ----------
-    weights : Float[B, h, L, L]
-        Query by key; zero where the key is later than the query, as a causal mask makes them.
-
-    Returns
-    -------
-    Float[B, h, L, L + 1]
-        Column ``c`` of row ``i`` holds the weight of key ``i - (L - 1 - c)``, zero where there is none: the last but
-        one is the query's own place, the first the farthest. The last is zero; to cut it off would take a copy.
+    Of causal weights, Float[B, h, L, L], it gives Float[B, h, L, L + 1]: column ``c`` of row ``i`` holds the weight of
+    key ``i - (L - 1 - c)``, zero where there is none. The last column but one is the query's own place, the first the
+    farthest; the last is zero, and to cut it off would take a copy. Rows of the flat weights are read one element later
+    each, as in the skewing of the Music Transformer (Huang et al., ICLR 2019): a copy, no index.
     """
     length = weights.size(-1)
     return F.pad(weights.flatten(-2), (length - 1, 1)).unflatten(-1, (length, length + 1))
@@ -67,10 +58,10 @@ def distance_features(max_length: int, rank: int) -> Tensor:
 
 
 class Refinement(nn.Module):
-    """Gives other weights for an attention's weights; this one leaves them as they are."""
+    """Identity refinement, and the interface of the others."""
 
     def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Refine.
+        """Refined weights, Float[B, H, L, L]: rows sum to one or, without any key, to zero.
 
         Parameters
         ----------
@@ -78,17 +69,12 @@ class Refinement(nn.Module):
             Weights after softmax, query by key; rows of queries without any key are zero.
         mask : Bool[B, 1, L, L]
             True where query ``i`` may attend to key ``j``.
-
-        Returns
-        -------
-        Float[B, H, L, L]
-            Other weights of the same kind: rows sum to one or, without any key, to zero.
         """
         return weights
 
 
 class LearnedRefinement(Refinement):
-    """What the learned refinements share: two maps of each head's rows, and the heads that are refined.
+    """Base of the learned refinements: two maps of each head's rows, and the heads that are refined.
 
     With ``maps="distance"`` row ``i`` becomes ``sum_j A_ij W[i - j]``: rows of the maps are the distances 0 to
     ``L_max - 1``, so that every row of a batch trains the near ones. Causal masks alone. Both maps start at
@@ -101,21 +87,14 @@ class LearnedRefinement(Refinement):
 
     Parameters
     ----------
-    n_heads : int
-        Heads ``H`` of the attention.
-    max_length : int
-        Most places ``L_max``.
+    n_heads, max_length : int
+        Heads ``H`` of the attention, and most places ``L_max``.
     rank : int, optional
         Columns ``r`` of the maps; by default ``DISTANCE_RANK`` by distance and ``L_max`` by place.
     heads : sequence of int, optional
         Numbers from 1 of the heads that are refined; the others' weights stay as they are. All by default.
     maps : str
         One of ``REFINEMENT_MAPS``.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
     """
 
     def __init__(
@@ -128,15 +107,9 @@ class LearnedRefinement(Refinement):
     ) -> None:
         super().__init__()
         chosen = list(range(1, n_heads + 1)) if heads is None else list(heads)
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(1, n_heads + 1)):
-            raise ValueError(f"refinement_heads: {heads}; must be different head numbers from 1 to {n_heads}")
-        if maps not in REFINEMENT_MAPS:
-            raise ValueError(f"refinement_maps: {maps}; must be one of {', '.join(REFINEMENT_MAPS)}")
         self.by_distance = maps == "distance"
         if rank is None:
             rank = DISTANCE_RANK if self.by_distance else max_length
-        if rank < 1:
-            raise ValueError(f"refinement_rank: {rank}; must be a whole number of at least 1")
         self.heads = None if len(chosen) == n_heads else [head - 1 for head in sorted(chosen)]
         self.scale = rank**-0.5
         shape = (len(chosen), max_length, rank)
@@ -147,16 +120,16 @@ class LearnedRefinement(Refinement):
         self.first_map, self.second_map = nn.Parameter(first), nn.Parameter(second)
 
     def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Refine the chosen heads; see ``Refinement.forward``.
+        """Weights with the chosen heads refined; see ``Refinement.forward``.
 
         Raises
         ------
         ValueError
-            If maps go by distance and the first query may see a later key. (Looked at on a CPU alone: elsewhere it
-            would wait for the device.)
+            If maps go by distance and the first query may see a later key. (Checked on a CPU alone: elsewhere it would
+            wait for the device.)
         """
-        looked_at = self.by_distance and mask.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looked_at and mask[..., 0, 1:].any():
+        checked = self.by_distance and mask.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checked and mask[..., 0, 1:].any():
             raise ValueError("refinement_maps: distance; needs a causal mask; choose place for a two-sided one")
         if self.heads is None:
             return self.refine(weights, mask)
@@ -183,7 +156,7 @@ class SimpleRefinement(LearnedRefinement):
     """``A' = softmax(mask((A W_q)(A W_k)^T / sqrt(r)))``, with ``W_q``, ``W_k`` the two maps."""
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Attend to rows of weights by rows of weights."""
+        """See ``LearnedRefinement.refine``."""
         query, key = self._mapped(weights)
         return masked_softmax(query @ key.transpose(2, 3) * self.scale, mask)
 
@@ -195,12 +168,7 @@ class ValueRefinement(SimpleRefinement):
     rows go on summing to one and no weight moves to the future. It starts near the identity. With maps by distance,
     ``V_jl = v[j - l]``.
 
-    Parameters
-    ----------
-    n_heads, max_length, rank, heads, maps
-        As for ``LearnedRefinement``.
-    value_map : bool
-        Whether there is a ``W_v``.
+    ``value_map`` says whether there is a ``W_v``; other arguments as for ``LearnedRefinement``.
     """
 
     def __init__(
@@ -222,7 +190,7 @@ class ValueRefinement(SimpleRefinement):
             self.register_parameter("value_map", None)
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Walk from the refined weights on by the plain ones."""
+        """See ``LearnedRefinement.refine``."""
         walked = super().refine(weights, mask) @ weights
         if self.value_map is None:
             return walked
@@ -240,12 +208,8 @@ class ValueRefinement(SimpleRefinement):
 class AdditiveRefinement(SimpleRefinement):
     """``(1 - g) A + g A'``, with ``A'`` the simple refinement and ``g = sigmoid(gate)`` learned for each head.
 
-    Parameters
-    ----------
-    n_heads, max_length, rank, heads, maps
-        As for ``LearnedRefinement``.
-    start : float, optional
-        ``g`` at first, in (0, 1); ``REFINEMENT_START`` by default.
+    ``start`` is ``g`` at first, in (0, 1), by default ``REFINEMENT_START``; other arguments as for
+    ``LearnedRefinement``.
     """
 
     def __init__(
@@ -259,12 +223,10 @@ class AdditiveRefinement(SimpleRefinement):
     ) -> None:
         super().__init__(n_heads, max_length, rank, heads, maps)
         start = REFINEMENT_START if start is None else start
-        if not 0 < start < 1:
-            raise ValueError(f"refinement_start: {start}; must be between 0 and 1")
         self.gate = nn.Parameter(torch.full((len(self.first_map), 1, 1), math.log(start / (1 - start))))
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Mix plain and refined weights."""
+        """See ``LearnedRefinement.refine``."""
         share = self.gate.sigmoid()
         return (1 - share) * weights + share * super().refine(weights, mask)
 
@@ -277,10 +239,10 @@ class StochasticRefinement(LearnedRefinement):
     """
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Attend to near rows of weights."""
+        """See ``LearnedRefinement.refine``."""
         mean, raw = self._mapped(weights)
-        points = gaussian_points(mean, positive(raw))
-        return masked_softmax(nearness(points, points) * self.scale, mask)
+        points = gaussian_points(mean, elu_plus_one(raw))
+        return masked_softmax(negative_squared_distance(points, points) * self.scale, mask)
 
 
 REFINEMENTS: dict[str, type[LearnedRefinement]] = {

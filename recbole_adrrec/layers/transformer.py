@@ -32,28 +32,16 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
 }
 
-ORDERS = ("pre", "post", "query")
-
 
 class SharedContext(Protocol):
-    """Whatever the layers share of a batch."""
+    """Results of the kernels for a batch, which the layers share."""
 
     def single(self, number: int, places: slice) -> Any:
         """The part of one group of rows, whose places in the states are given."""
 
 
 class FeedForward(nn.Sequential):
-    """``d -> inner -> d`` with an activation and dropout between.
-
-    Parameters
-    ----------
-    hidden_size, inner_size : int
-        Widths ``d`` and of the middle.
-    dropout : float
-        Share of the middle's elements that training drops.
-    activation : str
-        One of ``ACTIVATIONS``.
-    """
+    """``d -> inner -> d`` with an activation, one of ``ACTIVATIONS``, and dropout between."""
 
     def __init__(self, hidden_size: int, inner_size: int, dropout: float, activation: str = "gelu_tanh") -> None:
         super().__init__(
@@ -73,27 +61,8 @@ class TransformerLayer(nn.Module):
     - ``query`` (TiSASRec's public code): ``q = norm(x)`` are the queries to ``x``; ``x = norm(q + attention(q, x))``,
       then ``x + drop(feed_forward(x))``.
 
-    Parameters
-    ----------
-    attention : Attention
-        Any attention over the states.
-    feed_forward : Module
-        States to states.
-    attention_norm, feed_forward_norm : Module
-        Norms of the two parts.
-    dropout : float
-        Share of the elements that training drops.
-    order : str
-        One of ``ORDERS``.
-    drop_residual : bool
-        Whether dropout also falls on the layer's output, residual stream included (MEANTIME's public code).
-    finish : Module, optional
-        Takes the layer's input and its result; what it gives is the layer's output.
-
-    Raises
-    ------
-    ValueError
-        If ``order`` is unknown.
+    With ``drop_residual`` dropout also falls on the layer's output, residual stream included (MEANTIME's public code).
+    ``finish`` maps the layer's input and its result to the layer's output.
     """
 
     def __init__(
@@ -108,8 +77,6 @@ class TransformerLayer(nn.Module):
         finish: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if order not in ORDERS:
-            raise ValueError(f"order: {order}; must be one of {', '.join(ORDERS)}")
         self.order = order
         self.drop_residual = drop_residual
         self.attention_norm = attention_norm
@@ -120,7 +87,7 @@ class TransformerLayer(nn.Module):
         self.finish = finish
 
     def forward(self, hidden: Tensor, layout: Layout, context: Any) -> Tensor:
-        """Give the layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
+        """The layer's output, shaped like its input; see ``Attention.forward`` for the arguments."""
         before = hidden
         if self.order == "pre":
             hidden = hidden + self.dropout(self.attention(self.attention_norm(hidden), layout, context))
@@ -138,21 +105,11 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of layers.
+    """Stack of layers, each called with states, layout and context, and a norm of the last one's output.
 
-    Parameters
-    ----------
-    layers : iterable of Module
-        Called with states, layout and context.
-    norm : Module, optional
-        Applied to the last layer's output.
-
-    Attributes
-    ----------
-    recompute : bool
-        Whether training keeps the layers' inputs alone and computes what the backward pass needs once more (Chen et
-        al., arXiv 1604.06174), for one group of rows after another: memory of one layer's group instead of all layers,
-        for up to twice the time. False at first.
+    With ``recompute``, false at first, training keeps the layers' inputs alone and computes what the backward pass
+    needs once more (Chen et al., arXiv 1604.06174), for one group of rows after another: memory of one layer's group
+    instead of all layers, for up to twice the time.
     """
 
     def __init__(self, layers: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -164,23 +121,16 @@ class TransformerEncoder(nn.Module):
     def forward(
         self, hidden: Tensor, layout: Layout, context: Any, perturb: Perturbation | None = None
     ) -> list[Tensor]:
-        """Encode.
+        """Output of each layer, shaped like the embedded events ``hidden``, Float[B, L, d] or Float[N, d].
 
         Parameters
         ----------
-        hidden : Float[B, L, d] or Float[N, d]
-            Embedded events, as the layout says.
         layout : Layout
             How the events are laid out, and which keys a query may attend to.
         context : SharedContext
-            What the layers share of a batch.
+            Results of the kernels for the batch.
         perturb : callable, optional
-            Takes a layer's number (from 1) and its input; what it gives goes into the layer.
-
-        Returns
-        -------
-        list of Tensor
-            Output of each layer, shaped like ``hidden``.
+            From a layer's number (from 1) and its input to the input that the layer gets.
         """
         states = []
         for number, layer in enumerate(self.layers, 1):

@@ -1,4 +1,4 @@
-"""Drifting popularity: what the moment alone adds to the scores of items.
+"""Drifting popularity: a part of the items' scores that depends on the query time alone.
 
 After timeSVD++ (Koren, "Collaborative Filtering with Temporal Dynamics", KDD 2009), whose items have a bias for each
 bin of time; ours is of low rank and continuous in time. The form is ours: ``docs/models.md``.
@@ -14,22 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recbole_adrrec.layers.moments import SECONDS_PER_DAY
+from recbole_adrrec.times import SECONDS_A_DAY
 
 
 class Trend(nn.Module):
-    """``a_v . e(tau)``, added to the score of item ``v`` at the moment ``tau``.
+    """``a_v . e(tau)``, added to the score of item ``v`` at the query time ``tau``.
 
     ``e`` is learned at knots and interpolated linearly between them, over the days that training shows. An earlier or
-    later moment reads the first or the last of these days. ``a`` starts at zero, so that a model begins as it would
+    later time reads the first or the last of these days. ``a`` starts at zero, so that a model begins as it would
     without a trend; ``e`` does not, or neither would have a gradient.
 
     Parameters
     ----------
-    n_items : int
-        Items ``V``, padding included.
-    rank : int
-        Width ``r`` of ``a`` and ``e``.
+    n_items, rank : int
+        Items ``V``, padding included, and width ``r`` of ``a`` and ``e``.
     trained_days : Int64[n_days]
         Whole days since 1970 (UTC) that training shows, sorted. The first and the last are kept with the weights, as
         ``trained_range``.
@@ -37,23 +35,12 @@ class Trend(nn.Module):
         Days between two knots.
     decay : float
         Weight of the L2 penalty on both factors.
-
-    Raises
-    ------
-    ValueError
-        If there are no days, or another argument is out of range.
     """
 
     trained_range: Tensor
 
     def __init__(self, n_items: int, rank: int, trained_days: Tensor, spacing: float, decay: float) -> None:
         super().__init__()
-        if rank < 1:
-            raise ValueError(f"trend_rank: {rank}; a trend needs a whole number of at least 1, 0 stands for none")
-        if not spacing > 0:
-            raise ValueError(f"trend_spacing: {spacing}; must be above 0")
-        if decay < 0:
-            raise ValueError(f"trend_decay: {decay}; must be at least 0")
         if trained_days.numel() == 0:
             raise ValueError("trained_days: 0 days given; a trend needs at least one")
         first, last = int(trained_days[0]), int(trained_days[-1])
@@ -63,19 +50,19 @@ class Trend(nn.Module):
         self.knots = nn.Embedding(1 + math.ceil((last - first) / spacing), rank)
         self.register_buffer("trained_range", torch.tensor([first, last]))
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, query_time: Tensor) -> Tensor:
         """``e(tau)``, Float[N, r], for times, Int64[N] or Float64[N], in seconds since 1970 (UTC)."""
-        first, last = (self.trained_range * SECONDS_PER_DAY).unbind()
+        first, last = (self.trained_range * SECONDS_A_DAY).unbind()
         # Unix seconds in float32 come in steps of 128: the difference is taken in whole seconds.
-        since = (time.clamp(first, last) - first).double() / (self.spacing * SECONDS_PER_DAY)
+        since = (query_time.clamp(first, last) - first).double() / (self.spacing * SECONDS_A_DAY)
         before = since.long()
         share = (since - before).to(self.knots.weight.dtype).unsqueeze(-1)
         after = (before + 1).clamp(max=self.knots.num_embeddings - 1)
         return torch.lerp(self.knots(before), self.knots(after), share)
 
-    def of_items(self, items: slice | Tensor) -> Tensor:
-        """``a`` of a run of items or of items by number, Float[..., r]."""
-        return self.items[items] if isinstance(items, slice) else F.embedding(items, self.items)
+    def item_factors(self, items: Tensor | None) -> Tensor:
+        """``a`` of all items or of ``items``, Int64[...]: Float[..., r]."""
+        return self.items if items is None else F.embedding(items, self.items)
 
     def penalty(self) -> Tensor:
         """``decay / 2 (|a|^2 + |e|^2)``, Float[], over all items and knots."""

@@ -5,7 +5,7 @@ import torch
 
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
-from recbole_adrrec.layers.moments import Clock, Moments
+from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
 from recbole_adrrec.losses import item_cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers
@@ -39,9 +39,10 @@ def test_kernel_features(file, name):
     written_out = helpers.written_out_features(name, times, times, width, unit, freq)
     torch.testing.assert_close(written_out, golden[name], rtol=0, atol=1e-9)
 
-    kernel = RELATIVE_KERNELS[name](width, Clock(unit, freq))
+    settings = KernelSettings(width, times.size(1), lambda: times.new_zeros(1), lambda: Clock(unit, freq))
+    kernel = RELATIVE_KERNELS[name](settings)
     valid = times > 0
-    scorer = kernel(Moments(torch.zeros_like(times), times, times, valid), torch.float64)
+    scorer = kernel(SequenceTimes(torch.zeros_like(times), times, times, valid), torch.float64)
     # A unit vector as the projected query picks one feature.
     rows, length = times.shape
     features = [
@@ -121,12 +122,12 @@ def golden_model(request):
     tokens, times = right_padded(tokens, length), right_padded(times, length)
     labels = right_padded(golden["input.labels"], length)
     inside = torch.arange(tokens.size(1)) < length.unsqueeze(1)
-    moments = model._moments(times, times, length)
+    moments = model._sequence_times(times, times, length)
     with captured_weights(model) as weights:
         hidden = model(tokens * inside, moments)
-    asked = (labels > 0) & inside
+    has_target = (labels > 0) & inside
     table = model.item_embedding.weight
-    loss = item_cross_entropy(*model.head.as_product(hidden[asked], table), labels[asked])
+    loss = item_cross_entropy(*model.head.as_product(hidden[has_target], table), labels[has_target])
     loss.backward()
     run = {
         "hidden": hidden.detach(),

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from recbole_adrrec.layers.attention import captured_weights
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
+from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.heads import GaussianItemHead
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.losses import bayesian_personalized_ranking, positive_versus_negative
 from recbole_adrrec.models.stosa import stosa_layer
+from recbole_adrrec.options.schema import STOSAOptions
 from tests import helpers
 from tests.parity.golden_files import GOLDEN, close, load, load_weights
 
@@ -30,11 +31,13 @@ def golden_layer():
     golden, meta = load(GOLDEN / "stosa_layer.npz")
     parameters = {name[6:]: value for name, value in golden.items() if name.startswith("param.")}
     layer = stosa_layer(
-        helpers.options(
-            hidden_size=meta["hidden"],
-            inner_size=len(parameters["mean_intermediate.dense_1.weight"]),
-            n_heads=meta["heads"],
-            layer_norm_eps=meta["layer_norm_eps"],
+        STOSAOptions.read(
+            helpers.options(
+                hidden_size=meta["hidden"],
+                inner_size=len(parameters["mean_intermediate.dense_1.weight"]),
+                n_heads=meta["heads"],
+                layer_norm_eps=meta["layer_norm_eps"],
+            )
         )
     ).double()
     names = parameter_names()
@@ -82,4 +85,4 @@ def test_pairwise_distances(golden_layer):
     golden, _, _, _ = golden_layer
     states = gaussian_points(golden["output.mean"][0], golden["output.cov"][0])
     items = gaussian_points(golden["input.pos_mean"][0], golden["input.pos_cov"][0])
-    close(-nearness(states, items), golden["output.pairwise_w2"])
+    close(-negative_squared_distance(states, items), golden["output.pairwise_w2"])

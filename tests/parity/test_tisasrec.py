@@ -65,7 +65,7 @@ def golden_model(request):
     rows = {name: right_padded(golden[f"input.{name}"], length) * inside for name in ("tokens", "pos", "neg")}
     # Ours takes padding to be one unit before the first event; the golden rows have other distances there.
     model.kernels.intervals = lambda time, unit: golden["input.time_matrix"]
-    moments = model._moments(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
+    moments = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
     return golden, model, names, rows, moments
 
 
@@ -82,11 +82,11 @@ def test_features_logits_loss_and_gradients(golden_model):
     expected = right_padded(golden["output.features"], length)
     close(hidden[moments.valid], expected[moments.valid])
 
-    asked = rows["pos"] > 0
+    has_target = rows["pos"] > 0
     table = model.item_embedding.table
-    scores = model.head.score_items(hidden[asked], table, rows["pos"][asked], rows["neg"][asked])
+    scores = model.head.score_items(hidden[has_target], table, rows["pos"][has_target], rows["neg"][has_target])
     for kind, score in zip(("pos", "neg"), scores, strict=True):
-        close(score, right_padded(golden[f"output.{kind}_logits"], length)[asked], kind)
+        close(score, right_padded(golden[f"output.{kind}_logits"], length)[has_target], kind)
     loss = binary_cross_entropy(*(score.unsqueeze(1) for score in scores))
     close(loss, golden["output.bce_loss"])
     loss.backward()

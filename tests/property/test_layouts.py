@@ -6,7 +6,7 @@ from helpers import build, dataset, rows
 
 from recbole_adrrec.layers.flex import block_mask, flex_attend
 from recbole_adrrec.layers.layout import Group, Layout
-from recbole_adrrec.layers.moments import Moments
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
 from recbole_adrrec.models.meantime import MEANTIME
@@ -189,7 +189,7 @@ def test_smooth_days_interpolate_between_knots_and_stop_at_the_trained_range():
 
     def at(day):
         time = torch.tensor([[int(day * 86400)]])
-        key, _ = kernel(Moments(torch.zeros_like(time), time, time, time > 0))
+        key, _ = kernel(SequenceTimes(torch.zeros_like(time), time, time, time > 0))
         return key[0, 0]
 
     torch.testing.assert_close(at(15_000 - 400), table[0])

@@ -269,8 +269,8 @@ def test_cloze_models_train_on_windows_of_events_to_mask(ml_100k):
     train = make(model="MEANTIME", **UNFILTERED).build()[0]
     assert train.windows.n_targets == 97_171 + 943  # a user's first event can be masked too
     batch = train[[0]]
-    asked = batch["item_id"] > 0
-    assert torch.equal(batch["item_id"][asked], batch["item_id_list"][asked])
+    has_target = batch["item_id"] > 0
+    assert torch.equal(batch["item_id"][has_target], batch["item_id_list"][has_target])
 
 
 @pytest.mark.parametrize("rows", ["sequence", "prefix"])

@@ -5,11 +5,10 @@ import torch
 
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
-from recbole_adrrec.layers.gaussian_points import gaussian_points, nearness
+from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.moments import Moments
-from recbole_adrrec.layers.transformer import TransformerLayer
+from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.times import smallest_gaps
 from tests.unit.test_layers_attention import largest_tensor
 
@@ -17,13 +16,13 @@ SPAN = 5
 GAPS = torch.tensor([1, 3600, 60])
 
 
-def moments(rows=2, length=6, user=(1, 2)):
+def times_of(rows=2, length=6, user=(1, 2)):
     torch.manual_seed(0)
     times = 1_300_000_000 + torch.randint(0, 9000, (rows, length)).cumsum(1)
     valid = torch.ones(rows, length, dtype=torch.bool)
     valid[0, length // 2 :] = False
     user = None if user is None else torch.tensor(user)[:rows]
-    return Moments(torch.arange(length).expand(rows, -1), times, times, valid, user)
+    return SequenceTimes(torch.arange(length).expand(rows, -1), times, times, valid, user)
 
 
 def intervals(width=8, length=6, span=SPAN, **changes):
@@ -59,7 +58,7 @@ def plain_interval_attention(attention, kernels, hidden, at, mask):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_interval_attention_equals_the_plain_form(heads, causal):
-    kernels, at = intervals(), moments()
+    kernels, at = intervals(), times_of()
     attention = IntervalAttention(8, heads, 0.0).double()
     hidden = torch.randn(2, 6, 8, dtype=torch.float64, requires_grad=True)
     layout = Layout.padded(at.valid, causal)
@@ -78,7 +77,7 @@ def test_interval_attention_equals_the_plain_form(heads, causal):
 
 def test_no_keys_or_values_of_pairs_are_built():
     length, width = 48, 64
-    kernels, at = intervals(width, length, span=40), moments(1, length)
+    kernels, at = intervals(width, length, span=40), times_of(1, length)
     attention = IntervalAttention(width, 2, 0.0).double()
     hidden = torch.randn(1, length, width, dtype=torch.float64, requires_grad=True)
     layout = Layout.padded(at.valid, True)
@@ -92,28 +91,21 @@ def test_intervals_are_counted_in_the_users_smallest_gap():
     start = 2_000_000_000  # beyond the exact range of float32, and of int32 soon
     time = torch.tensor([[start, start + 59, start + 60, start + 3600]])
     for user, expected in ((1, [0, 0, 0, 1]), (2, [0, 0, 1, SPAN]), (0, [0, SPAN, SPAN, SPAN]), (9, [0] + [SPAN] * 3)):
-        at = Moments(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool), torch.tensor([user]))
+        at = SequenceTimes(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool), torch.tensor([user]))
         (index,) = kernels(at, Layout.padded(at.valid, True), torch.float64).index
         assert index[0, 0].tolist() == expected
-    unknown = Moments(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool))
+    unknown = SequenceTimes(torch.arange(4)[None], time, time, torch.ones(1, 4, dtype=torch.bool))
     assert kernels.units(unknown).tolist() == [[1]]
     assert "smallest_gaps" in kernels.state_dict()
 
 
-def test_queries_know_their_events_time_and_not_when_they_are_asked():
-    kernels, at = intervals(), moments()
-    later = Moments(at.position, at.query_time + 10**6, at.key_time, at.valid, at.user)
+def test_intervals_do_not_depend_on_query_times():
+    kernels, at = intervals(), times_of()
+    later = SequenceTimes(at.position, at.query_time + 10**6, at.key_time, at.valid, at.user)
     layout = Layout.grouped(at.valid, True)
     now, then = (kernels(each, layout, torch.float64).index for each in (at, later))
     assert len(now) == len(layout.groups) == 2
     assert all(torch.equal(index, other) for index, other in zip(now, then, strict=True))
-
-
-def test_interval_options_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="time_span: 0"):
-        intervals(span=0)
-    with pytest.raises(ValueError, match="smallest_gaps"):
-        TimeIntervals(8, 6, 3, torch.tensor([0, 1]), 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
@@ -168,9 +160,9 @@ def test_distances_build_no_differences_of_pairs():
     assert largest_tensor(lambda: attention(hidden, layout, None)) <= 8 * 2 * max(length * length, length * 2 * width)
 
 
-def test_nearness_and_tiny_covariances():
+def test_distances_of_points_and_tiny_covariances():
     left, right = torch.randn(3, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
-    torch.testing.assert_close(nearness(left, right), -torch.cdist(left, right).square())
+    torch.testing.assert_close(negative_squared_distance(left, right), -torch.cdist(left, right).square())
     zero = torch.zeros(2, requires_grad=True)
     gaussian_points(zero, zero).sum().backward()
     assert zero.grad.isfinite().all()
@@ -187,7 +179,7 @@ def test_the_bypass_hands_means_on_and_updates_covariances():
 @pytest.mark.parametrize("kind", ["interval", "wasserstein", "dot"])
 def test_gradients_agree_with_finite_differences(kind):
     torch.manual_seed(0)
-    at = moments(2, 4)
+    at = times_of(2, 4)
     context, layout = None, Layout.padded(at.valid, True)
     if kind == "interval":
         attention, context = IntervalAttention(4, 2, 0.0).double(), intervals(4, 4)(at, layout, torch.float64)
@@ -203,14 +195,3 @@ def test_gradients_agree_with_finite_differences(kind):
     hidden = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     values = [parameter.detach().requires_grad_() for parameter in parameters]
     assert torch.autograd.gradcheck(attend, (hidden, *values), fast_mode=True)
-
-
-@pytest.mark.parametrize("attention_class", [IntervalAttention, WassersteinAttention, DotProductAttention])
-def test_heads_must_divide_the_width(attention_class):
-    with pytest.raises(ValueError, match=r"hidden_size: 8.*n_heads, 3"):
-        attention_class(8, 3, 0.0)
-
-
-def test_an_unknown_order_of_a_layer_is_refused():
-    with pytest.raises(ValueError, match="order: mid"):
-        TransformerLayer(DotProductAttention(4, 1, 0.0), *[torch.nn.Identity()] * 3, 0.0, order="mid")

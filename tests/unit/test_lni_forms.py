@@ -1,4 +1,4 @@
-"""What ADRRec makes of layer-wise noise: its forms in training, what the log says of them, and that they act."""
+"""Forms of layer-wise noise in ADRRec's training: losses, log, and that they act."""
 
 import itertools
 import logging
@@ -49,16 +49,16 @@ def plain_predictions(model, batch, weight):
     """Loss and penalty with whole score matrices, from the model's own two passes."""
     shown = model._training_batch(batch)
     torch.manual_seed(0)
-    layout, encode = model._encoder_of(shown.items, shown.moments)
+    layout, encode = model._encoder_of(shown.items, shown.times)
     passes = model.noise(encode, None if layout.packed else layout.valid)
-    asked = shown.targets > 0
+    has_target = shown.targets > 0
     scores = []
     for states in (passes.clean, passes.noisy):
-        hidden = layout.unpack(states[-1])[asked]
+        hidden = layout.unpack(states[-1])[has_target]
         all_scores = model.head(hidden, model.item_embedding.table)
         if model.loss_type != "CE":
-            negatives = shown.negatives[asked]
-            all_scores = all_scores.gather(1, torch.cat([shown.targets[asked].unsqueeze(1), negatives], 1))
+            negatives = shown.negatives[has_target]
+            all_scores = all_scores.gather(1, torch.cat([shown.targets[has_target].unsqueeze(1), negatives], 1))
         scores.append(all_scores.log_softmax(1))
     clean, noisy = scores
     both = [
@@ -115,7 +115,7 @@ def test_the_noisy_form_is_the_loss_on_noisy_states_whatever_its_weight():
     assert losses[1e-3] == losses[2.0] != losses[0.0]
     model = model_of("noisy")
     shown = model._training_batch(batch)
-    layout, encode = model._encoder_of(shown.items, shown.moments)
+    layout, encode = model._encoder_of(shown.items, shown.times)
     states, _ = model.noise.inject(encode, None if layout.packed else layout.valid)
     torch.testing.assert_close(losses[2.0], model._loss_of(states[-1], model._targets_of(shown, layout)))
     tiny = loss_of(model_of("noisy", lni_sigma=1e-9), batch)

@@ -94,12 +94,6 @@ def test_only_the_rows_given_are_trained():
     assert sorted(built["item_id"][built["item_id"] > 0].tolist()) == sorted(kept["item_id"].tolist())
 
 
-@pytest.mark.parametrize("stride", [0, 5])
-def test_stride_out_of_range_is_refused(stride):
-    with pytest.raises(ValueError, match=f"train_stride: {stride}"):
-        WindowRows(make_rows([9], 4), stride, cloze=False)
-
-
 INDICES = [[2, 0], np.array([1, 3]), torch.tensor([4]), slice(1, 4), range(2), torch.tensor([True, False] * 4)]
 
 

@@ -1,0 +1,91 @@
+"""Softmax, dropout and the sum of values in one, a few rows at a time.
+
+On a CPU these steps cost little arithmetic and many passes over ``[B, H, L, L]`` weights, each through memory. Here
+one block of rows goes through all of them while it is in the cache, and only the weights are kept for the backward
+pass: what dropout draws is drawn again there.
+
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``dh`` width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from recbole_adrrec.layers.dropout import DropoutBits, drop_threshold
+from recbole_adrrec.layers.masks import masked_softmax_
+
+BLOCK_WEIGHTS = 1 << 19
+"""Attention weights that are worked on at a time: what fits a CPU's cache."""
+
+
+def fused_cpu_attention(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -> Tensor:
+    """``dropout(softmax(scores)) @ values``, where a query without any allowed key gets zeros.
+
+    Parameters
+    ----------
+    scores : list of Float[B, h, L, L]
+        Attention scores, query by key, of some heads each; ``H`` together.
+    mask : Bool[B, 1, L, L]
+        True where a key may be attended to.
+    values : Float[B, H, L, dh]
+        Values that are summed.
+    dropout : float
+        Share of the weights that is dropped, in steps of ``dropout.STEPS``; 0 outside of training.
+
+    Returns
+    -------
+    Float[B, H, L, dh]
+        Can be differentiated once.
+    """
+    threshold = drop_threshold(dropout)
+    seed = DropoutBits.draw_seed() if threshold else 0
+    summed: Tensor = _FusedAttention.apply(mask, values, threshold, seed, *scores)
+    return summed
+
+
+def _blocks(rows: int, weights_per_row: int) -> Iterator[slice]:
+    size = max(1, BLOCK_WEIGHTS // max(1, weights_per_row))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, values: Tensor, threshold: int, seed: int, *scores: Tensor) -> Tensor:
+        rows, heads, _, _ = values.shape
+        pairs = scores[0].shape[2:]
+        weights = values.new_empty(rows, heads, *pairs) if any(ctx.needs_input_grad) else None
+        summed = values.new_empty(rows, heads, pairs[0], values.size(3))
+        bits = DropoutBits(seed, threshold)
+        for block in _blocks(rows, heads * pairs.numel()):
+            part = torch.cat([score[block] for score in scores], 1)
+            own = masked_softmax_(part, mask[block], torch.empty_like(part) if weights is None else weights[block])
+            torch.matmul(bits.drop(own), values[block], out=summed[block])
+        ctx.save_for_backward(weights, values)
+        ctx.threshold, ctx.seed, ctx.heads = threshold, seed, [score.size(1) for score in scores]
+        return summed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        weights, values = ctx.saved_tensors
+        rows = len(weights)
+        on_values = torch.empty_like(values)
+        on_scores = [weights.new_empty(rows, heads, *weights.shape[2:]) for heads in ctx.heads]
+        bits = DropoutBits(ctx.seed, ctx.threshold)
+        for block in _blocks(rows, weights[:1].numel()):
+            own, factors = weights[block], bits.factors(weights[block])
+            dropped = own if factors is None else own * factors
+            torch.matmul(dropped.transpose(2, 3), grad[block], out=on_values[block])
+            on_weights = grad[block] @ values[block].transpose(2, 3)
+            if factors is not None:
+                on_weights.mul_(factors)
+            on_block = torch.ops.aten._softmax_backward_data(on_weights, own, -1, own.dtype)
+            for target, part in zip(on_scores, on_block.split(ctx.heads, 1), strict=True):
+                target[block] = part
+        return None, on_values, None, None, *on_scores
