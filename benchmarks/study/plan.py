@@ -190,7 +190,9 @@ class Plan:
     def _spec(
         self, study_hash: str, dataset: str, entry: Entry, protocol: Protocol, seed: int, shuffle_ties: bool
     ) -> RunSpec:
-        source = self.source(dataset)
+        source, options = self.source(dataset), self.options_of(dataset, entry, protocol)
+        if shuffle_ties:
+            options |= {"tie_order": "random", "tie_seed": 1 + self.seeds.index(seed)}
         return RunSpec(
             study=self.name,
             study_hash=study_hash,
@@ -199,7 +201,7 @@ class Plan:
             dataset=dataset,
             seed=seed,
             protocol=protocol,
-            options=self.options_of(dataset, entry, protocol),
+            options=options,
             temporal=self.temporal,
             metrics=self.metrics,
             topk=self.topk,

@@ -276,6 +276,8 @@ TIES = {
     "tied_events": "Events that tie with another of their user",
     "tied_gaps": "Zero gaps between a user's events",
     "last_two_tie": "Users whose last two events tie",
+    "tie_consistency": "Repeated tied pairs in their commoner order",
+    "consistency_by_chance": "The same by chance",
     "whole_days": "Events at midnight UTC",
 }
 

@@ -103,15 +103,13 @@ class Session:
     """
 
     def __init__(self, spec: RunSpec, config: Any) -> None:
-        from study import protocols, tied_timestamps
+        from study import protocols
 
         data, utils = importlib.import_module("recbole.data"), importlib.import_module("recbole.utils")
         self.spec, self.config = spec, config
         utils.init_seed(config["seed"], config["reproducibility"])
         importlib.import_module("recbole.utils.logger").init_logger(config)
         dataset = data.create_dataset(config)
-        if spec.shuffle_ties:
-            tied_timestamps.shuffle(dataset, spec.seed)
         self.train_data, valid, test = data.data_preparation(config, dataset)
         self.valid = protocols.restricted(spec.protocol, config, valid, "valid")
         self.all_ranked, self.test_data = test, protocols.restricted(spec.protocol, config, test, "test")

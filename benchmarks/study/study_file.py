@@ -30,7 +30,7 @@ KEYS: dict[str, str] = {
     "topk": "lengths of the recommended list",
     "valid_metric": "metric that chooses epochs and, when tuning, settings; on validation alone",
     "test": "whether the chosen models are tested; false: the study sees validation alone, and has no report",
-    "shuffled_ties": "how many of the seeds are run again with events of equal time in a random order",
+    "shuffled_ties": "how many of the seeds are run again with tie_order random, the n-th with tie_seed n",
     "tuned": "folder of settings that tune.py chose",
     "keep_models": "whether the trained models are kept",
     "results": "folder of the results",

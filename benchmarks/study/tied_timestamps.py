@@ -14,22 +14,9 @@ import numpy as np
 import torch
 from engine.store import write_json
 
+from recbole_adrrec.data.ties import tie_statistics
+
 SECONDS_A_DAY = 86_400
-
-
-def shuffle(dataset: Any, seed: int) -> None:
-    """Put the events of a data set into a random order, so that only their times say which comes first.
-
-    Parameters
-    ----------
-    dataset : SequenceDataset
-        Loaded and filtered, not yet built: events are sorted by user and time afterwards, and that sort keeps the
-        order of what is equal. Ids of users and items stay as they are.
-    seed : int
-        Of the order.
-    """
-    order = np.random.default_rng(seed).permutation(len(dataset.inter_feat))
-    dataset.inter_feat = dataset.inter_feat.iloc[order].reset_index(drop=True)
 
 
 def measure(dataset: Any) -> dict[str, Any]:
@@ -44,9 +31,8 @@ def measure(dataset: Any) -> dict[str, Any]:
     -------
     dict
         ``users`` and ``events``; ``tied_events``: share of the events whose user has another of the same time;
-        ``tied_gaps``: share of the gaps between a user's consecutive events that are zero; ``last_two_tie``: share of
-        the users with two events or more whose last two have the same time, so that chance picks the one to be held
-        out; ``whole_days``: share of the events at midnight, UTC.
+        ``tied_gaps``, ``last_two_tie``, ``tie_consistency``, ``consistency_by_chance``: as ``TieStatistics`` has them;
+        ``whole_days``: share of the events at midnight, UTC.
     """
     events = dataset.inter_feat.events
     everything = torch.arange(len(events))
@@ -57,15 +43,16 @@ def measure(dataset: Any) -> dict[str, Any]:
     tied = torch.zeros(len(events), dtype=torch.bool)
     tied[1:] |= tie
     tied[:-1] |= tie
-    last = torch.ones(len(events), dtype=torch.bool)
-    last[:-1] = ~same_user
-    has_two = last[1:] & same_user
+    items = events.column(dataset.iid_field, everything)
+    ties = tie_statistics(users.numpy(), items.numpy(), times.numpy())
     return {
-        "users": int(last.sum()),
+        "users": len(users.unique()),
         "events": len(events),
         "tied_events": float(tied.double().mean()),
-        "tied_gaps": float(tie.sum() / same_user.sum().clamp(min=1)),
-        "last_two_tie": float((has_two & tie).sum() / has_two.sum().clamp(min=1)),
+        "tied_gaps": ties.zero_gaps,
+        "last_two_tie": ties.last_two_tie,
+        "tie_consistency": ties.consistency,
+        "consistency_by_chance": ties.by_chance,
         "whole_days": float((times % SECONDS_A_DAY == 0).double().mean()),
     }
 

@@ -63,7 +63,7 @@ def render(checkup: Any, width: int | None = None) -> str:
 
 
 def _table(findings: Sequence[Any], width: int) -> str:
-    """Columns side by side; the widest is wrapped where the line would be too long."""
+    """Columns side by side; the widest are wrapped where lines would be too long."""
     from tabulate import tabulate
 
     found = dict.fromkeys(column for finding in findings for column in finding.found)
@@ -72,11 +72,10 @@ def _table(findings: Sequence[Any], width: int) -> str:
     header = ["", "", *columns]
     rows = [[MARKS[each.state], each.name, *(each.found.get(column, "") for column in columns)] for each in findings]
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
-    spare = width - (2 * (len(widths) - 1) + sum(widths))
     limits: list[int | None] = [None] * len(widths)
-    if spare < 0:
+    while (over := 2 * (len(widths) - 1) + sum(widths) - width) > 0 and max(widths) > 10:
         widest = widths.index(max(widths))
-        limits[widest] = max(12, widths[widest] + spare)
+        limits[widest] = widths[widest] = max(10, widths[widest] - over)
     return tabulate([header, *rows], tablefmt="plain", disable_numparse=True, maxcolwidths=limits)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
+from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.files import has_quotes, unreadable_line
 from recbole_adrrec.layers.sequence_times import whole_days
@@ -27,11 +28,11 @@ class SequenceDataset(SequentialDataset):
 
     It takes the place of RecBole's ``SequentialDataset`` and gives the same samples in the same order, less RecBole's
     rounding of time: with ``exact_time: true`` the time field is int64 seconds from the file to the model, ties
-    keep the order of the file, and no normalisation touches it; with ``exact_time: false`` times are float32 as in
-    RecBole 1.2.1.
+    keep the order of the file or get a random one (``tie_order``), and no normalisation touches it; with
+    ``exact_time: false`` times are float32 as in RecBole 1.2.1.
 
-    Options read: ``exact_time``, ``time_unit_in``, ``train_rows``, ``train_stride``, ``objective`` (``cloze`` cuts
-    windows of events that are masked, instead of windows that predict the next event).
+    Options read: ``exact_time``, ``time_unit_in``, ``tie_order``, ``tie_seed``, ``train_rows``, ``train_stride``,
+    ``objective`` (``cloze`` cuts windows of events that are masked, instead of windows that predict the next event).
     """
 
     inter_feat: Any
@@ -195,12 +196,24 @@ class SequenceDataset(SequentialDataset):
         super()._normalize()
 
     def _change_feat_format(self) -> None:
+        if self.config["tie_order"] == "random":
+            # Later sorts by time are stable, so that ties keep this order.
+            self.inter_feat = self.inter_feat.iloc[self._random_order()]
         if self.exact_time:
             timestamps = self.inter_feat[self.time_field].to_numpy()
             if self.time_unit_in in ("ms", "us") or (timestamps != np.floor(timestamps)).any():
                 # Fractions of a second order the events, though the models see whole seconds.
                 self.inter_feat = self.inter_feat.sort_values(by=self.time_field, kind="stable")
         super()._change_feat_format()
+
+    def _random_order(self) -> Any:
+        """An order of all events that depends on their users, items and ``tie_seed`` alone, Int64[n_events]."""
+
+        def hashes(field: str) -> Any:
+            return name_hashes(self.field2id_token[field])[self.inter_feat[field].to_numpy()]
+
+        keys = random_keys(hashes(self.uid_field), hashes(self.iid_field), self.config["tie_seed"])
+        return np.argsort(keys, kind="stable")
 
     def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         interaction = super()._dataframe_to_interaction(data)
@@ -246,14 +259,15 @@ class SequenceDataset(SequentialDataset):
             self.logger.info(f"{single} users have a single event: nothing to predict, so they have no row")
         timestamps = events.columns[self.time_field]
         same_time = timestamps[targets] == timestamps[targets - 1]
-        tied = float(same_time.double().mean())
         if self.exact_time and self.config["rm_dup_inter"] is None:
             self._report_repeated(events, targets[same_time])
         kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
-        self.logger.info(
-            f"Times are {kind}; {tied:.1%} of the gaps between a user's consecutive events are zero "
-            "(ties keep the order of the file)"
-        )
+        users, items = (events.columns[field].long().numpy() for field in (self.uid_field, self.iid_field))
+        ties = tie_statistics(users, items, timestamps.numpy())
+        order = "the order of the file" if self.config["tie_order"] == "file" else f"tie_seed {self.config['tie_seed']}"
+        self.logger.info(f"Times are {kind}; {ties.text()} (ties keep {order})")
+        if ties.warning():
+            self.logger.warning(f"{self.dataset_name}: {ties.warning()}")
 
     def _report_repeated(self, events: Events, tied: Tensor) -> None:
         """Log events that are in the file twice; ``tied`` are those at the time of the one before them."""

@@ -44,6 +44,8 @@ __all__ = [
 OVERALL_RULES: dict[str, Rule] = {
     "exact_time": FLAG,
     "time_unit_in": Unset(Choice(("s", "ms", "us"))),
+    "tie_order": Choice(("file", "random")),
+    "tie_seed": NATURAL,
     "train_rows": Choice(("prefix", "sequence")),
     "train_stride": Unset(COUNT),
     "show_user": Unset(TOKEN),

@@ -218,7 +218,7 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
 
 
 def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """Counts of an atomic file, first and last day, and the share of zero gaps between a user's consecutive events.
+    """Counts of an atomic file, first and last day, and its ties (``data.ties.TieStatistics``).
 
     Parameters
     ----------
@@ -234,6 +234,8 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     """
     import numpy as np
     import pandas as pd
+
+    from recbole_adrrec.data.ties import tie_statistics
 
     wanted = [settings.get(option, default) for option, default in FIELDS]
     try:
@@ -268,16 +270,19 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     remarks = check_times(times, settings.get("time_unit_in"), str(file))
     whole = to_seconds(times, settings.get("time_unit_in"))
     codes, names_of_users = pd.factorize(users)
+    item_codes, names_of_items = pd.factorize(items)
     order = np.lexsort((whole, codes))
-    same = codes[order][1:] == codes[order][:-1]
-    ties = (np.diff(whole[order]) == 0)[same]
+    ties = tie_statistics(codes[order], item_codes[order], whole[order])
+    if ties.orderly:
+        remarks.append("ties stand in one order for all users; see docs/protocol.md")
     return {
         "users": f"{len(names_of_users):,}",
-        "items": f"{len(pd.unique(items)):,}",
+        "items": f"{len(names_of_items):,}",
         "events": f"{len(table):,}",
-        "per user": f"{len(table) / max(1, len(names_of_users)):.1f}",
         "first": day(whole.min()),
         "last": day(whole.max()),
-        "ties": f"{ties.mean():.1%}" if len(ties) else "",
+        "ties": f"{ties.zero_gaps:.1%}",
+        "last tie": f"{ties.last_two_tie:.1%}",
+        "same order": "" if ties.consistency is None else f"{ties.consistency:.3f} ({ties.by_chance:.3f})",
         "remark": "; ".join(remarks),
     }

@@ -143,10 +143,11 @@ def test_statistics_of_a_file(data):
         "users": "2",
         "items": "2",
         "events": "4",
-        "per user": "2.0",
         "first": "1970-01-01",
         "last": "1970-01-11",
         "ties": "50.0%",
+        "last tie": "0.0%",
+        "same order": "",
         "remark": "",
     }
 
@@ -155,6 +156,7 @@ def test_statistics_of_ml_100k():
     found = doctor.statistics(ML_100K, options.load_properties("dataset", "ml-100k"))
     assert [found[name] for name in ("users", "items", "events")] == ["943", "1,682", "100,000"]
     assert (found["first"], found["last"]) == ("1997-09-20", "1998-04-22")
+    assert [found[name] for name in ("ties", "last tie", "same order")] == ["51.0%", "44.0%", "0.721 (0.718)"]
 
 
 def test_whatever_lies_in_the_folder_is_looked_at(data, capsys):

@@ -194,25 +194,8 @@ def test_ties_are_measured(tmp_path: Path, monkeypatch: Any) -> None:
             "tied_events": 7 / 10,
             "tied_gaps": 4 / 6,
             "last_two_tie": 2 / 3,
+            "tie_consistency": 1.0,
+            "consistency_by_chance": 0.75,
             "whole_days": 5 / 10,
         }
     )
-
-
-def test_shuffling_changes_the_order_of_ties_alone(small_data: Path, tmp_path: Path) -> None:
-    config = runs.configure(spec_of(small_data, "leave_one_out"), tmp_path)
-    orders = []
-    for seed in (None, 1, 1, 2):
-        dataset = create_dataset(config)
-        if seed is not None:
-            tied_timestamps.shuffle(dataset, seed)
-        train, *_ = dataset.build()
-        orders.append(
-            {user: list(zip(*map(torch.Tensor.tolist, each), strict=True)) for user, *each in train.histories()}
-        )
-    plain, one, again, two = orders
-    assert one == again != two
-    assert plain != one
-    for user, events in plain.items():
-        assert sorted(events) == sorted(one[user])
-        assert [time for _, time in events] == [time for _, time in one[user]]

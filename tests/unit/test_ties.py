@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from recbole.config import Config
+from recbole.data import create_dataset
 from scipy.stats import chisquare
 
 from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
@@ -74,3 +76,65 @@ def test_no_ties_and_no_events():
     assert "repeated" not in found.text()
     nothing = np.array([], dtype=np.int64)
     assert tie_statistics(nothing, nothing, nothing).zero_gaps == 0.0
+
+
+def ordered(folder, **given):
+    """Each user's items and times in the order that the options give them."""
+    config = Config(
+        model="ADRRec",
+        dataset="tied",
+        config_dict={"data_path": str(folder), "topk": [2], "valid_metric": "NDCG@2", **given},
+    )
+    dataset = create_dataset(config)
+    train, *_ = dataset.build()
+    users = train.field2id_token[train.uid_field]
+    items = train.field2id_token[train.iid_field]
+    return {users[user]: list(zip(items[each], times.tolist(), strict=True)) for user, each, times in train.histories()}
+
+
+@pytest.fixture
+def tied(tmp_path):
+    """Twelve users with ten events on five days, two each day; the file in the order of ``lines``."""
+    generator = np.random.default_rng(1)
+    lines = [
+        f"u{user}\ti{item}\t{86_400 * (place // 2)}"
+        for user in range(12)
+        for place, item in enumerate(generator.choice(15, 10, replace=False))
+    ]
+
+    def write(lines):
+        (tmp_path / "tied").mkdir(exist_ok=True)
+        text = "\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines, ""])
+        (tmp_path / "tied" / "tied.inter").write_text(text)
+        return tmp_path
+
+    return write, lines
+
+
+def test_a_random_order_changes_ties_alone_and_is_of_its_own_seed(tied):
+    write, lines = tied
+    folder = write(lines)
+    plain, one = ordered(folder), ordered(folder, tie_order="random", tie_seed=1)
+    assert plain != one
+    for user, events in plain.items():
+        assert sorted(events) == sorted(one[user])
+        assert [time for _, time in events] == [time for _, time in one[user]]
+    assert ordered(folder, tie_order="random", tie_seed=1, seed=7) == one
+    assert ordered(folder, tie_order="random", tie_seed=2) != one
+
+
+def test_a_random_order_is_that_of_every_copy_of_the_data(tied):
+    write, lines = tied
+    one = ordered(write(lines), tie_order="random")
+    shuffled = np.random.default_rng(2).permutation(lines).tolist()
+    assert ordered(write(shuffled)) != ordered(write(lines))
+    assert ordered(write(shuffled), tie_order="random") == one
+
+
+def test_an_order_of_all_users_is_warned_of(tied, caplog):
+    write, lines = tied
+    ordered(write(lines))
+    assert "tie consistency" not in caplog.text
+    ordered(write(sorted(lines)))
+    assert "tie consistency 1.000" in caplog.text
+    assert "tie_order: random" in caplog.text
