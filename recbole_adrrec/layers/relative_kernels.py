@@ -200,6 +200,7 @@ class _Interpolation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, fraction: Tensor) -> Tensor:
+        fraction = fraction.to(table.dtype)
         ctx.save_for_backward(index, fraction)
         ctx.points = table.size(-1)
         right = table[..., 1:].gather(-1, index)

@@ -26,6 +26,9 @@ from recbole_adrrec.losses import item_cross_entropy, positive_versus_negative, 
 from recbole_adrrec.models.components import DataStats, InteractionTimes, ModelComponents
 from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch
 
+FULL_ROWS = 0.75
+"""Rows with so large a share of events cost less padded than taken apart: on ml-100k's windows a fifth of a step."""
+
 
 class Explanation(NamedTuple):
     """Attention behind one user's recommendation; layers and heads in order, query by key.
@@ -233,7 +236,8 @@ class SequenceRecommender(SequenceInputs):
         layout = self.event_layout
         if layout == "auto":
             # A GPU's gradients of other layouts have not been compared yet.
-            layout = "grouped" if valid.device.type == "cpu" and not self.compiled else "padded"
+            plain = valid.device.type != "cpu" or self.compiled
+            layout = "padded" if plain or valid.double().mean() > FULL_ROWS else "grouped"
         if layout == "jagged":
             return Layout.jagged(valid, causal)
         if layout == "grouped":

@@ -55,6 +55,15 @@ def loss_and_gradients(model, layout, batch):
     return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.grad is not None}
 
 
+def test_rows_are_taken_apart_where_much_is_padding():
+    model = build(ADRRec)
+    nearly_full, half_empty = torch.ones(4, 8, dtype=torch.bool), torch.ones(4, 8, dtype=torch.bool)
+    nearly_full[0, 4:] = False
+    half_empty[:3, 3:] = False
+    assert not model._layout(nearly_full).packed
+    assert model._layout(half_empty).packed
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_rows_train_as_padded_ones(name):
     kind, options = VARIANTS[name]

@@ -22,6 +22,7 @@ MODELS = [
     (ADRRec, {**EVERY_KERNEL, "lni_weight": 0.05}),
     (ADRRec, {**EVERY_KERNEL, "objective": "cloze"}),
     (ADRRec, {"mixture": "heads", "norm_order": "pre", "drop_residual": True}),
+    (ADRRec, {**EVERY_KERNEL, "grid_points": 4}),
     (AWRSR, {"refinement": "stochastic"}),
     (AWRSR, {"backbone": "mix", "refinement": "value"}),
     (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
@@ -32,7 +33,7 @@ MODELS = [
 DROPOUT = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3}
 
 
-def trained(model_class, dtype=torch.float64, autocast=False, lengths=(7, 4, 6), **options):
+def trained(model_class, dtype=torch.float64, autocast=False, lengths=(7, 2, 4), **options):
     """Loss and gradients of one training step, drawn alike."""
     model = helpers.build(model_class, dtype=dtype, **options).train()
     batch = helpers.rows(list(lengths), targets=model.objective)
