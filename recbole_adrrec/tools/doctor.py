@@ -29,7 +29,7 @@ TESTED = {
     "numpy": ("1.24.4", "2.5.5"),
     "pandas": ("1.5.3", "3.1.1"),
 }
-"""Lowest and highest version that was seen to work, by package; the README tells what was run."""
+"""Lowest and highest version that was seen to work, by package; docs/guide.md says what was run."""
 
 FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))
 """Options that name the columns, and RecBole's defaults."""
@@ -274,7 +274,7 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     order = np.lexsort((whole, codes))
     ties = tie_statistics(codes[order], item_codes[order], whole[order])
     if ties.orderly:
-        remarks.append("ties stand in one order for all users; see docs/protocol.md")
+        remarks.append("ties in one order (docs/protocol.md)")
     return {
         "users": f"{len(names_of_users):,}",
         "items": f"{len(names_of_items):,}",

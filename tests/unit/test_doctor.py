@@ -88,7 +88,7 @@ def test_a_missing_library_ends_the_checkup_with_what_to_do(monkeypatch, capsys)
 
 
 def test_tested_versions_are_those_of_the_readme_and_within_the_required_ones():
-    table = re.search(r"\| Python \| RecBole \|.*?\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    table = re.search(r"\| Python \| RecBole \|.*?\n\n", (ROOT / "docs" / "guide.md").read_text(), re.DOTALL)[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()[2:]]
     cells = {
         name: {row[place] for row in rows}

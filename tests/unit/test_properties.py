@@ -33,7 +33,7 @@ def test_names():
     assert (
         MODELS == recbole_adrrec.models() == list(MODEL_OPTIONS) == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
     )
-    assert DATASETS == ["amazon-beauty", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
+    assert DATASETS == ["amazon-beauty", "amazon-games-2018", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]
 
 
