@@ -1,7 +1,7 @@
 """Make the report of a results folder again: Markdown, CSV, LaTeX and one HTML page.
 
 python benchmarks/report.py RESULTS
-python benchmarks/report.py RESULTS --measure robustness,heads,noise --data_path /path/to/data
+python benchmarks/report.py RESULTS --measure robustness,heads --data_path /path/to/data
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study import report
+from study import checks, report
 from study.measurements import KINDS, measure, measured_kinds, specs_of
 from study.results import Results
 from tqdm import tqdm
 
-from recbole_adrrec.errors import DataError, OptionError, UserError
-from recbole_adrrec.options import rules
+from recbole_adrrec.errors import DataError, UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report and say where it is; 2 where the folder is unfit."""
+    """Write the report and print its files; 2 where the folder is unfit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", metavar="RESULTS", help="folder with runs/*.json")
     parser.add_argument(
@@ -34,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if given.measure:
-            told = list(sys.argv[1:] if arguments is None else arguments)
-            measure_kept(given.results, given.measure.split(","), given.data_path, _command(told))
+            words = list(sys.argv[1:] if arguments is None else arguments)
+            command = shlex.join(["python", "benchmarks/report.py", *words])
+            measure_kept(given.results, given.measure.split(","), given.data_path, command)
         paths = report.write(given.results)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
@@ -46,10 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _command(arguments: Sequence[str]) -> str:
-    return shlex.join(["python", "benchmarks/report.py", *arguments])
-
-
 def measure_kept(folder: str, kinds: Sequence[str], data_path: str, command: str) -> None:
     """Measure every kept model of a results folder that was not measured so before.
 
@@ -58,9 +54,8 @@ def measure_kept(folder: str, kinds: Sequence[str], data_path: str, command: str
     UserError
         For an unknown kind, a folder without kept models, or data that are not there.
     """
-    fault = rules.ListOf(rules.Choice(KINDS), filled=True, distinct=True).fault(list(kinds))
-    if fault:
-        raise OptionError(f"--measure: {fault}")
+    for kind in kinds:
+        checks.one_of(kind, KINDS, "--measure")
     results = Results.read(folder)
     specs = specs_of(results, str(Path(data_path).resolve())) if results.stated else []
     if not specs:

@@ -1,11 +1,11 @@
-"""Tune models equally: the same number of trials for each, from a stated space, judged on validation alone.
+"""Tune models with equal effort: the same number of trials for each, judged on validation alone.
 
-Examples
---------
-::
+    python benchmarks/tune.py --config benchmarks/configs/paper.yaml --trials 30 --jobs 4
+    python benchmarks/tune.py --config benchmarks/configs/paper.yaml --trials 30 --first_epochs 10
 
-    python benchmarks/tune.py --config benchmarks/configs/paper.yaml --trials 30 --tuned results/paper-tuned
-    python benchmarks/compare.py --config benchmarks/configs/paper.yaml --tuned results/paper-tuned
+Chosen settings are written to the study's folder ``tuned`` (or --tuned), where compare.py reads them.
+Exit codes: 0 done; 1 no trial of some model ended well; 2 something given is wrong; 3 --minutes were over
+before all trials were; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,60 +13,43 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from compare import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR, command_of, parse, usage, whole
-from study import plan as plans
-
-from recbole_adrrec.errors import UserError
+from study import checks, command_line, study_file
+from study.plan import safe
 
 FLAGS: dict[str, str] = {
-    "config": "study file (YAML); what follows goes above it",
+    **command_line.FLAGS,
     "trials": "trials for each model on each data set; 20 if unset",
+    "first_epochs": "epochs of each trial; the two best are then trained to their end, and the better one is chosen",
     "space": "file of search spaces; configs/space.yaml if unset",
-    "jobs": "how many trials at a time on this machine",
-    "help": "this text",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a search from the command line.
+    """Run a search from the command line; the module's text has the exit codes."""
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments after the program's name; those of the process if None.
-
-    Returns
-    -------
-    int
-        0 done; 1 every trial of some model failed; 2 something the user gave is wrong; 130 interrupted.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        flags, overrides = parse(arguments, FLAGS, ("help",))
-        if flags.get("help") or not arguments:
-            print(usage("tune.py", str(__doc__), FLAGS))
-            return 0
-        trials, jobs = whole(flags.get("trials", 20), "trials"), whole(flags.get("jobs", 1), "jobs")
+    def work(flags: dict[str, Any], overrides: dict[str, Any], command: str) -> int:
+        trials, jobs = (checks.whole(flags.get(name, unset), name) for name, unset in (("trials", 20), ("jobs", 1)))
+        first_epochs = checks.whole(flags["first_epochs"], "first_epochs") if "first_epochs" in flags else None
+        deadline = command_line.deadline_of(flags)
         tuned = overrides.pop("tuned", None)
-        plan = plans.load(flags.get("config"), overrides, command_of("tune.py", arguments), read_tuned=False)
+        plan = study_file.load(flags.get("config"), overrides, command, read_tuned=False)
         from study import grid, search
 
         spaces = search.read_spaces(flags.get("space") or Path(__file__).parent / "configs" / "space.yaml", plan)
         grid.check(plan)
-        folder = Path(tuned or plan.tuned_from or f"results/{plans.safe(plan.name)}-tuned").resolve()
-        files, empty = search.search(plan, spaces, trials, folder, jobs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    for file in files:
-        print(f"chosen: {file}")
-    for name in empty:
-        print(f"every trial failed: {name} (work/runs has the errors)")
-    return EXIT_FAILED if empty else 0
+        folder = Path(tuned or plan.tuned_from or f"results/{safe(plan.name)}-tuned").resolve()
+        found = search.search(plan, spaces, trials, folder, jobs, deadline, first_epochs)
+        for file in found.files:
+            print(f"chosen: {file}")
+        for name in found.empty:
+            print(f"no trial ended well: {name} (work/runs has the errors)")
+        for name in found.left:
+            print(f"left: {name} (--minutes); the same command goes on")
+        return command_line.EXIT_FAILED if found.empty else command_line.EXIT_UNFINISHED if found.left else 0
+
+    return command_line.run_program("tune.py", str(__doc__), FLAGS, argv, work)
 
 
 if __name__ == "__main__":

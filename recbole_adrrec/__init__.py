@@ -28,7 +28,7 @@ def register() -> None:
     Raises
     ------
     RuntimeError
-        The installed RecBole lacks something that the plugin builds on; the message names it and the version.
+        The installed version of RecBole is not one that the plugin works with.
     """
     from recbole_adrrec.integration import register as plugin
 

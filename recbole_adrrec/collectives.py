@@ -1,4 +1,4 @@
-"""What processes that train together have to agree on; a single process agrees with itself."""
+"""Sums and barriers over the processes that train together; a single process is a group of one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes train together; 1 for a single one."""
+    """Number of processes that train together; 1 for a single one."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for the other processes; nothing to do for a single one."""
+    if world_size() > 1:
+        distributed.barrier()
 
 
 @torch.no_grad()
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Mean of a tensor, Float[...], over all processes, without a gradient; every process has to ask for it."""
+    """Mean of a tensor, Float[...], over all processes, without a gradient; every process has to call it."""
     if world_size() == 1:
         return value.detach()
     total = value.detach().clone()

@@ -1,11 +1,10 @@
-"""Files that are either whole or not there."""
+"""Files that are written whole or not at all, and faults of atomic files."""
 
 from __future__ import annotations
 
-import builtins
 import os
 import tempfile
-from typing import IO, Any
+from typing import IO
 
 
 class AtomicFile:
@@ -49,6 +48,34 @@ class AtomicFile:
         return 0o666 & ~mask
 
 
-def open_atomic(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-    """``open``, but files opened with mode ``wb`` are :class:`AtomicFile`; for use in a ``with`` statement."""
-    return AtomicFile(file) if mode == "wb" else builtins.open(file, mode, *args, **kwargs)
+def unreadable_line(path: str | os.PathLike[str], field: str, separator: str, encoding: str | None) -> str | None:
+    """Line and text (``"line 17, 'yesterday'"``) of the first value of a number column that is no number, if any.
+
+    Parameters
+    ----------
+    path : str or path-like
+        An atomic file: a header of ``name:type`` columns, then a line for each event.
+    field : str
+        Name of the column.
+    separator, encoding : str
+        Of the file.
+    """
+    with open(path, encoding=encoding) as lines:
+        names = [column.split(":")[0] for column in lines.readline().rstrip("\n").split(separator)]
+        if field not in names:
+            return None
+        column = names.index(field)
+        for number, line in enumerate(lines, start=2):
+            parts = line.rstrip("\n").split(separator)
+            text = parts[column] if column < len(parts) else ""
+            try:
+                float(text or "nan")
+            except ValueError:
+                return f"line {number}, {text!r}"
+    return None
+
+
+def has_quotes(path: str | os.PathLike[str]) -> bool:
+    """True if a file holds a double quote anywhere, as few atomic files do."""
+    with open(path, "rb") as file:
+        return any(b'"' in block for block in iter(lambda: file.read(1 << 24), b""))

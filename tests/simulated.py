@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from study.measurements import write_measurement
-from study.plots import KernelCurve
+from engine.store import write_json
+from study import report
+from study.measurements import path_of
 
 LEAVE_ONE_OUT = {"split": "leave_one_out", "candidates": "full", "seen": "all"}
 HARDWARE = {"cpu": "Simulated CPU", "cores": 2, "gpu": None, "ram_gib": 23.4}
@@ -48,8 +49,8 @@ def write_run(
     own = np.random.default_rng([seed, *label.encode()])
     place = np.floor(np.maximum(0, hits - 4 + own.normal(0, 1.5, (len(metrics), n_users)) + 10 * shift)).astype(int)
     values = GAINS[::-1][np.clip(place, 0, 10)] * (place > 0)
-    told = "-".join(protocol.values())
-    name = f"{dataset}-{label}-{told}-s{seed}".replace(" ", "_").replace("/", "_")
+    listed = "-".join(protocol.values())
+    name = f"{dataset}-{label}-{listed}-s{seed}".replace(" ", "_").replace("/", "_")
     facts = {
         "format": 1,
         "study": "simulated",
@@ -109,25 +110,19 @@ def write_run(
     return name
 
 
-def curve(kernel, layer, gaps, added):
-    """A kernel's curve with a band around it."""
-    return KernelCurve(kernel, layer, gaps, added, added - 0.1, added + 0.1)
-
-
 def write_settings(folder, **settings):
     """Write ``report.json``."""
     (Path(folder) / "report.json").write_text(json.dumps(settings))
 
 
-def write_measured(folder, run_id, scale=1.0, seed=0, refined=True):
+def write_measured(folder, run_id, scale=1.0, seed=0):
     """Write measurements of a run that was written before."""
     rng = np.random.default_rng(seed)
-    shares = (0.1, 0.2, 0.3, 0.4, 0.5)
     robustness = [
         {"kind": kind, "share": share, "clean": 0.1, "value": 0.1 * (1 - scale * share * weight), "low": None,
          "high": None, "drop": scale * share * weight + rng.normal(0, 0.01)}
-        for kind, weight in (("replace", 0.9), ("drop", 0.5), ("jitter", 0.2))
-        for share in shares
+        for kind, weight in (("replace", 0.9), ("drop", 0.5), ("jitter", 0.2), ("noise", 0.1))
+        for share in (0.1, 0.2, 0.3, 0.4, 0.5)
     ]  # fmt: skip
     heads = [
         {"layer": layer, "head": head, "kind": kind, "value": 0.1, "drop": drop, "entropy": entropy}
@@ -137,22 +132,9 @@ def write_measured(folder, run_id, scale=1.0, seed=0, refined=True):
             ("sinusoid", "relative", -0.02, 0.5), ("distance", "relative", 0.4, 0.3),
         )
     ]  # fmt: skip
-    noise = [
-        {"sigma": sigma, "value": 0.1, "drop": 0.1 * sigma * scale, "moved": sigma * scale} for sigma in (0.1, 0.5)
-    ]
-    gaps = np.concatenate([[0], np.geomspace(1, 3e7, 100)])
-    kernels = [curve("sinusoid", layer, gaps, np.sin(np.log1p(gaps) / 3 * layer) / layer) for layer in (1, 2)] + [
-        curve("distance", layer, np.arange(20), np.exp(-np.arange(20) / 5) / layer) for layer in (1, 2)
-    ]
-    weights = np.tril(rng.random((2, 12, 12)))
-    plain = weights / weights.sum(-1, keepdims=True)
-    facts = {
-        "run": run_id, "metric": "ndcg@10", "command": "python benchmarks/ablate.py --measure", "wall_s": 12.0,
-        "robustness": robustness, "heads": heads, "noise": noise, "lni": "gaussian 0.1", "user": "u7",
-    }  # fmt: skip
-    write_measurement(
-        Path(folder), run_id, facts, kernels, (plain, plain @ plain if refined else None, ["head 1", "head 2"])
-    )
+    command = "python benchmarks/ablate.py --measure"
+    facts = {"run": run_id, "metric": "ndcg@10", "command": command, "wall_s": 12.0}
+    write_json(path_of(Path(folder), run_id), {**facts, "robustness": robustness, "heads": heads})
 
 
 def write_study(folder):
@@ -162,9 +144,7 @@ def write_study(folder):
         for label, shift in (("ADRRec", 0.3), ("AWRSR", 0.03), ("SASRec", 0.0), ("BERT4Rec", -0.2)):
             name = write_run(folder, label, seed, shift=shift)
             if label in ("ADRRec", "SASRec", "AWRSR"):
-                write_measured(
-                    folder, name, scale=1.0 if label == "ADRRec" else 1.4, seed=seed, refined=label == "AWRSR"
-                )
+                write_measured(folder, name, scale=1.0 if label == "ADRRec" else 1.4, seed=seed)
         for label, shift in (("ADRRec", 0.6), ("SASRec", 0.5)):
             write_run(folder, label, seed, shift=shift, protocol=sampled)
         write_run(folder, "MEANTIME", seed, shift=0.4, query_time=True)
@@ -184,3 +164,15 @@ def write_study(folder):
         groups={"Kernels and noise": ["ADRRec", *variants[:3]], "Length": variants[3:]},
         notes=["Random numbers; nothing was trained."],
     )
+
+
+_REPORTED = []
+
+
+def reported_study(tmp_path_factory):
+    """A simulated study and its report's files, drawn once in a session."""
+    if not _REPORTED:
+        folder = tmp_path_factory.mktemp("study")
+        write_study(folder)
+        _REPORTED.append((folder, report.write(folder)))
+    return _REPORTED[0]

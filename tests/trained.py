@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from recbole_adrrec.integration.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
@@ -49,3 +52,12 @@ def train(model: str, data_path: Path, folder: Path, dataset: str = "small", **o
     trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
     trainer.fit(train_data, valid_data, verbose=False)
     return Trained(Path(trainer.saved_model_file), config, made.eval(), trainer, train_data, test_data)
+
+
+def saved(path: Path, change: Callable[[Any], object]) -> Path:
+    """A copy of a checkpoint, ``changed.pth``, with something changed and a fingerprint that fits again."""
+    checkpoint = load_checkpoint(path)
+    change(checkpoint)
+    other = Path("changed.pth").resolve()
+    save_checkpoint(checkpoint, other)
+    return other

@@ -1,1 +1,1 @@
-"""What the benchmarks of speed, memory and rows share."""
+"""Measurements of time and memory, one module each; ``efficiency.py`` runs them."""

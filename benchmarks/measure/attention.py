@@ -1,76 +1,126 @@
-"""One training step of ADRRec on made-up rows, ours and written out: runs in a child process."""
+"""One training step of ADRRec with kernels of time, ours and naive: ``efficiency.py --attention``."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from types import SimpleNamespace
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from measure import memory
+from measure.tables import Row, medians, ratio, text
+from measure.variants import ATTENTION, NAIVE, Variant, common_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from measure.session import Job, Session
 
 FIRST_TIME = 1_300_000_000
 N_ITEMS = 1_000
 
+COLUMNS = {
+    "step_s": "s / step",
+    "times_faster": "times faster",
+    "peak_mib": "peak MiB",
+    "peak_share": "of naive",
+    "saved_mib": "kept for backward MiB",
+    "saved_share": "of naive's",
+}
 
-class _Options(dict[str, Any]):
-    """Options as RecBole's ``Config`` answers them: None for what is not set."""
+QUANTITIES = ("step_s", "peak_mib", "saved_mib", "saved_weights_mib", "saved_others_mib")
 
-    def __missing__(self, name: str) -> None:
-        return None
+
+def report(session: Session) -> str:
+    """Measure the variants by turns; table in Markdown."""
+    arguments = session.arguments
+    rows, length = (4, 50) if arguments.quick else (32, 200)
+    variants = session.variants(known=ATTENTION)
+    jobs = [
+        job(session, "attention", variant, run, rows, length) for run in range(arguments.runs) for variant in variants
+    ]
+    found = table(session.measure(jobs, "attention"), [variant.name for variant in variants])
+    session.store.note("attention", found)
+    title = f"### One training step of ADRRec, B = {rows}, L = {length}, d = 64, kernels position, day, sinusoid, log1p"
+    return f"{title}\n\n{text(found, COLUMNS)}"
+
+
+def job(session: Session, kind: str, variant: Variant, run: int, rows: int, length: int, **more: Any) -> Job:
+    """A step of ``rows`` windows of ``length`` events; ``more`` adds to the keys of what is given."""
+    from measure.session import Job
+
+    given = {
+        "rows": rows,
+        "length": length,
+        "hidden_size": 64,
+        "options": variant.options,
+        "naive": variant.source == "naive",
+        "repeats": 1 if session.arguments.quick else 5,
+        "threads": session.arguments.threads,
+        "device": session.arguments.device,
+        **more,
+    }
+    return Job(kind, variant.name, run, "measure.attention:measure", given)
+
+
+def table(measurements: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """One row for each variant: medians of ``QUANTITIES``.
+
+    Further keys, against ``NAIVE``: ``times_faster``, ``peak_share``, ``saved_share``.
+    """
+    rows = medians(measurements, names, QUANTITIES)
+    base = next((row for row in rows if row["variant"] == NAIVE), {})
+    for row in rows:
+        row["times_faster"] = ratio(base.get("step_s"), row.get("step_s"))
+        row["peak_share"] = ratio(row.get("peak_mib"), base.get("peak_mib"))
+        row["saved_share"] = ratio(row.get("saved_mib"), base.get("saved_mib"))
+    return rows
+
+
+# In the child process
 
 
 def build(given: dict[str, Any]) -> Any:
-    """Make ADRRec without its data: ``length``, ``hidden_size``, ``options`` and ``written_out`` of what is given."""
+    """ADRRec for synthetic data, which are put into the working directory; keys as for :func:`measure`."""
     import recbole_adrrec
 
     recbole_adrrec.register()
-    from recbole_adrrec.models.adrrec import ADRRec
-    from recbole_adrrec.options import load_properties
+    import synthetic
+    import torch
+    from recbole.config import Config
+    from recbole.data import create_dataset
+    from recbole.utils import get_model
 
-    options = _Options(
-        {
-            **load_properties("overall", "overall"),
-            **load_properties("model", "ADRRec"),
-            "USER_ID_FIELD": "user_id",
-            "ITEM_ID_FIELD": "item_id",
-            "TIME_FIELD": "timestamp",
-            "LIST_SUFFIX": "_list",
-            "ITEM_LIST_LENGTH_FIELD": "item_length",
-            "NEG_PREFIX": "neg_",
-            "MAX_ITEM_LIST_LENGTH": given["length"],
-            "device": torch.device(given["device"]),
-            "seed": 1,
-            "lni_weight": 0.0,
-            "hidden_size": given["hidden_size"],
-            "inner_size": 4 * given["hidden_size"],
-            **given["options"],
-        }
-    )
-    days = torch.arange(4000) + FIRST_TIME // 86_400
-    data = SimpleNamespace(
-        num=lambda field: N_ITEMS,
-        trained_days=lambda include_targets: days,
-        time_scale=lambda include_targets: (60.0, float(len(days) * 86_400)),
-        smallest_training_gaps=lambda: torch.ones(N_ITEMS, dtype=torch.int64),
-    )
+    folder = Path("synthetic_data")
+    if not folder.exists():
+        synthetic.write(folder, "synthetic", users=200, items=N_ITEMS, events=40_000, progress=False)
+    options = {
+        **common_options("synthetic", given["length"], 1, given["device"]),
+        "data_path": str(folder),
+        "lni_weight": 0.0,
+        "hidden_size": given["hidden_size"],
+        "inner_size": 4 * given["hidden_size"],
+        **given["options"],
+    }
+    config = Config(model="ADRRec", dataset="synthetic", config_dict=options)
+    data = create_dataset(config).build()[0]
     torch.manual_seed(1)
-    model = ADRRec(options, data).to(options["device"])
-    if given["written_out"]:
-        from measure.written_out import write_out
+    model = get_model("ADRRec")(config, data).to(config["device"])
+    if given["naive"]:
+        from measure.naive_attention import make_naive
 
-        write_out(model)
+        make_naive(model)
     return model
 
 
-def rows(count: int, length: int, device: str, seed: int = 0) -> dict[str, Tensor]:
+def batch_of(model: Any, count: int, length: int) -> dict[str, Tensor]:
     """Full windows of ``length`` events with a target everywhere; gaps from seconds to months."""
-    generator = torch.Generator().manual_seed(seed)
-    items = torch.randint(1, N_ITEMS, (count, length + 1), generator=generator)
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(1, model.n_items, (count, length + 1), generator=generator)
     gaps = torch.exp(torch.randn(count, length + 1, generator=generator) * 3 + math.log(600)).long()
     times = FIRST_TIME + gaps.clamp(max=90 * 86_400).cumsum(1)
     batch = {
@@ -81,7 +131,7 @@ def rows(count: int, length: int, device: str, seed: int = 0) -> dict[str, Tenso
         "item_id": items[:, 1:],
         "timestamp": times[:, 1:],
     }
-    return {name: values.contiguous().to(device) for name, values in batch.items()}
+    return {name: values.contiguous().to(model.device) for name, values in batch.items()}
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +140,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     given : dict
-        ``rows`` B, ``length`` L, ``hidden_size`` d, ``options`` (of ADRRec), ``written_out`` (bool), ``repeats``,
+        ``rows`` B, ``length`` L, ``hidden_size`` d, ``options`` (of ADRRec), ``naive`` (bool), ``repeats``,
         ``device``.
 
     Returns
@@ -100,17 +150,17 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         ``saved_mib`` (what autograd keeps for the backward pass), of it ``saved_weights_mib`` (tensors with a number
         for each pair of places) and ``saved_others_mib``; ``loss``.
     """
+    import torch
+
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    model = build(given)
-    device = given["device"]
-    cuda = device.startswith("cuda")
-    model.train()
+    model = build(given).train()
+    cuda = given["device"] == "cuda"
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    amp = bool(given["options"].get("enable_amp"))
+    amp = torch.autocast(given["device"], enabled=bool(given["options"].get("enable_amp")), dtype=torch.bfloat16)
 
     def step(batch: dict[str, Tensor]) -> float:
         optimizer.zero_grad()
-        with torch.autocast(torch.device(device).type, enabled=amp, dtype=torch.bfloat16):
+        with amp:
             loss = model.calculate_loss(batch)
         loss.backward()
         optimizer.step()
@@ -119,8 +169,8 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         return float(loss.detach())
 
     # Threads, libraries and the optimizer's state are not a step's cost.
-    step(rows(2, min(16, given["length"]), device))
-    batch = rows(given["rows"], given["length"], device)
+    step(batch_of(model, 2, min(16, given["length"])))
+    batch = batch_of(model, given["rows"], given["length"])
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / memory.MIB
@@ -134,10 +184,7 @@ def measure(given: dict[str, Any]) -> dict[str, Any]:
         start = time.perf_counter()
         step(batch)
         times.append(time.perf_counter() - start)
-    with (
-        torch.autocast(torch.device(device).type, enabled=amp, dtype=torch.bfloat16),
-        memory.saved_tensors(given["length"], [*model.parameters(), *model.buffers()]) as saved,
-    ):
+    with amp, memory.saved_tensors(given["length"], [*model.parameters(), *model.buffers()]) as saved:
         model.calculate_loss(batch)
     return {
         "step_s": times,

@@ -11,23 +11,25 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from measure.children import call
-from measure.ledger import Job
-from measure.tables import markdown, median, shown
+from measure.tables import Row, medians, ratio, text
+
+if TYPE_CHECKING:
+    from measure.session import Session
 
 POLICIES = ("unset", "active", "passive")
 """Of ``OMP_WAIT_POLICY``; unset: OpenMP's own choice, which is to spin for a while and then to sleep."""
 
-BUSY_VARIANTS = ("SASRec, windows", "ADRRec, windows")
+VARIANTS = ("SASRec, windows", "ADRRec, windows")
 
 # Ends by itself when its parent is gone, however that ended.
 BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
 
 
 @contextmanager
-def company(count: int, cores: int) -> Iterator[None]:
+def busy_processes(count: int, cores: int) -> Iterator[None]:
     """Keep this process, those that it starts and so many busy ones on the same cores while this lasts.
 
     Parameters
@@ -52,79 +54,34 @@ def company(count: int, cores: int) -> Iterator[None]:
             os.sched_setaffinity(0, before)
 
 
-def report(session: Any) -> str:
-    """Measure each variant beside so many busy processes under each policy, by turns; tables in Markdown."""
-    arguments = session.arguments
-    variants = [variant for variant in session.variants(BUSY_VARIANTS) if variant.source != "peer"]
-    jobs = []
+def report(session: Session) -> str:
+    """Measure each variant beside so many busy processes under each policy, by turns; table in Markdown."""
+    arguments, jobs = session.arguments, []
+    variants = [variant for variant in session.variants(VARIANTS) if variant.source != "peer"]
     for run in range(arguments.runs):
         for count in arguments.busy:
             for variant in variants:
                 for policy in arguments.wait:
-                    job = session.training_job(
-                        "busy", variant, run, arguments.dataset, arguments.data_path, evaluate=False
-                    )
-                    job.given |= {"busy": count, "wait": policy}
-                    jobs.append(Job(job.kind, job.variant, job.given, run, _work(session, job.child, count, policy)))
-    found = table(session.do(jobs, "beside busy processes"))
-    session.ledger.note("busy", found)
+                    job = session.training_job("busy", variant, run, evaluate=False, busy=count, wait=policy)
+                    job.call["environment"] = {"OMP_WAIT_POLICY": None if policy == "unset" else policy}
+                    job.around = partial(busy_processes, count, arguments.threads)
+                    jobs.append(job)
+    rows = table(session.measure(jobs, "beside busy processes"))
+    session.store.note("busy", rows)
+    columns = {"epoch_s": "s / epoch", "over_idle": "over idle"}
     title = f"### Beside busy processes of one thread, {arguments.dataset}"
-    return f"{title}\n\n{session.settings()}\n\n{table_text(found, arguments.busy)}"
+    return f"{title}\n\n{session.settings()}\n\n{text(rows, columns)}"
 
 
-def _work(session: Any, child: dict[str, Any], count: int, policy: str) -> Any:
-    threads, timeout = session.arguments.threads, session.arguments.timeout
-    environment = {"OMP_WAIT_POLICY": None if policy == "unset" else policy}
+def table(measurements: Sequence[Row]) -> list[Row]:
+    """One row for each variant, policy and number of busy processes: ``epoch_s``, and ``over_idle`` of that policy."""
 
-    def work() -> dict[str, Any]:
-        with company(count, threads):
-            return call("measure.training:measure", child, threads=threads, timeout=timeout, environment=environment)
+    def name(given: dict[str, Any], variant: str, busy: int) -> str:
+        return f"{variant}, OMP_WAIT_POLICY {given['wait']}, {busy} busy"
 
-    return work
-
-
-def table(measurements: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each variant and policy.
-
-    Keys: ``variant``, ``wait``, ``epoch_s`` (by number of busy processes, as text: the median, null if it failed),
-    ``ratio`` (the same over that policy's own idle time), ``error``.
-    """
-    rows = []
-    for name, policy in dict.fromkeys((one["variant"], one["given"]["wait"]) for one in measurements):
-        own = [one for one in measurements if (one["variant"], one["given"]["wait"]) == (name, policy)]
-        seconds = {
-            str(count): median(
-                [
-                    second
-                    for one in own
-                    if one["given"]["busy"] == count and one["result"] is not None
-                    for second in one["result"]["epoch_s"]
-                ]
-            )
-            for count in sorted({one["given"]["busy"] for one in own})
-        }
-        idle = seconds.get("0")
-        ratio = {count: value / idle if value and idle else None for count, value in seconds.items()}
-        errors = [one["error"] for one in own if one["error"]]
-        rows.append(
-            {
-                "variant": name,
-                "wait": policy,
-                "epoch_s": seconds,
-                "ratio": ratio,
-                "error": errors[-1] if errors else None,
-            }
-        )
-    return rows
-
-
-def table_text(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> str:
-    """Markdown of :func:`table`."""
-    head = ["", "OMP_WAIT_POLICY", *(f"{count} busy: s / epoch (over idle)" for count in sorted(counts))]
-    cells = []
-    for row in rows:
-        numbers = [(row["epoch_s"].get(str(count)), row["ratio"].get(str(count))) for count in sorted(counts)]
-        told = [f"{shown(seconds)} ({shown(ratio)})" for seconds, ratio in numbers]
-        cells.append([row["variant"], row["wait"], *told])
-    failed = [f"- {row['variant']}, {row['wait']}: {row['error']}" for row in rows if row["error"]]
-    return "\n\n".join([markdown(head, cells), *(["\n".join(failed)] if failed else [])])
+    named = [{**one, "variant": name(one["given"], one["variant"], one["given"]["busy"])} for one in measurements]
+    idle = {new["variant"]: name(one["given"], one["variant"], 0) for new, one in zip(named, measurements, strict=True)}
+    rows = {row["variant"]: row for row in medians(named, sorted(idle), ["epoch_s"])}
+    for label, row in rows.items():
+        row["over_idle"] = ratio(row.get("epoch_s"), rows.get(idle[label], {}).get("epoch_s"))
+    return list(rows.values())

@@ -1,7 +1,7 @@
 """Memory of this process and of one training step.
 
 Resident memory is read from ``/proc`` on Linux, whose high-water mark can be set back; elsewhere ``getrusage`` gives
-the mark since the start of the process alone.
+the mark since the start of the process alone. (On Linux that would count the parent's memory too.)
 """
 
 from __future__ import annotations
@@ -26,10 +26,7 @@ def resident() -> float:
 
 
 def peak() -> float:
-    """Highest resident memory since the start or the last :func:`reset_peak`, in MiB.
-
-    ``getrusage`` would do as well but for the parent's memory, which Linux counts for a child until it is replaced.
-    """
+    """Highest resident memory since the start or the last :func:`reset_peak`, in MiB."""
     found = _status("VmHWM")
     if found is not None:
         return found
@@ -38,7 +35,7 @@ def peak() -> float:
 
 
 def reset_peak() -> bool:
-    """Set the high-water mark to what is resident now; tells whether that could be done."""
+    """Set the high-water mark to what is resident now; False where the system does not let it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

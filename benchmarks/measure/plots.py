@@ -1,4 +1,4 @@
-"""Pictures of the tables."""
+"""Figures of the tables of training and of sweeps."""
 
 from __future__ import annotations
 
@@ -12,54 +12,39 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from measure.tables import LABELS
-from measure.variants import BASELINE
+from measure.tables import LABELS, Row
+from measure.variants import BASELINE, TRAINING
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:,.10g}"
-
-
-def _save(figure: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def training(table: Sequence[dict[str, Any]], folder: Path) -> Path | None:
-    """Bars of seconds an epoch and of memory over imports, ``training.png``; None where nothing was measured."""
-    rows = [row for row in table if row["runs"]][::-1]
+def training(rows: Sequence[Row], folder: Path) -> None:
+    """Bars of seconds an epoch and of memory over imports, ``training.png``; nothing where nothing was measured."""
+    rows = [row for row in rows if row["runs"]][::-1]
     if not rows:
-        return None
+        return
     figure, axes = plt.subplots(1, 2, figsize=(11, 0.42 * len(rows) + 1.4), sharey=True, layout="constrained")
     names = [row["variant"] for row in rows]
-    colours = ["tab:gray" if name.startswith("Rec") and "our" not in name else "tab:blue" for name in names]
-    for axis, key, label in (
-        (axes[0], "epoch_s", "seconds an epoch (log)"),
-        (axes[1], "rise_mib", "peak memory over imports, MiB (log)"),
-    ):
+    ours = {variant.name for variant in TRAINING if variant.source == "ours"}
+    labels = {"epoch_s": "seconds an epoch (log)", "rise_mib": "peak memory over imports, MiB (log)"}
+    for plot, (key, label) in zip(axes, labels.items(), strict=True):
         values = [max(row[key], 1e-3) for row in rows]
-        bars = axis.barh(names, values, color=colours)
-        axis.set_xscale("log")
-        axis.set_xlim(min(values) / 3, max(values) * 4)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 20 * min(values) else (1,)))
-        axis.xaxis.set_major_formatter(FuncFormatter(_plain))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(label)
-        axis.bar_label(bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3)
-        axis.spines[["top", "right"]].set_visible(False)
+        bars = plot.barh(names, values, color=["tab:blue" if name in ours else "tab:gray" for name in names])
+        plot.set_xscale("log")
+        plot.set_xlim(min(values) / 3, max(values) * 4)
+        _plain_logarithm(plot.xaxis, min(values), max(values), 20)
+        plot.set_xlabel(label)
+        plot.bar_label(bars, [f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in values], padding=3)
+        plot.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"Grey: other packages as they are; ratios are against {BASELINE}", fontsize=10)
-    return _save(figure, folder / "training.png")
+    _save(figure, folder / "training.png")
 
 
-def sweep(table: dict[str, Any], axis: str, quantities: Sequence[str], folder: Path) -> Path | None:
+def sweep(table: Row, axis: str, quantities: Sequence[str], folder: Path) -> None:
     """Curves of each quantity over the sizes, both logarithmic, with exponents in the legend: ``sweep-<axis>.png``."""
-    if not any(row["sizes"] for row in table.values()):
-        return None
     sizes = sorted({size for row in table.values() for size in row["sizes"]})
+    if not sizes:
+        return
     figure, axes = plt.subplots(1, len(quantities), figsize=(4.6 * len(quantities), 4), layout="constrained")
-    for plot, quantity in zip(axes if len(quantities) > 1 else [axes], quantities, strict=True):
+    for plot, quantity in zip(axes, quantities, strict=True):
         for name, row in table.items():
             exponent = row["exponents"][quantity]
             label = name if exponent is None else f"{name}: exponent {exponent:.2f}"
@@ -69,11 +54,22 @@ def sweep(table: dict[str, Any], axis: str, quantities: Sequence[str], folder: P
         plot.set_xticks(sizes, [f"{size:,}" for size in sizes])
         plot.xaxis.set_minor_locator(NullLocator())
         low, high = plot.get_ylim()
-        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
-        plot.yaxis.set_major_formatter(FuncFormatter(_plain))
-        plot.yaxis.set_minor_formatter(NullFormatter())
+        _plain_logarithm(plot.yaxis, low, high, 50)
         plot.set_xlabel(axis)
-        plot.set_ylabel(LABELS.get(quantity, quantity))
+        plot.set_ylabel(LABELS[quantity])
         plot.grid(alpha=0.3)
         plot.legend(fontsize=8)
-    return _save(figure, folder / f"sweep-{axis}.png")
+    _save(figure, folder / f"sweep-{axis}.png")
+
+
+def _plain_logarithm(axis: Any, low: float, high: float, narrow: float) -> None:
+    """Plain numbers on a logarithmic axis, also between powers of ten where ``high / low`` is below ``narrow``."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < narrow * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

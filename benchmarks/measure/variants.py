@@ -1,16 +1,18 @@
-"""What is measured side by side: add an entry to ``TRAINING`` or ``ATTENTION`` and it is a row of the tables."""
+"""Models measured side by side: an entry of ``TRAINING`` or ``ATTENTION`` is a row of the tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.options import known_options
+CE = {"loss_type": "CE", "train_neg_sample_args": None}
 
 BASELINE = "RecBole SASRec"
-"""What ratios are taken against."""
+"""Variant against which ratios of training are taken."""
 
-CE = {"loss_type": "CE", "train_neg_sample_args": None}
+NAIVE = "naive, L x L x d"
+"""Variant against which ratios of attention are taken."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +25,17 @@ class Variant:
         As shown, and as ``--models`` takes it.
     source : str
         ``recbole`` (RecBole alone), ``untraced`` (the same without torch's anomaly detection), ``ours`` (this package
-        registered) or ``peer`` (RecTools).
+        registered), ``naive`` (ours with :mod:`measure.naive_attention`) or ``peer`` (RecTools).
     model : str
         The model's name.
     options : dict
-        Over those that all share.
+        Over :func:`common_options`.
     groups : tuple of str
         Other words by which ``--models`` takes it.
     cloze : bool
-        Whether its targets are masked events: they are not counted with those of the others.
+        Its targets are masked events, which are not counted with those of the others.
     devices : tuple of str
-        Where it makes sense.
+        Devices on which it is measured.
     """
 
     name: str
@@ -45,7 +47,10 @@ class Variant:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def unknown(self) -> list[str]:
-        """Options that this version doesn't have."""
+        """Options that this version of the package doesn't have."""
+        # Imported here: children import this module with packages of other versions.
+        from recbole_adrrec.options import known_options
+
         return [] if self.source == "peer" else sorted(set(self.options) - known_options(self.model))
 
 
@@ -56,6 +61,8 @@ _NO_NOISE = {"lni_weight": 0.0}
 _AMP = {"enable_amp": True}
 _RECOMPUTE = {"recompute": True}
 _COMPILE = {"compile": True}
+_KERNELS = {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid", "log1p"]}
+_GRID = {"grid_points": 16}
 
 TRAINING: tuple[Variant, ...] = (
     Variant(BASELINE, "recbole", "SASRec", CE, ("recbole",)),
@@ -89,14 +96,6 @@ TRAINING: tuple[Variant, ...] = (
 )
 """Rows of the table of training, in its order."""
 
-QUICK = (BASELINE, "ADRRec, windows", "ADRRec, windows, LNI")
-
-_KERNELS = {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid", "log1p"]}
-
-_GRID = {"grid_points": 16}
-
-WRITTEN_OUT = "written out, L x L x d"
-
 ATTENTION: tuple[Variant, ...] = (
     Variant("exact", "ours", "ADRRec", _KERNELS),
     Variant("grid", "ours", "ADRRec", {**_KERNELS, **_GRID}),
@@ -104,22 +103,21 @@ ATTENTION: tuple[Variant, ...] = (
     Variant("grid, recomputed", "ours", "ADRRec", {**_KERNELS, **_GRID, **_RECOMPUTE}),
     Variant("grid, bf16", "ours", "ADRRec", {**_KERNELS, **_GRID, **_AMP}),
     Variant("grid, compiled", "ours", "ADRRec", {**_KERNELS, **_GRID, **_COMPILE}),
-    Variant(WRITTEN_OUT, "written_out", "ADRRec", _KERNELS),
+    Variant(NAIVE, "naive", "ADRRec", _KERNELS),
 )
 """Rows of the table of one step of attention."""
 
+QUICK = (BASELINE, "ADRRec, windows", "ADRRec, windows, LNI")
+LENGTH_SWEEP = ("exact", "grid", NAIVE)
 
-LENGTH_SWEEP = ("exact", "grid", WRITTEN_OUT)
-"""Of ``ATTENTION``, those that are swept over the length."""
 
-
-def chosen(names: list[str] | None, device: str, variants: tuple[Variant, ...] = TRAINING) -> list[Variant]:
-    """Variants by name or group, in the order of the table; all that make sense on the device if None.
+def choose(names: list[str] | None, device: str, variants: tuple[Variant, ...] = TRAINING) -> list[Variant]:
+    """Variants by name or group that are measured on a device, in the order of the table; all if None.
 
     Raises
     ------
     ValueError
-        If a name is unknown.
+        A name is unknown.
     """
     groups = {group for variant in variants for group in variant.groups}
     known = {variant.name for variant in variants}
@@ -129,6 +127,59 @@ def chosen(names: list[str] | None, device: str, variants: tuple[Variant, ...] =
     return [
         variant
         for variant in variants
-        if device in variant.devices
-        and (names is None or variant.name in names or any(group in names for group in variant.groups))
+        if device in variant.devices and (names is None or {variant.name, *variant.groups} & set(names))
     ]
+
+
+def common_options(dataset: str, length: int, batch: int, device: str) -> dict[str, Any]:
+    """Options of data and training that all sides of a comparison share.
+
+    Every event is kept (no k-core filter), the same three columns are read, and nothing is rescaled.
+
+    Parameters
+    ----------
+    dataset : str
+        A data set of RecBole's layout.
+    length : int
+        ``MAX_ITEM_LIST_LENGTH``.
+    batch : int
+        ``train_batch_size``: targets of a training step.
+    device : str
+        ``cpu`` or ``cuda``.
+    """
+    from recbole_adrrec.options import load_properties
+
+    fields = {"USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp"}
+    known = load_properties("dataset", dataset)
+    fields = {name: known.get(name, value) for name, value in fields.items()}
+    return {
+        **fields,
+        "load_col": {"inter": list(fields.values())},
+        "user_inter_num_interval": None,
+        "item_inter_num_interval": None,
+        "val_interval": None,
+        "normalize_all": False,
+        "MAX_ITEM_LIST_LENGTH": length,
+        "train_batch_size": batch,
+        "eval_args": {
+            "split": {"LS": "valid_and_test"},
+            "order": "TO",
+            "group_by": "user",
+            "mode": {"valid": "full", "test": "full"},
+        },
+        "repeatable": True,
+        "metrics": ["NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "use_gpu": device == "cuda",
+        "seed": 2020,
+    }
+
+
+def data_file(dataset: str, data_path: str | None) -> Path:
+    """The atomic file of a data set; RecBole brings ml-100k along."""
+    if dataset == "ml-100k":
+        import recbole
+
+        return Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
+    return Path(data_path or "dataset", dataset, f"{dataset}.inter").resolve()

@@ -1,6 +1,6 @@
-"""What is taken from ADRRec and AWRSR, piece by piece: lists of entries for a study, and what each is compared with.
+"""Entries of a study that takes ADRRec and AWRSR apart, piece by piece, and the reference of each.
 
-A removed kernel's place is taken by ``constant``, a head that looks at the items alone (``removal: constant``): number
+A removed kernel's place is taken by ``constant``, a head that sees the items alone (``removal: constant``): number
 and width of the heads, and almost the number of parameters, stay as they are, so that only what the kernel knows is
 gone. ``removal: drop`` takes the whole head; the others then share the width among them, and ``hidden_size`` is lowered
 to a number that every count of heads divides, for all entries of ADRRec alike.
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.options import rules
-from study import parts
+from study import checks
 from study.plan import Entry
 
 GROUPS: dict[str, str] = {
@@ -23,23 +22,23 @@ GROUPS: dict[str, str] = {
     "query_time": "the same with the query time known, and less each kernel",
     "noise": "ADRRec less layer-wise noise injection; its strengths, kinds, layers and stop-gradient",
     "objective": "cloze against causal, without and with the query time",
+    "rows": "training on one row per prefix, as RecBole does, against windows with a target at every position",
     "refinement": "AWRSR's refinements on each backbone",
     "length": "most events shown, of ADRRec and the baselines",
     "robustness": "histories changed at test time, with and without noise in training, against the baselines",
-    "heads": "each head silenced at test time, its entropy; kernels and attention learned",
-    "parts": "ADRRec built up from SASRec, one part at a time, on validation (configs/parts.yaml)",
+    "heads": "each head silenced at test time, and its entropy",
 }
 
-USUAL = tuple(name for name in GROUPS if name != "parts")
-"""Groups of an ablation that names none: parts is a study of its own."""
+USUAL = tuple(name for name in GROUPS if name != "rows")
+"""Groups of an ablation that names none."""
 
 TITLES = {
     "kernels": "Kernels",
     "query_time": "Kernels with the query time",
     "noise": "Noise injection",
     "objective": "Objective",
+    "rows": "Training rows",
     "refinement": "Refinements",
-    "parts": "Parts",
     "length": "Length of the history",
 }
 """Groups that are drawn as changes from a reference; the others are drawn as what was measured."""
@@ -54,83 +53,27 @@ NOISE_WEIGHT = 0.01
 NOISE_SIZES = (0.03, 0.3)
 NOISE_KINDS = ("gaussian", "uniform", "in_manifold")
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One entry of an ablation.
-
-    Attributes
-    ----------
-    label, model, options
-        As in a study.
-    reference : str, optional
-        Label of what it is compared with; None for a reference itself.
-    measured : frozenset of str
-        What is measured on the trained model: ``robustness``, ``heads``, ``noise``.
-    """
-
-    label: str
-    model: str
-    options: Mapping[str, Any]
-    reference: str | None = None
-    measured: frozenset[str] = frozenset()
+FULL = "ADRRec"
+FULL_TIMED = "ADRRec, query time"
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """Entries of a study, and how they belong together.
+    """Entries of a study, each label once, and how they belong together.
 
-    Attributes
-    ----------
-    variants : tuple of Variant
-        Each label once.
-    groups : mapping of str to list of str
-        Labels by group, its reference first.
-    notes : tuple of str
-        What a reader of the report must know.
+    ``groups`` has the labels of each group, its reference first; ``measured`` the kinds of measurement
+    (``robustness``, ``heads``) of the models that are measured; ``notes`` go into the report.
     """
 
-    variants: tuple[Variant, ...]
+    entries: tuple[Entry, ...]
     groups: Mapping[str, list[str]]
+    measured: Mapping[str, frozenset[str]]
     notes: tuple[str, ...]
-
-    @property
-    def entries(self) -> list[Entry]:
-        """For a study's ``models``."""
-        return [Entry(each.label, each.model, dict(each.options)) for each in self.variants]
-
-    @property
-    def references(self) -> dict[str, str]:
-        """For the report."""
-        return {each.label: each.reference for each in self.variants if each.reference is not None}
-
-    @property
-    def varied(self) -> set[str]:
-        """Options that some entry sets."""
-        return {name for each in self.variants for name in each.options}
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What an ablation is made of.
-
-    Attributes
-    ----------
-    groups : sequence of str
-        Out of :data:`GROUPS`.
-    base : mapping
-        ADRRec's options, defaults included, with what the study changes in all entries.
-    given : mapping
-        Options, out of those that entries vary, that the study itself sets: what the full models have.
-    removal : str
-        ``constant`` or ``drop``.
-    lengths : sequence of int
-        For ``MAX_ITEM_LIST_LENGTH``.
-    backbones : sequence of str
-        Of AWRSR.
-    baselines : sequence of str
-        Models beside ADRRec in ``length`` and ``robustness``.
-    """
+    """The parts of an ablation; ``base`` has ADRRec's options, defaults included, as the study changes them in all."""
 
     groups: Sequence[str]
     base: Mapping[str, Any]
@@ -138,10 +81,6 @@ class Choices:
     lengths: Sequence[int] = LENGTHS
     backbones: Sequence[str] = BACKBONES
     baselines: Sequence[str] = ("SASRec",)
-
-
-FULL = "ADRRec"
-FULL_TIMED = "ADRRec, query time"
 
 
 def ablation(choices: Choices) -> Ablation:
@@ -152,17 +91,19 @@ def ablation(choices: Choices) -> Ablation:
     OptionError
         For an unknown group, removal or backbone, or where nothing is left to vary.
     """
+    if "parts" in choices.groups:
+        raise OptionError("groups: parts is a study: compare.py --config benchmarks/configs/parts.yaml")
     for name, values, known in (
-        ("groups", choices.groups, tuple(GROUPS)),
+        ("groups", choices.groups, GROUPS),
         ("removal", [choices.removal], REMOVALS),
         ("backbones", choices.backbones, BACKBONES),
     ):
-        fault = rules.ListOf(rules.Choice(known), filled=True, distinct=True).fault(list(values))
-        if fault:
-            raise OptionError(f"{name}: {fault}")
-    fault = rules.ListOf(rules.COUNT, filled=True, distinct=True).fault(list(choices.lengths))
-    if fault:
-        raise OptionError(f"lengths: {fault}")
+        checks.distinct(values, name)
+        for value in checks.listed(list(values), name, next(iter(known))):
+            checks.one_of(value, known, name)
+    checks.distinct(choices.lengths, "lengths")
+    for length in checks.listed(list(choices.lengths), "lengths", "50"):
+        checks.whole(length, "lengths")
     return _Builder(choices).build()
 
 
@@ -171,37 +112,36 @@ class _Builder:
         self.choices, self.base = choices, choices.base
         self.absolute = list(self.base["absolute_kernels"] or [])
         self.relative = list(self.base["relative_kernels"] or [])
-        self.found: dict[str, Variant] = {}
+        self.entries: dict[str, Entry] = {}
         self.groups: dict[str, list[str]] = {}
+        self.measured: dict[str, frozenset[str]] = {}
+        self.takes_kernels = bool({"kernels", "query_time"} & set(choices.groups))
         self.shared: dict[str, Any] = {}
-        self.notes: list[str] = []
-        if choices.removal == "drop" and {"kernels", "query_time"} & set(choices.groups):
+        if self.takes_kernels and choices.removal == "drop":
             self.shared["hidden_size"] = self._divisible_width()
 
     def build(self) -> Ablation:
         for group in GROUPS:
             if group in self.choices.groups:
-                getattr(self, f"_{group}")()
-        if {"kernels", "query_time"} & set(self.choices.groups):
-            self.notes.append(self._removal_note())
-        return Ablation(tuple(self.found.values()), self.groups, tuple(self.notes))
+                getattr(self, f"_{group}")(group)
+        notes = (self._removal_note(),) if self.takes_kernels else ()
+        return Ablation(tuple(self.entries.values()), self.groups, self.measured, notes)
 
     def _add(
         self,
         group: str,
         label: str,
         options: Mapping[str, Any],
-        reference: str | None,
+        reference: str | None = None,
         model: str = "ADRRec",
         measured: Iterable[str] = (),
     ) -> None:
-        """Add an entry to a group; a label that is there gains what is measured."""
-        known = self.found.get(label)
-        merged = dict(options) if known is None else dict(known.options)
-        if model == "ADRRec":
-            merged = {**self.shared, **merged}
-        before = frozenset() if known is None else known.measured
-        self.found[label] = Variant(label, model, merged, reference, before | frozenset(measured))
+        """Add an entry to a group; a label that is there keeps its options."""
+        if label not in self.entries:
+            shared = self.shared if model == "ADRRec" else {}
+            self.entries[label] = Entry(label, model, {**shared, **options}, reference)
+        if measured:
+            self.measured[label] = self.measured.get(label, frozenset()) | frozenset(measured)
         labels = self.groups.setdefault(group, [])
         if label not in labels:
             labels.append(label)
@@ -210,13 +150,12 @@ class _Builder:
         heads = len(self.absolute) + len(self.relative)
         counts = {heads, heads - 1, len(self.absolute), len(self.relative)} - {0}
         step = math.lcm(2, *counts)
-        width = int(self.base["hidden_size"])
-        return max(step, width // step * step)
+        return max(step, int(self.base["hidden_size"]) // step * step)
 
     def _removal_note(self) -> str:
         if self.choices.removal == "constant":
             return (
-                "A removed kernel's head becomes a constant head, which looks at the items alone: number and width of "
+                "A removed kernel's head becomes a constant head, which sees the items alone: number and width of "
                 "the heads stay as they are."
             )
         return (
@@ -241,91 +180,84 @@ class _Builder:
         for name in dict.fromkeys(self.relative):
             self._add(group, f"{full} -{name}", {**options, **self._without([], [name])}, full)
 
-    def _kernels(self) -> None:
+    def _kernels(self, group: str) -> None:
         if len(self.absolute) + len(self.relative) < 2:
             raise OptionError(
                 "groups: kernels takes away one of several, and absolute_kernels and relative_kernels name one"
             )
-        self._add("kernels", FULL, {}, None)
-        self._less_each("kernels", FULL, {})
+        self._add(group, FULL, {})
+        self._less_each(group, FULL, {})
         both = bool(self.absolute) and bool(self.relative)
         if both and len(self.absolute) > 1:
-            self._add("kernels", f"{FULL} -absolute heads", self._without(self.absolute, []), FULL)
+            self._add(group, f"{FULL} -absolute heads", self._without(self.absolute, []), FULL)
         if both and len(self.relative) > 1:
-            self._add("kernels", f"{FULL} -relative heads", self._without([], self.relative), FULL)
+            self._add(group, f"{FULL} -relative heads", self._without([], self.relative), FULL)
 
-    def _query_time(self) -> None:
-        self._add("query_time", FULL, {}, None)
-        self._add("query_time", FULL_TIMED, {"use_query_time": True}, None)
-        self._less_each("query_time", FULL_TIMED, {"use_query_time": True})
+    def _query_time(self, group: str) -> None:
+        self._add(group, FULL, {})
+        self._add(group, FULL_TIMED, {"use_query_time": True})
+        self._less_each(group, FULL_TIMED, {"use_query_time": True})
 
-    def _noise(self) -> None:
-        weight, size = self.base["lni_weight"], self.base["lni_sigma"]
-        self._add("noise", FULL, {}, None)
-        if weight:
-            self._add("noise", f"{FULL} -LNI", {"lni_weight": 0}, FULL)
+    def _noise(self, group: str) -> None:
+        weight, size, stopped = self.base["lni_weight"], self.base["lni_sigma"], bool(self.base["lni_stop_gradient"])
         # Where the full model has no noise, each entry brings it along.
         own = {} if weight else {"lni_weight": NOISE_WEIGHT}
+        varied: dict[str, dict[str, Any]] = {"-LNI": {"lni_weight": 0}} if weight else {}
         for each in (*NOISE_WEIGHTS, *([] if weight else [NOISE_WEIGHT])):
             if each != weight:
-                self._add("noise", f"{FULL} LNI weight {each:g}", {"lni_weight": each}, FULL)
-        for each in NOISE_SIZES:
-            if each != size:
-                self._add("noise", f"{FULL} LNI size {each:g}", {**own, "lni_sigma": each}, FULL)
-        for kind in NOISE_KINDS:
-            if kind != self.base["lni_noise"]:
-                self._add("noise", f"{FULL} LNI {kind}", {**own, "lni_noise": kind}, FULL)
+                varied[f"LNI weight {each:g}"] = {"lni_weight": each}
+        varied |= {f"LNI size {each:g}": {**own, "lni_sigma": each} for each in NOISE_SIZES if each != size}
+        varied |= {f"LNI {kind}": {**own, "lni_noise": kind} for kind in NOISE_KINDS if kind != self.base["lni_noise"]}
         layers = range(1, int(self.base["n_layers"]) + 1)
         for layer in layers if len(layers) > 1 else ():
-            options = {**own, "lni_layers": [layer], "lni_layer_weights": None}
-            self._add("noise", f"{FULL} LNI layer {layer} alone", options, FULL)
-        stopped = bool(self.base["lni_stop_gradient"])
+            varied[f"LNI layer {layer} alone"] = {**own, "lni_layers": [layer], "lni_layer_weights": None}
         name = "without" if stopped else "with"
-        self._add("noise", f"{FULL} LNI {name} stop-gradient", {**own, "lni_stop_gradient": not stopped}, FULL)
+        varied[f"LNI {name} stop-gradient"] = {**own, "lni_stop_gradient": not stopped}
+        self._add(group, FULL, {})
+        for label, options in varied.items():
+            self._add(group, f"{FULL} {label}", options, FULL)
 
-    def _objective(self) -> None:
-        self._add("objective", FULL, {}, None)
+    def _objective(self, group: str) -> None:
         other = "cloze" if self.base["objective"] == "causal" else "causal"
-        self._add("objective", f"{FULL} {other}", {"objective": other}, FULL)
-        self._add("objective", FULL_TIMED, {"use_query_time": True}, None)
-        self._add("objective", f"{FULL_TIMED} {other}", {"use_query_time": True, "objective": other}, FULL_TIMED)
+        for full, options in ((FULL, {}), (FULL_TIMED, {"use_query_time": True})):
+            self._add(group, full, options)
+            self._add(group, f"{full} {other}", {**options, "objective": other}, full)
 
-    def _refinement(self) -> None:
+    def _rows(self, group: str) -> None:
+        plain = {"backbone": "sasrec", "refinement": "none"}
+        for full, model, options in ((FULL, "ADRRec", {}), ("AWRSR sasrec", "AWRSR", plain)):
+            self._add(group, full, options, None, model)
+            self._add(group, f"{full} prefix rows", {**options, "train_rows": "prefix"}, full, model)
+
+    def _refinement(self, group: str) -> None:
         for backbone in self.choices.backbones:
             plain = f"AWRSR {backbone}"
             options = {"backbone": backbone, "refinement": "none"}
-            self._add("refinement", plain, options, None, "AWRSR")
+            self._add(group, plain, options, None, "AWRSR")
             for refinement in REFINEMENTS:
-                changed = {**options, "refinement": refinement}
-                self._add("refinement", f"{plain} {refinement}", changed, plain, "AWRSR")
+                self._add(group, f"{plain} {refinement}", {**options, "refinement": refinement}, plain, "AWRSR")
             mapped = {**options, "refinement": "value", "refinement_value_map": True}
-            self._add("refinement", f"{plain} value with map", mapped, plain, "AWRSR")
+            self._add(group, f"{plain} value with map", mapped, plain, "AWRSR")
 
-    def _length(self) -> None:
+    def _length(self, group: str) -> None:
         for model in (FULL, *self.choices.baselines):
             longest = f"{model} length {max(self.choices.lengths)}"
             for length in sorted(self.choices.lengths):
                 label = f"{model} length {length}"
                 reference = None if label == longest else longest
-                self._add("length", label, {"MAX_ITEM_LIST_LENGTH": length}, reference, model)
+                self._add(group, label, {"MAX_ITEM_LIST_LENGTH": length}, reference, model)
 
-    def _robustness(self) -> None:
-        measured = ("robustness", "noise")
-        self._add("robustness", FULL, {}, None, measured=measured)
+    def _robustness(self, group: str) -> None:
+        self._add(group, FULL, {}, measured=[group])
         if self.base["lni_weight"]:
-            self._add("robustness", f"{FULL} -LNI", {"lni_weight": 0}, FULL, measured=measured)
+            self._add(group, f"{FULL} -LNI", {"lni_weight": 0}, FULL, measured=[group])
         for model in self.choices.baselines:
-            self._add("robustness", model, {}, None, model, measured)
+            self._add(group, model, {}, None, model, [group])
 
-    def _parts(self) -> None:
-        for part in parts.PARTS:
-            self._add("parts", part.label, part.options, part.reference, part.model)
-        self.notes.append(parts.NOTE)
-
-    def _heads(self) -> None:
-        self._add("heads", FULL, {}, None, measured=("heads",))
+    def _heads(self, group: str) -> None:
+        self._add(group, FULL, {}, measured=[group])
         backbone = self.choices.backbones[0]
-        plain = f"AWRSR {backbone}"
-        self._add("heads", plain, {"backbone": backbone, "refinement": "none"}, None, "AWRSR", ("heads",))
-        options = {"backbone": backbone, "refinement": REFINEMENTS[0]}
-        self._add("heads", f"{plain} {REFINEMENTS[0]}", options, plain, "AWRSR", ("heads",))
+        plain, options = f"AWRSR {backbone}", {"backbone": backbone, "refinement": "none"}
+        self._add(group, plain, options, None, "AWRSR", [group])
+        refined = {**options, "refinement": REFINEMENTS[0]}
+        self._add(group, f"{plain} {REFINEMENTS[0]}", refined, plain, "AWRSR", [group])

@@ -17,16 +17,14 @@ import matplotlib
 import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from numpy.typing import NDArray
 
 WIDTH = 5.0
 """Inches."""
 
 MOST_LINES = 6
-"""Labels of one figure that can be told apart."""
+"""Labels of one figure that readers can distinguish."""
 
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8A7A00")
 DARK = ("#56B4E9", "#FF8A3D", "#2BC79A", "#E6A5C9", "#F2F2F2", "#F0B93A", "#9BD3F5", "#F0E442")
@@ -35,13 +33,19 @@ DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0,
 
 METRICS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit", "precision": "Precision", "map": "MAP"}
 
-Array = NDArray[Any]
-
 
 def metric_name(metric: str) -> str:
     """``ndcg@10`` as people write it."""
     name, at, k = metric.partition("@")
     return METRICS.get(name, name) + at + k
+
+
+def parts_of(labels: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Labels that share one figure, by a suffix of the figure's name."""
+    size = MOST_LINES
+    if len(labels) <= size:
+        return {"": labels}
+    return {f"-{start // size + 1}": labels[start : start + size] for start in range(0, len(labels), size)}
 
 
 @dataclass(frozen=True)
@@ -154,58 +158,46 @@ class Curve:
     label: str
     seconds: tuple[float, ...]
     scores: tuple[float, ...]
-    best: int | None = None
+    best: int
 
 
-def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, float] | None = None) -> Figure:
-    """Validation quality against training time; a mark where each run was best."""
+def _look(place: int) -> dict[str, Any]:
+    """Colour, dashes and marker of a label, by its place."""
+    return {
+        "color": _colour(place),
+        "linestyle": DASHES[place % len(DASHES)],
+        "marker": MARKERS[place % len(MARKERS)],
+    }
+
+
+def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, float]) -> Figure:
+    """Validation quality against training time, up to a limit of both; a mark where each run was best."""
     figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
-    longest = max((max(curve.seconds, default=0) for curve in curves), default=0)
-    unit, name = (60.0, "minutes") if longest > 300 else (1.0, "seconds")
+    unit, name = (60.0, "minutes") if limit[0] > 300 else (1.0, "seconds")
     labels = list(dict.fromkeys(curve.label for curve in curves))
     for curve in curves:
-        place = labels.index(curve.label)
-        time = np.asarray(curve.seconds) / unit
-        style: dict[str, Any] = {"color": _colour(place), "linestyle": DASHES[place % len(DASHES)]}
-        axes.plot(time, curve.scores, linewidth=1.2, alpha=0.65, **style)
-        if curve.best is not None:
-            axes.plot(
-                time[curve.best],
-                curve.scores[curve.best],
-                MARKERS[place % len(MARKERS)],
-                color=style["color"],
-                zorder=3,
-            )
-    for place, label in enumerate(labels):
         axes.plot(
-            [],
-            [],
-            color=_colour(place),
-            linestyle=DASHES[place % len(DASHES)],
-            marker=MARKERS[place % len(MARKERS)],
-            label=label,
+            np.asarray(curve.seconds) / unit,
+            curve.scores,
+            linewidth=1.2,
+            alpha=0.65,
+            markevery=[curve.best],
+            **_look(labels.index(curve.label)),
         )
+    for place, label in enumerate(labels):
+        axes.plot([], [], label=label, **_look(place))
     axes.set_xlabel(f"training time ({name}), a mark at the best epoch")
     axes.set_ylabel(f"validation {metric_name(metric)}")
-    if limit is not None:
-        axes.set_xlim(0, limit[0] / unit or 1)
-        axes.set_ylim(0, limit[1] or 1)
-    else:
-        axes.set_xlim(left=0)
-    _legend(figure, len(labels))
+    axes.set_xlim(0, limit[0] / unit or 1)
+    axes.set_ylim(0, limit[1] or 1)
+    _legend(figure)
     return figure
 
 
-def _legend(figure: Figure, count: int) -> None:
-    if count:
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=2,
-            fontsize=10,
-            handlelength=3,
-        )
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, handlelength=3)
 
 
 @dataclass(frozen=True)
@@ -219,20 +211,17 @@ class Bar:
     shown: bool
 
 
+def _bar(axes: Any, place: int, value: float, colour: str, full: bool) -> None:
+    look: dict[str, Any] = {"facecolor": colour} if full else {"facecolor": "none", "hatch": "////"}
+    axes.barh(place, value, height=0.62, edgecolor=colour, **look)
+
+
 def ablation(bars: Sequence[Bar], reference: str, metric: str) -> Figure:
     """Changes of a metric from a reference, with intervals; full bars where the corrected test shows a difference."""
     figure, axes = _rows_figure(len(bars))
     for place, bar in enumerate(bars):
         colour = _colour(0 if bar.difference >= 0 else 1)
-        axes.barh(
-            place,
-            bar.difference,
-            height=0.62,
-            facecolor=colour if bar.shown else "none",
-            edgecolor=colour,
-            hatch=None if bar.shown else "////",
-            linewidth=1,
-        )
+        _bar(axes, place, bar.difference, colour, bar.shown)
         if bar.low is not None and bar.high is not None:
             axes.plot([bar.low, bar.high], [place, place], color=_ink(), linewidth=1.3)
             axes.plot([bar.low, bar.high], [place, place], "|", color=_ink(), markersize=6)
@@ -264,14 +253,7 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
         for line in drawn:
             place = labels.index(line.label)
             x, y = np.asarray(line.x), np.asarray(line.y)
-            axes.plot(
-                x,
-                y,
-                color=_colour(place),
-                linestyle=DASHES[place % len(DASHES)],
-                marker=MARKERS[place % len(MARKERS)],
-                label=line.label,
-            )
+            axes.plot(x, y, label=line.label, **_look(place))
             if line.sd and all(value is not None for value in line.sd):
                 sd = np.asarray(line.sd, dtype=float)
                 axes.fill_between(x, y - sd, y + sd, color=_colour(place), alpha=0.15, linewidth=0)
@@ -282,123 +264,12 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
         axes.yaxis.set_major_locator(MaxNLocator(5))
     figure.axes[-1].set_xlabel(x_name)
     if len(labels) > 1:
-        _legend(figure, len(labels))
-    return figure
-
-
-SPANS = ((60, "1 min"), (3600, "1 h"), (86400, "1 d"), (604800, "1 wk"), (31536000, "1 yr"))
-
-
-@dataclass(frozen=True)
-class KernelCurve:
-    """What one relative kernel adds to a score; gaps in seconds, or in places for a kernel of distance.
-
-    ``low`` and ``high`` are the least and the most around each gap, where a kernel changes faster than gaps are told
-    apart here. ``head`` is its number where the kernel is in several.
-    """
-
-    kernel: str
-    layer: int
-    gaps: Array
-    added: Array
-    low: Array
-    high: Array
-    head: int | None = None
-
-    @property
-    def where(self) -> str:
-        """Layer and head in words."""
-        return f"layer {self.layer}" + ("" if self.head is None else f", head {self.head}")
-
-
-def kernels(curves: Sequence[KernelCurve]) -> Figure:
-    """What relative kernels add to scores, mean of the last queries, over the gap to the key; a panel each."""
-    names = list(dict.fromkeys(curve.kernel for curve in curves))
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.4 * len(names)))
-    for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
-        for curve in (curve for curve in curves if curve.kernel == name):
-            place = curve.layer - 1
-            axes.fill_between(curve.gaps, curve.low, curve.high, color=_colour(place), alpha=0.2, linewidth=0)
-            axes.plot(
-                curve.gaps,
-                curve.added,
-                color=_colour(place),
-                linestyle=DASHES[(place if curve.head is None else curve.head - 1) % len(DASHES)],
-                label=curve.where,
-            )
-        axes.set_title(name)
-        axes.set_ylabel("added to the score")
-        axes.axhline(0, color=_ink(), linewidth=0.8)
-        if name in ("distance", "distance_bias"):
-            axes.set_xlabel("places between query and key (events)")
-            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        else:
-            _time_axis(axes)
-        axes.legend(fontsize=10, ncols=2)
-    return figure
-
-
-def _time_axis(axes: Any) -> None:
-    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-    axes.set_xticks([0, *(seconds for seconds, _ in SPANS)], ["0", *(name for _, name in SPANS)], minor=False)
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("time between query and key (log scale)")
-
-
-def attention(plain: Array, refined: Array | None, heads: Sequence[str]) -> Figure:
-    """Weights of one user in one layer, head by head, before and after refinement.
-
-    Parameters
-    ----------
-    plain, refined : Float[H, L, L]
-        Weights, query by key, oldest first; ``refined`` None where nothing is refined.
-    heads : sequence of str
-        Names of the heads.
-    """
-    pairs = [(name, plain[head]) for head, name in enumerate(heads)]
-    if refined is not None:
-        pairs = [
-            (f"{name}, {when} refinement", weights[head])
-            for head, name in enumerate(heads)
-            for when, weights in (("before", plain), ("after", refined))
-        ]
-    rows = (len(pairs) + 1) // 2
-    figure = Figure(figsize=(WIDTH, 0.5 + 2.5 * rows))
-    grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
-    length = plain.shape[-1]
-    # The first events see few others, so their weights are large: a root shows the small ones beside them.
-    scale = PowerNorm(0.5, vmin=0, vmax=1)
-    for axes, (name, weights) in zip(grid.flat, pairs, strict=False):
-        extent = (0.5, length + 0.5, length + 0.5, 0.5)
-        drawn = axes.imshow(np.ma.masked_equal(weights, 0), cmap="viridis", norm=scale, extent=extent)
-        axes.set_title(name, fontsize=10)
-        axes.grid(False)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axes in grid.flat[len(pairs) :]:
-        axes.set_visible(False)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("query (event, oldest 1)")
-    for axes in grid[-1]:
-        axes.set_xlabel("key (event, oldest 1)")
-    bar = figure.colorbar(
-        drawn, ax=grid, location="bottom", shrink=0.7, aspect=30, ticks=[0, 0.04, 0.16, 0.36, 0.64, 1]
-    )
-    bar.set_label("weight (root scale)")
+        _legend(figure)
     return figure
 
 
 def head_drops(drops: Mapping[str, Sequence[tuple[str, float, bool]]], metric: str) -> Figure:
-    """How much is lost when each head is silenced; one panel for each layer.
-
-    Parameters
-    ----------
-    drops : mapping of str to (head, drop, absolute)
-        By layer; ``drop`` is a share of the metric, ``absolute`` tells heads of absolute kernels.
-    metric : str
-        What drops.
-    """
+    """Shares of a metric lost when heads are silenced, a panel for each layer: ``(head, drop, absolute)``."""
     count = sum(len(rows) for rows in drops.values())
     figure = Figure(figsize=(WIDTH, 0.7 + 0.5 * len(drops) + 0.3 * count))
     ratios = [len(rows) for rows in drops.values()]
@@ -406,10 +277,7 @@ def head_drops(drops: Mapping[str, Sequence[tuple[str, float, bool]]], metric: s
     for axes, (layer, rows) in zip(grid, drops.items(), strict=True):
         for place, (_, drop, absolute) in enumerate(rows):
             colour = _colour(0 if absolute else 1)
-            axes.barh(
-                place, 100 * drop, height=0.62, facecolor=colour if absolute else "none", edgecolor=colour,
-                hatch=None if absolute else "////",
-            )  # fmt: skip
+            _bar(axes, place, 100 * drop, colour, absolute)
         axes.axvline(0, color=_ink(), linewidth=0.9)
         _name_rows(axes, [name for name, _, _ in rows])
         axes.set_title(layer)

@@ -1,10 +1,10 @@
-"""What models are asked, and among which items: the protocols of a study as RecBole's options and loaders.
+"""The protocols of a study as RecBole's options and loaders: the split, and the items that are ranked.
 
 RecBole 1.2.1 refuses ``repeatable: false`` for sequential models (config/configurator.py:378), and its full ranking of
 sequential models masks no item of the history (data/dataloader/general_dataloader.py:288, where ``history_index`` is
 ``None``). Its ``pop100`` draws anew in every evaluation, from the random state that training has left, so that no two
 models see the same negatives; some of the hundred are the same item, and items of the user's history are among them.
-Here the loader of RecBole's full ranking says which items are out of the running, and RecBole's trainer and metrics do
+Here the loader of RecBole's full ranking says which items are not ranked, and RecBole's trainer and metrics do
 the rest.
 """
 
@@ -35,19 +35,7 @@ def eval_args(spec: RunSpec) -> dict[str, Any]:
 
 
 def restricted(protocol: Protocol, config: Any, loader: Any, phase: str) -> Any:
-    """The loader of validation or test, with only the protocol's candidates in the running.
-
-    Parameters
-    ----------
-    protocol : Protocol
-        The study's.
-    config : Config
-        The run's options.
-    loader : FullSortEvalDataLoader
-        As RecBole made it.
-    phase : {'valid', 'test'}
-        Negatives are drawn for each.
-    """
+    """RecBole's loader of a phase, ``valid`` or ``test``, with only the protocol's candidates ranked."""
     if protocol.candidates == "full" and protocol.seen == "all":
         return loader
     dataset = loader.dataset
@@ -56,14 +44,9 @@ def restricted(protocol: Protocol, config: Any, loader: Any, phase: str) -> Any:
 
 
 class CandidateLoader(FullSortEvalDataLoader):
-    """RecBole's loader of full ranking, with items out of the running; the target itself never is.
+    """RecBole's loader of full ranking, with items that are not ranked; the target itself always is.
 
-    Parameters
-    ----------
-    config, dataset, sampler
-        As RecBole's.
-    candidates : int64 array, [n_rows, n_negatives], optional
-        The only items that are ranked beside a row's target. None: all but those of the row's history.
+    Beside it ``candidates``, Int64[n_rows, n_negatives], are ranked, or without them all items but the row's history.
     """
 
     def __init__(self, config: Any, dataset: Any, sampler: Any, candidates: NDArray[np.int64] | None) -> None:

@@ -1,6 +1,6 @@
 """Reading a folder of finished runs.
 
-``<results>/runs/<id>.json`` and ``<id>.npz`` are one run; a run is done when its JSON is there. Nothing here trains,
+``<results>/runs/<id>.json`` and ``<id>.npz`` are one run; a run is over when its JSON is there. Nothing here trains,
 and nothing needs RecBole.
 """
 
@@ -18,30 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recbole_adrrec.errors import DataError
+from study import checks
 from study.statistics import Floats, Sample
 
 SETTINGS = "report.json"
+NEEDED = ("label", "model", "dataset", "seed", "protocol", "status")
 
 
 @dataclass(frozen=True, order=True)
-class Protocol:
-    """What figures must share to stand in one table.
-
-    Attributes
-    ----------
-    dataset : str
-        Name of the data set.
-    split : str
-        ``leave_one_out`` or ``temporal``.
-    candidates : str
-        ``full``: all items are ranked; ``pop100``: the target among 100 items drawn by popularity.
-    seen : str
-        ``all``: items that the user knows are ranked too; ``unseen``: they are not.
-    query_time : bool
-        Whether the models are told the moment for which they recommend.
-    ties : str
-        Order of events of equal time: ``file`` or ``shuffled``.
-    """
+class TableKey:
+    """Everything that figures must share to stand in one table: data set, protocol, query time known, order of ties."""
 
     dataset: str
     split: str
@@ -52,31 +38,37 @@ class Protocol:
 
     @property
     def sampled(self) -> bool:
-        """Whether items are ranked among a sample only."""
+        """True where items are ranked among a sample only."""
         return self.candidates != "full"
 
     @property
-    def title(self) -> str:
-        """Everything that figures under this protocol share, in words."""
+    def ranked(self) -> str:
+        """Split and ranked items in words."""
         split = {"leave_one_out": "leave-one-out", "temporal": "temporal split"}.get(self.split, self.split)
-        if self.candidates == "full":
+        if not self.sampled:
             ranked = "all items ranked" if self.seen == "all" else "only items new to the user ranked"
         else:
             drawn = {"pop100": "100 negatives by popularity"}.get(self.candidates, self.candidates)
             ranked = f"SAMPLED: {drawn}"
             ranked += ", items known to the user among them" if self.seen == "all" else ", all new to the user"
-        told = "query time known" if self.query_time else "query time not known"
-        tied = "" if self.ties == "file" else f", ties {self.ties}"
-        return f"{self.dataset}: {split}, {ranked}, {told}{tied}"
+        return f"{split}, {ranked}" + ("" if self.ties == "file" else f", ties {self.ties}")
+
+    @property
+    def title(self) -> str:
+        """Everything that figures in the table share, in words."""
+        return f"{self.dataset}: {self.ranked}, query time {'known' if self.query_time else 'not known'}"
 
     @property
     def key(self) -> str:
         """A name for files and anchors."""
         known = "query-time" if self.query_time else "no-query-time"
-        parts = [self.dataset, self.split, self.candidates, self.seen, known]
-        if self.ties != "file":
-            parts.append(self.ties)
-        return re.sub(r"[^\w.]+", "-", "-".join(parts)).replace("_", "-")
+        ties = () if self.ties == "file" else (self.ties,)
+        return slug("-".join([self.dataset, self.split, self.candidates, self.seen, known, *ties]))
+
+
+def slug(text: str) -> str:
+    """``text`` as a part of a file's name or an anchor."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
 
 
 @dataclass(frozen=True)
@@ -99,21 +91,16 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """True where it ended with an error."""
         return bool(self.facts["status"] != "done")
 
     @property
-    def protocol(self) -> Protocol:
-        """What its figures may stand beside."""
+    def table(self) -> TableKey:
+        """The table of its figures."""
         named = self.facts["protocol"]
-        return Protocol(
-            dataset=str(self.facts["dataset"]),
-            split=str(named["split"]),
-            candidates=str(named["candidates"]),
-            seen=str(named["seen"]),
-            query_time=bool(self.facts.get("query_time", False)),
-            ties=str(named.get("ties") or "file"),
-        )
+        split, candidates, seen = (str(named[name]) for name in ("split", "candidates", "seen"))
+        query_time, ties = bool(self.facts.get("query_time", False)), str(named.get("ties") or "file")
+        return TableKey(str(self.facts["dataset"]), split, candidates, seen, query_time, ties)
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -136,16 +123,24 @@ class Run:
         found = self._loaded
         if "users" not in found or metric not in found:
             return None
-        users, place = np.unique(found["users"].astype(str), return_inverse=True)
-        values = np.asarray(found[metric], dtype=np.float64)
-        if len(values) != len(place):
-            raise DataError(f"{self.arrays}: {len(values)} values of {metric} for {len(place)} users; remove the run")
-        return users, np.bincount(place, values, len(users)) / np.bincount(place, minlength=len(users))
+        users, values = found["users"].astype(str), np.asarray(found[metric], dtype=np.float64)
+        if len(values) != len(users):
+            raise DataError(f"{self.arrays}: {len(values)} values of {metric} for {len(users)} users; remove the run")
+        means = by_user(users, {metric: values})
+        return means["users"], means[metric]
+
+
+def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
+    """``users``, each once and in order, and for each metric their values; the mean, where a user has several rows."""
+    unique, place = np.unique(users, return_inverse=True)
+    counts = np.bincount(place)
+    means = {name: np.bincount(place, values, len(unique)) / counts for name, values in rows.items()}
+    return {"users": unique, **means}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a report is told beyond the runs; ``<results>/report.json`` has what is not left to its defaults.
+    """Settings of a report, from ``<results>/report.json`` where they are not left to their defaults.
 
     Attributes
     ----------
@@ -182,23 +177,19 @@ class Settings:
 
         Raises
         ------
-        DataError
+        UserError
             If it is not readable or has an unknown key.
         """
         path = folder / SETTINGS
         if not path.is_file():
             return cls()
-        found = read_json(path)
-        unknown = sorted(set(found) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise DataError(f"{path}: {unknown[0]} is unknown; known are {', '.join(cls.__dataclass_fields__)}")
-        for name in ("ours", "seeds", "notes"):
-            if name in found:
-                found[name] = tuple(found[name])
-        return cls(**found)
+        found = read_object(path)
+        checks.keys(found, tuple(cls.__dataclass_fields__), str(path))
+        lists: dict[str, Any] = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+        return cls(**{**found, **lists})
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises
@@ -213,13 +204,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path}: not a JSON object; remove it and run the study again")
     return found
-
-
-def _place_of(dataset: Any, protocol: Mapping[str, Any], label: Any) -> tuple[str, ...]:
-    return str(dataset), *(str(protocol[name]) for name in ("split", "candidates", "seen")), str(label)
-
-
-NEEDED = ("label", "model", "dataset", "seed", "protocol", "status")
 
 
 @dataclass(frozen=True)
@@ -239,12 +223,12 @@ class Results:
         DataError
             If there are no runs, or a file is not what it should be.
         """
-        root = Path(folder)
+        root = Path(folder).resolve()
         if not root.is_dir():
             raise DataError(f"{root}: no such folder of results")
         runs = []
         for path in sorted((root / "runs").glob("*.json")):
-            facts = read_json(path)
+            facts = read_object(path)
             missing = [name for name in NEEDED if name not in facts]
             if missing:
                 raise DataError(f"{path}: {missing[0]} is missing; remove the file and run the study again")
@@ -258,20 +242,24 @@ class Results:
     def stated(self) -> Mapping[str, Any]:
         """The study as ``study.json`` states it; empty without one."""
         path = self.folder / "study.json"
-        found: Mapping[str, Any] = read_json(path).get("study", {}) if path.is_file() else {}
+        found: Mapping[str, Any] = read_object(path).get("study", {}) if path.is_file() else {}
         return found
 
     @cached_property
     def never_ran(self) -> list[str]:
         """Entries of the stated study that no run of a data set and protocol belongs to, each named with both."""
-        there = {_place_of(run.facts["dataset"], run.facts["protocol"], run.label) for run in self.runs}
-        return [
-            f"{dataset}, {protocol['split']}, {protocol['candidates']}, {protocol['seen']}: {entry['label']}"
+
+        def named(dataset: Any, protocol: Mapping[str, Any], label: Any) -> str:
+            return f"{dataset}, {', '.join(str(protocol[name]) for name in ('split', 'candidates', 'seen'))}: {label}"
+
+        there = {named(run.facts["dataset"], run.facts["protocol"], run.label) for run in self.runs}
+        wanted = [
+            named(dataset, protocol, entry["label"])
             for dataset in self.stated.get("datasets", ())
             for protocol in self.stated.get("protocols", ())
             for entry in self.stated.get("models", ())
-            if _place_of(dataset, protocol, entry["label"]) not in there
         ]
+        return [name for name in wanted if name not in there]
 
     @property
     def done(self) -> list[Run]:
@@ -284,25 +272,23 @@ class Results:
         return [run for run in self.runs if run.failed]
 
     @cached_property
-    def tables(self) -> dict[Protocol, dict[str, list[Run]]]:
-        """Finished runs by protocol, then by label in the order of first use, each sorted by seed."""
-        found: dict[Protocol, dict[str, list[Run]]] = {}
-        for run in sorted(self.done, key=lambda run: (run.protocol, self._place(run.label), run.label, run.seed)):
-            found.setdefault(run.protocol, {}).setdefault(run.label, []).append(run)
-        return found
-
-    def _place(self, label: str) -> int:
+    def tables(self) -> dict[TableKey, dict[str, list[Run]]]:
+        """Finished runs by table, then by label in the order of first use, each sorted by seed."""
         named = [name for group in self.settings.groups.values() for name in group]
-        return named.index(label) if label in named else len(named)
+        place = {name: number for number, name in reversed(list(enumerate(named)))}
+        found: dict[TableKey, dict[str, list[Run]]] = {}
+        for run in sorted(
+            self.done, key=lambda run: (run.table, place.get(run.label, len(named)), run.label, run.seed)
+        ):
+            found.setdefault(run.table, {}).setdefault(run.label, []).append(run)
+        return found
 
     @cached_property
     def metric(self) -> str:
         """The metric that is tested and drawn."""
         if self.settings.metric:
             return self.settings.metric.lower()
-        for run in self.done:
-            return str(run.facts.get("valid_metric") or next(iter(run.metrics))).lower()
-        return ""
+        return next((str(run.facts.get("valid_metric") or next(iter(run.metrics))).lower() for run in self.done), "")
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -310,11 +296,11 @@ class Results:
         stated = self.settings.seeds or self.stated.get("seeds")
         return tuple(stated or sorted({run.seed for run in self.runs}))
 
-    def missing_seeds(self, protocol: Protocol, runs: Iterable[Run]) -> list[int]:
+    def missing_seeds(self, table: TableKey, runs: Iterable[Run]) -> list[int]:
         """Seeds that none of these runs has, out of the study's; with ties shuffled, out of those shuffled at all."""
         wanted = set(self.seeds)
-        if protocol.ties != "file":
-            wanted = {run.seed for run in self.runs if run.protocol.ties == protocol.ties}
+        if table.ties != "file":
+            wanted = {run.seed for run in self.runs if run.table.ties == table.ties}
         return sorted(wanted - {run.seed for run in runs})
 
 

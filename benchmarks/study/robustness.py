@@ -1,13 +1,13 @@
-"""How much a trained model loses when a part of each history is changed, at test time alone.
+"""Loss of a trained model when a part of each history is changed, or its layers are disturbed, at test time alone.
 
-Whatever is drawn depends on the user, the length of the history, the kind of change and the seed, on nothing else: all
-models meet the same changes, and the events changed at 10 % are among those changed at 20 %. Targets, candidates and
-the moment of asking stay as they are.
+Draws depend on the user, the length of the history, the kind of change and the seed, on nothing else: all models
+meet the same changes, and the events changed at 10 % are among those changed at 20 %. Targets, candidates and
+the query time stay as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,17 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from study.loaded import Trained
+from study.runs import Session
 from study.statistics import bootstrap_interval
 
 KINDS = ("replace", "drop", "jitter")
+"""Changes of the history."""
+NOISE = "noise"
+"""Noise in the layers of a model of ours; its share is its size relative to each layer's input."""
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def changed_history(
     items: NDArray[np.int64],
     times: NDArray[Any],
-    asked_at: float,
+    query_time: float,
     kind: str,
     share: float,
     n_items: int,
@@ -41,38 +44,27 @@ def changed_history(
         Items, oldest first.
     times : Int64[n] or Float[n]
         Their times, in seconds.
-    asked_at : float
+    query_time : float
         The target's time; no event is moved behind it.
     kind : str
         ``replace``: other items, drawn evenly, in their place. ``drop``: events are left out, never all of them.
         ``jitter``: times are moved by normal noise with a standard deviation of the history's mean gap, and the
         events put in the new order.
     share : float
-        Part of the events that is changed, from 0 to 1; rounded up or down by lot, so that short histories get their
+        Part of the events that is changed, from 0 to 1; rounded up or down at random, so that short histories get their
         share on average.
     n_items : int
         Items, padding (0) included.
     seed : sequence of int
-        What the draw depends on.
+        Of the draw.
 
     Returns
     -------
     order : Int64[m]
-        Places of the events that are kept, in their new order.
-    items : Int64[m]
-        Items in that order.
-    times : Int64[m] or Float[m]
-        Times in that order.
-
-    Raises
-    ------
-    ValueError
-        If the kind is unknown or the share out of range.
+        Places of the kept events in the history, in their new order.
+    items, times : [m]
+        Theirs after the change.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind: {kind}; must be one of {', '.join(KINDS)}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share: {share}; must be from 0 to 1")
     n = len(items)
     generator = np.random.default_rng([*seed, KINDS.index(kind)])
     ranked = generator.permutation(n)
@@ -91,7 +83,7 @@ def changed_history(
     gap = (times[-1] - times[0]) / max(1, n - 1)
     noise = np.round(generator.normal(0, 1, n) * gap).astype(times.dtype)
     moved = times.copy()
-    moved[chosen] = np.minimum(times + noise, max(asked_at, times[-1]))[chosen]
+    moved[chosen] = np.minimum(times + noise, max(query_time, times[-1]))[chosen]
     order = np.argsort(moved, kind="stable")
     return order, items[order], moved[order]
 
@@ -99,19 +91,13 @@ def changed_history(
 def changed_batch(model: Any, interaction: Any, kind: str, share: float, seed: int) -> Any:
     """A batch of rows with a part of each history changed; see :func:`changed_history`.
 
-    Parameters
-    ----------
-    model : SequentialRecommender
-        Names the fields of items and lengths, and knows the number of items.
-    interaction : recbole.data.interaction.Interaction
-        Rows with events first and padding behind; every field that ends as the list of items does is a list too.
-    kind, share, seed
-        Of the change.
+    Rows have events first and padding behind; every field that ends as the list of items does is a list too.
     """
     suffix = model.ITEM_SEQ.removeprefix(model.ITEM_ID)
     lengths = interaction[model.ITEM_SEQ_LEN]
     lists = [name for name in interaction.interaction if name.endswith(suffix) and interaction[name].dim() >= 2]
-    time_list = next((name for name in lists if name.removesuffix(suffix) in ("timestamp", _time_field(model))), None)
+    time_names = ("timestamp", str(getattr(model, "TIME", "timestamp")))
+    time_list = next((name for name in lists if name.removesuffix(suffix) in time_names), None)
     item_list = interaction[model.ITEM_SEQ].cpu().numpy()
     times = item_list if time_list is None else interaction[time_list].cpu().numpy()
     now = None if time_list is None else interaction[time_list.removesuffix(suffix)].cpu().numpy()
@@ -121,12 +107,12 @@ def changed_batch(model: Any, interaction: Any, kind: str, share: float, seed: i
     for row, n in enumerate(lengths.tolist()):
         if n == 0:
             continue
-        asked_at = np.inf if now is None else float(now[row])
-        order, items, moments = changed_history(
-            item_list[row, :n], times[row, :n], asked_at, kind, share, model.n_items, (seed, int(users[row]), n)
+        query_time = np.inf if now is None else float(now[row])
+        order, items, moved = changed_history(
+            item_list[row, :n], times[row, :n], query_time, kind, share, model.n_items, (seed, int(users[row]), n)
         )
         m = len(order)
-        counts[row], places[row, :m], new_items[row, :m], new_times[row, :m] = m, order, items, moments
+        counts[row], places[row, :m], new_items[row, :m], new_times[row, :m] = m, order, items, moved
     columns = dict(interaction.interaction)
     kept = torch.arange(item_list.shape[1]) < torch.from_numpy(counts).unsqueeze(1)
     for name in lists:
@@ -138,10 +124,6 @@ def changed_batch(model: Any, interaction: Any, kind: str, share: float, seed: i
     return type(interaction)(columns)
 
 
-def _time_field(model: Any) -> str:
-    return str(getattr(model, "TIME", "timestamp"))
-
-
 def _gathered(values: Tensor, places: Tensor, kept: Tensor) -> Tensor:
     shape = (*places.shape, *[1] * (values.dim() - 2))
     index = places.to(values.device).view(shape).expand(*places.shape, *values.shape[2:])
@@ -149,24 +131,39 @@ def _gathered(values: Tensor, places: Tensor, kept: Tensor) -> Tensor:
 
 
 @contextmanager
-def changed(trained: Trained, kind: str, share: float, seed: int) -> Iterator[None]:
-    """While this lasts, the model is asked with changed histories; what it is judged by stays."""
-    model = trained.model
-    original = model.full_sort_predict
-
-    def full_sort_predict(interaction: Any) -> Tensor:
-        scores: Tensor = original(changed_batch(model, interaction, kind, share, seed))
-        return scores
-
-    model.full_sort_predict = full_sort_predict
+def changed(model: Any, kind: str, share: float, seed: int) -> Iterator[None]:
+    """Let the model see changed histories while this lasts; the targets stay."""
+    original: Callable[[Any], Tensor] = model.full_sort_predict
+    model.full_sort_predict = lambda interaction: original(changed_batch(model, interaction, kind, share, seed))
     try:
         yield
     finally:
         del model.full_sort_predict
 
 
+@contextmanager
+def disturbed(model: Any, size: float, seed: int = 0) -> Iterator[None]:
+    """Add Gaussian noise to the input of each layer of a model of ours while this lasts.
+
+    ``size`` is relative to the root mean square of the place's input, as ``lni_sigma`` in training.
+    """
+    noise = torch.Generator().manual_seed(seed)
+
+    def add(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = inputs[0]
+        drawn = torch.randn(hidden.shape, generator=noise, dtype=torch.float32).to(hidden)
+        return (hidden + size * hidden.pow(2).mean(-1, keepdim=True).sqrt() * drawn, *inputs[1:])
+
+    handles = [layer.register_forward_pre_hook(add) for layer in model.encoder.layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def drop_row(clean: NDArray[Any], values: NDArray[Any]) -> dict[str, float | None]:
-    """What is lost: means before and after, the share lost, and its bootstrap interval over users.
+    """Means before and after, the share lost, and its bootstrap interval over users.
 
     ``drop``, ``low`` and ``high`` are None where there was nothing to lose, the last two for a single user also.
     """
@@ -181,30 +178,18 @@ def drop_row(clean: NDArray[Any], values: NDArray[Any]) -> dict[str, float | Non
 
 
 def robustness_rows(
-    trained: Trained,
-    metric: str,
-    clean: NDArray[Any],
-    kinds: Sequence[str] = KINDS,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
+    session: Session, metric: str, clean: NDArray[Any], shares: Sequence[float] = SHARES, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Drop of a metric for each kind of change and each share.
+    """Drop of a metric from its values on whole histories, ``clean``, for each kind of change and each share.
 
-    Parameters
-    ----------
-    trained : Trained
-        The model and its test data.
-    metric : str
-        One of the run's.
-    clean : Float[n_users]
-        Values without any change, from ``trained.values``.
-    kinds, shares, seed
-        Of the changes.
+    Noise is added to models of ours alone.
     """
+    model = session.model
+    ours = hasattr(getattr(model, "encoder", None), "layers")
     rows = []
-    cases = [(kind, share) for kind in kinds for share in shares]
+    cases = [(kind, share) for kind in (*KINDS, *([NOISE] if ours else [])) for share in shares]
     for kind, share in tqdm(cases, desc="robustness", unit="case", leave=False, disable=None):
-        with changed(trained, kind, share, seed):
-            values = trained.values(metric)[metric]
+        with disturbed(model, share, seed) if kind == NOISE else changed(model, kind, share, seed):
+            values = session.test(trained=True)[0][metric]
         rows.append({"kind": kind, "share": share, **drop_row(clean, values)})
     return rows

@@ -1,40 +1,34 @@
-"""One run of a study: train, choose the epoch on validation, test, and write what came out as two whole files.
-
-``python -m study.runs SPEC RESULTS`` is one run in a process of its own.
-"""
+"""One run of a study: train, choose the epoch on validation, test, and write the result as two whole files."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import platform
 import shutil
-import signal
-import subprocess
-import sys
-import threading
+import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine import provenance
+from engine.children import Child, ChildError, child_environment
+from engine.store import FORMAT, now, read_json, write_json
 from numpy.typing import NDArray
 
-from recbole_adrrec.errors import UserError
+from recbole_adrrec.errors import CheckpointError, UserError
 from recbole_adrrec.files import AtomicFile
-from study.plan import RunSpec
+from study.plan import Protocol, RunSpec
+from study.results import by_user
 
-FORMAT = 1
 PLACES = 12
 """Decimal places of RecBole's metrics here; its own four would hide what tests of significance need."""
 
-ORPHANED = 75
+Arrays = dict[str, NDArray[Any]]
 
 
 def record_path(results: Path, spec: RunSpec) -> Path:
@@ -42,16 +36,14 @@ def record_path(results: Path, spec: RunSpec) -> Path:
     return results / "runs" / f"{spec.id}.json"
 
 
-def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
-    """Everything that a run is told, as if it stood on RecBole's command line.
+def status(results: Path, spec: RunSpec) -> str | None:
+    """``done``, ``failed``, or None for a run that is not over."""
+    found = read_json(record_path(results, spec))
+    return None if found is None else str(found["status"])
 
-    Parameters
-    ----------
-    spec : RunSpec
-        The run.
-    scratch : Path
-        Folder for checkpoints while it lasts.
-    """
+
+def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
+    """All options of a run, as if they stood on RecBole's command line; ``scratch`` is for checkpoints."""
     from study import protocols
 
     given = {
@@ -104,102 +96,49 @@ def devices_unchanged() -> Iterator[None]:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
-def run_one(spec: RunSpec, folder: Path) -> None:
-    """Execute one run in this process and write its files into a folder of results.
-
-    Parameters
-    ----------
-    spec : RunSpec
-        The run. With ``test`` false it stops after validation: nothing of the test data is asked.
-    folder : Path
-        Results; ``runs/<id>.npz`` and then ``runs/<id>.json`` are written.
-
-    Notes
-    -----
-    Training and evaluation are RecBole's own: trainer, loss, early stopping, ranking and metrics.
-    """
-    scratch = folder / "scratch" / spec.id
-    scratch.mkdir(parents=True, exist_ok=True)
-    started = datetime.now(timezone.utc)
-    begin = time.perf_counter()
-    config = configure(spec, scratch)
-    session = Session(spec, config)
-    session.train()
-    facts: dict[str, Any] = {
-        **identity(spec, started),
-        "wall_s": 0.0,
-        "train_s": session.train_seconds,
-        "epochs": len(session.curve),
-        "best_epoch": session.best_epoch,
-        "best_valid": session.best_valid,
-        "valid_metric": spec.valid_metric,
-        "n_parameters": session.n_parameters,
-        "metrics": {},
-        "query_time": bool(config["use_query_time"]),
-        "saved": None,
-        "status": "done",
-        "curve": session.curve,
-        "data": session.data_facts(),
-        "threads": importlib.import_module("torch").get_num_threads(),
-    }
-    arrays: dict[str, NDArray[Any]] = {}
-    if spec.test:
-        arrays, facts["metrics"] = session.test()
-    if spec.keep_model:
-        models = folder / "models"
-        models.mkdir(parents=True, exist_ok=True)
-        kept = models / f"{spec.id}.pth"
-        os.replace(session.trainer.saved_model_file, kept)
-        facts["saved"] = str(kept)
-    facts["wall_s"] = time.perf_counter() - begin
-    write_record(folder, spec, facts, arrays)
-
-
 class Session:
-    """The objects of one run, made as RecBole's ``run_recbole`` makes them (quick_start/quick_start.py:117-150)."""
+    """Data, model and trainer of one run, made as RecBole's ``run_recbole`` makes them (quick_start.py:117-150).
+
+    ``curve`` has a mapping for each epoch: ``epoch``, ``train_s`` so far, ``loss`` and ``valid``.
+    """
 
     def __init__(self, spec: RunSpec, config: Any) -> None:
-        from study import protocols, ties
+        from study import protocols, tied_timestamps
 
-        data = importlib.import_module("recbole.data")
-        utils = importlib.import_module("recbole.utils")
+        data, utils = importlib.import_module("recbole.data"), importlib.import_module("recbole.utils")
         self.spec, self.config = spec, config
         utils.init_seed(config["seed"], config["reproducibility"])
         importlib.import_module("recbole.utils.logger").init_logger(config)
         dataset = data.create_dataset(config)
         if spec.shuffle_ties:
-            ties.shuffle(dataset, spec.seed)
+            tied_timestamps.shuffle(dataset, spec.seed)
         self.train_data, valid, test = data.data_preparation(config, dataset)
         self.valid = protocols.restricted(spec.protocol, config, valid, "valid")
-        self.test_data = protocols.restricted(spec.protocol, config, test, "test")
+        self.all_ranked, self.test_data = test, protocols.restricted(spec.protocol, config, test, "test")
         utils.init_seed(config["seed"], config["reproducibility"])
         self.model = utils.get_model(config["model"])(config, self.train_data._dataset).to(config["device"])
-        self.n_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.curve: list[dict[str, Any]] = []
-        self.train_seconds = 0.0
-        self.collected: Any = None
+        self._collected: Any = None
         self.trainer = self._trainer(utils.get_trainer(config["MODEL_TYPE"], config["model"]))
 
     def _trainer(self, trainer_class: Any) -> Any:
-        """RecBole's trainer, which tells how long epochs take and what was collected for the metrics."""
+        """RecBole's trainer, with the time and loss of each epoch and what was collected for the metrics noted."""
         session = self
 
         class Observed(trainer_class):
             def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
                 begin = time.perf_counter()
                 loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
-                session.train_seconds += time.perf_counter() - begin
+                seconds = session.train_seconds + time.perf_counter() - begin
                 total = float(sum(loss) if isinstance(loss, tuple) else loss)
-                session.curve.append(
-                    {"epoch": epoch_idx, "train_s": session.train_seconds, "loss": total, "valid": None}
-                )
+                session.curve.append({"epoch": epoch_idx, "train_s": seconds, "loss": total, "valid": None})
                 return loss
 
         trainer = Observed(self.config, self.model)
         evaluate = trainer.evaluator.evaluate
 
         def remember(collected: Any) -> Any:
-            session.collected = collected
+            session._collected = collected
             return evaluate(collected)
 
         trainer.evaluator.evaluate = remember
@@ -214,21 +153,27 @@ class Session:
         self.trainer.fit(self.train_data, self.valid, saved=True, show_progress=False, callback_fn=note)
 
     @property
-    def best_epoch(self) -> int | None:
-        """Epoch of the model that is tested: the last with the best score (utils/utils.py:137), or the last of all."""
-        scored = [point for point in self.curve if point["valid"] is not None]
-        if not scored:
-            return self.curve[-1]["epoch"] if self.curve else None
-        return int(max(scored, key=lambda point: (point["valid"], point["epoch"]))["epoch"])
+    def train_seconds(self) -> float:
+        """Seconds of training so far, without validation."""
+        return float(self.curve[-1]["train_s"]) if self.curve else 0.0
 
     @property
-    def best_valid(self) -> float | None:
-        """Its score in validation."""
-        scores = [point["valid"] for point in self.curve if point["valid"] is not None]
-        return max(scores) if scores else None
+    def best(self) -> dict[str, Any]:
+        """The epoch of the model that is tested: the last with the best score (utils/utils.py:137), or the last."""
+        scored = [point for point in self.curve if point["valid"] is not None]
+        if scored:
+            return max(scored, key=lambda point: (point["valid"], point["epoch"]))
+        return self.curve[-1] if self.curve else {"epoch": None, "valid": None}
 
-    def test(self) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-        """Test the best model.
+    def test(self, model_file: str | Path | None = None, trained: bool = False) -> tuple[Arrays, dict[str, float]]:
+        """Rank the test rows and compute the metrics of each user.
+
+        Parameters
+        ----------
+        model_file : path-like, optional
+            Checkpoint to read first; by default that of the best epoch.
+        trained : bool
+            Take the weights as they are.
 
         Returns
         -------
@@ -242,9 +187,12 @@ class Session:
         AssertionError
             If RecBole's own result is another.
         """
-        result = self.trainer.evaluate(self.test_data, load_best_model=True, show_progress=False)
+        file = str(model_file) if model_file else None
+        result = self.trainer.evaluate(
+            self.test_data, load_best_model=not trained, model_file=file, show_progress=False
+        )
         dataset = self.test_data._dataset
-        rows = per_row(self.trainer.evaluator, self.collected)
+        rows = per_row(self.trainer.evaluator, self._collected)
         for name, values in rows.items():
             if abs(float(values.mean()) - float(result[name])) > 10.0 ** (1 - PLACES):
                 raise AssertionError(f"{name}: RecBole has {result[name]}, the rows' mean is {values.mean()}")
@@ -253,8 +201,8 @@ class Session:
         return arrays, {name: float(arrays[name].mean()) for name in rows}
 
     def data_facts(self) -> dict[str, Any]:
-        """What there was to learn from and to be judged by."""
-        from study import ties
+        """Numbers of items, targets and users, and how many targets are cold or known."""
+        from study import tied_timestamps
 
         train, valid, test = (each._dataset for each in (self.train_data, self.valid, self.test_data))
         items = train.iid_field
@@ -269,13 +217,36 @@ class Session:
             "test_users": len(np.unique(test.inter_feat[test.uid_field].numpy())),
             "test_targets_never_trained": int((~np.isin(targets, trained)).sum()),
             "test_targets_met_before": _met_before(test),
-            "ties": ties.measure(test),
+            "ties": tied_timestamps.measure(test),
             "split": getattr(train, "split_counts", None),
         }
 
 
+def load_trained(spec: RunSpec, saved: Path) -> tuple[Session, Arrays]:
+    """Make the data and the model of a run again, read its weights and test it.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing or was saved by another model.
+    """
+    saved = saved.resolve()
+    if not saved.is_file():
+        raise CheckpointError(f"{saved}: no such file; run the study with keep_models: true")
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # RecBole writes logs into the working directory.
+        try:
+            session = Session(spec, configure(spec, Path(folder)))
+            return session, session.test(saved)[0]
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{saved}: not a model of {spec.id} ({str(error).splitlines()[0]})") from error
+        finally:
+            os.chdir(before)
+
+
 def _met_before(dataset: Any) -> int:
-    """How many rows ask for an item that the user has met."""
+    """Number of rows whose target the user has met."""
     rows = dataset.inter_feat
     targets = rows.targets.long()
     users, items = (rows.events.columns[name].long().numpy() for name in (dataset.uid_field, dataset.iid_field))
@@ -284,7 +255,10 @@ def _met_before(dataset: Any) -> int:
     return int((~np.isin(targets.numpy(), first)).sum())
 
 
-def per_row(evaluator: Any, collected: Any) -> dict[str, NDArray[np.float64]]:
+# Metrics of each user
+
+
+def per_row(evaluator: Any, collected: Any) -> Arrays:
     """Each metric's value for each evaluated row, by RecBole's own metric classes.
 
     Parameters
@@ -292,7 +266,7 @@ def per_row(evaluator: Any, collected: Any) -> dict[str, NDArray[np.float64]]:
     evaluator : recbole.evaluator.Evaluator
         With ranking metrics at ``k``.
     collected : DataStruct
-        What it was given to evaluate.
+        Its argument.
 
     Returns
     -------
@@ -310,35 +284,61 @@ def per_row(evaluator: Any, collected: Any) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
-    """Values by user in place of values by row: the mean, where a user has several rows.
+# Files
 
-    Parameters
-    ----------
-    users : str array, [n_rows]
-        User of each row.
-    rows : mapping of str to float64 array, [n_rows]
-        Values of each metric.
 
-    Returns
-    -------
-    dict
-        ``users``, each once and in order, and for each metric a float64 array of as many values.
+def run_one(spec: RunSpec, folder: Path) -> None:
+    """Execute one run in this process and write ``runs/<id>.npz`` and then ``runs/<id>.json`` into a results folder.
+
+    Training and evaluation are RecBole's own: trainer, loss, early stopping, ranking and metrics. With ``spec.test``
+    false it stops after validation: the test data is not ranked. Protocols of ``also_ranked`` have files of their own.
     """
-    unique, place = np.unique(users, return_inverse=True)
-    if len(unique) == len(users):
-        order = np.argsort(users, kind="stable")
-        return {"users": users[order], **{name: values[order] for name, values in rows.items()}}
-    counts = np.bincount(place)
-    means = {name: np.bincount(place, values, len(unique)) / counts for name, values in rows.items()}
-    return {"users": unique, **means}
+    from study import protocols
+
+    scratch = folder / "scratch" / spec.id / "saved"
+    scratch.mkdir(parents=True, exist_ok=True)
+    started, begin = now(), time.perf_counter()
+    session = Session(spec, configure(spec, scratch))
+    session.train()
+    facts: dict[str, Any] = {
+        **identity(spec, started),
+        "wall_s": 0.0,
+        "train_s": session.train_seconds,
+        "epochs": len(session.curve),
+        "best_epoch": session.best["epoch"],
+        "best_valid": session.best["valid"],
+        "valid_metric": spec.valid_metric,
+        "n_parameters": sum(parameter.numel() for parameter in session.model.parameters()),
+        "metrics": {},
+        "query_time": bool(session.config["use_query_time"]),
+        "saved": None,
+        "status": "done",
+        "curve": session.curve,
+        "data": session.data_facts(),
+        "threads": importlib.import_module("torch").get_num_threads(),
+    }
+    arrays: Arrays = {}
+    if spec.test:
+        arrays, facts["metrics"] = session.test()
+        for name in spec.also_ranked:
+            other = replace(spec, protocol=Protocol.of(name))
+            session.test_data = protocols.restricted(other.protocol, session.config, session.all_ranked, "test")
+            values, metrics = session.test()
+            beside = {**identity(other, started), "metrics": metrics, "trained_by": spec.id}
+            write_record(folder, other, {**facts, **beside}, values)
+    if spec.keep_model:
+        kept = folder / "models" / f"{spec.id}.pth"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(session.trainer.saved_model_file, kept)
+        facts["saved"] = str(kept)
+    facts["wall_s"] = time.perf_counter() - begin
+    write_record(folder, spec, facts, arrays)
 
 
-# What is written
-
-
-def identity(spec: RunSpec, started: datetime) -> dict[str, Any]:
-    """What a run's file says of it whether it went well or not."""
+def identity(spec: RunSpec, started: str) -> dict[str, Any]:
+    """The part of a run's file that does not depend on how the run ended."""
+    split, candidates, seen = asdict(spec.protocol).values()
+    ties = "shuffled" if spec.shuffle_ties else "file"
     return {
         "format": FORMAT,
         "study": spec.study,
@@ -348,19 +348,14 @@ def identity(spec: RunSpec, started: datetime) -> dict[str, Any]:
         "dataset": spec.dataset,
         **({"data_name": spec.data_name} if spec.data_name else {}),
         "seed": spec.seed,
-        "protocol": {
-            "split": spec.protocol.split,
-            "candidates": spec.protocol.candidates,
-            "seen": spec.protocol.seen,
-            "ties": "shuffled" if spec.shuffle_ties else "file",
-        },
-        "temporal": dict(spec.temporal) if spec.protocol.split == "temporal" else None,
+        "protocol": {"split": split, "candidates": candidates, "seen": seen, "ties": ties},
+        "temporal": dict(spec.temporal) if split == "temporal" else None,
         "options": dict(spec.options),
         "command": spec.command,
-        "commit": commit(),
-        "versions": versions(),
-        "hardware": hardware(),
-        "started": started.isoformat(timespec="seconds"),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(),
+        "started": started,
     }
 
 
@@ -371,212 +366,66 @@ def write_record(folder: Path, spec: RunSpec, facts: Mapping[str, Any], arrays: 
     if arrays:
         with AtomicFile(path.with_suffix(".npz")) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    with AtomicFile(path) as file:
-        file.write((json.dumps(facts, indent=1, default=_plain) + "\n").encode())
+    write_json(path, facts)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)
-
-
-def write_failure(folder: Path, spec: RunSpec, error: str, started: datetime, seconds: float) -> None:
+def write_failure(folder: Path, spec: RunSpec, error: str, started: str, seconds: float) -> None:
     """Record that a run failed, and why."""
-    facts = {
-        **identity(spec, started),
-        "wall_s": seconds,
-        "valid_metric": spec.valid_metric,
-        "metrics": {},
-        "query_time": False,
-        "saved": None,
-        "status": "failed",
-        "error": error,
-        "curve": [],
-    }
+    empty = {"valid_metric": spec.valid_metric, "metrics": {}, "query_time": False, "saved": None, "curve": []}
+    facts = {**identity(spec, started), "wall_s": seconds, **empty, "status": "failed", "error": error}
     write_record(folder, spec, facts, {})
-
-
-def commit() -> str | None:
-    """The commit of the checkout that runs, with ``-changed`` where files differ from it; None without git."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=20)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of what results depend on."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("torch", "recbole", "numpy", "pandas"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    found["recbole_adrrec"] = importlib.import_module("recbole_adrrec.version").__version__
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """What the run ran on."""
-    torch, psutil = importlib.import_module("torch"), importlib.import_module("psutil")
-    return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
-    }
-
-
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 # A process of its own
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run what a file describes; ``python -m study.runs SPEC RESULTS``.
+class RunChild(Child):
+    """One run in a child process, whose end is recorded, whatever the end."""
 
-    Returns
-    -------
-    int
-        0 when the run is recorded as done, 1 when as failed.
-    """
-    spec = RunSpec.from_json(Path(arguments[0]).read_text(encoding="utf-8"))
-    folder = Path(arguments[1])
-    _die_with_parent()
-    started = datetime.now(timezone.utc)
-    begin = time.perf_counter()
-    try:
-        run_one(spec, folder)
-    except UserError as error:
-        write_failure(folder, spec, str(error), started, time.perf_counter() - begin)
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-        write_failure(folder, spec, text, started, time.perf_counter() - begin)
-        return 1
-    return 0
-
-
-def _die_with_parent() -> None:
-    """End this process when the one that started it is gone: else a resumed study would run the same run beside it.
-
-    The parent holds the other end of standard input and never writes; it is closed when the parent ends, however.
-    """
-
-    def watch() -> None:
-        while sys.stdin.buffer.read(1):
-            pass
-        os._exit(ORPHANED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def execute(spec_text: str, results: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run one run in a child process, and see to it that its end is recorded, whatever the end.
-
-    Parameters
-    ----------
-    spec_text : str
-        The run, as JSON.
-    results : str
-        Folder of the results.
-    environment : mapping, optional
-        Variables over those of this process.
-
-    Returns
-    -------
-    str
-        ``done`` or ``failed``.
-    """
-    child = Child(spec_text, results, environment)
-    child.process.wait()
-    return child.finish()
-
-
-class Child:
-    """One run in a child process.
-
-    Parameters
-    ----------
-    spec_text, results, environment
-        As for :func:`execute`.
-    """
-
-    def __init__(self, spec_text: str, results: str, environment: Mapping[str, str] | None = None) -> None:
-        self.spec, self.results = RunSpec.from_json(spec_text), Path(results)
-        self.environment = dict(environment or {})
-        self.started, self.begin = datetime.now(timezone.utc), time.perf_counter()
-        self.scratch = self.results / "scratch" / self.spec.id
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        self.scratch.mkdir(parents=True)
-        (self.results / "logs").mkdir(exist_ok=True)
-        self.log = self.results / "logs" / f"{self.spec.id}.log"
-        described = self.scratch / "spec.json"
-        described.write_text(spec_text, encoding="utf-8")
-        with self.log.open("wb") as log:
-            # RecBole writes its logs into the working directory.
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "study.runs", str(described), str(self.results)],
-                cwd=self.scratch,
-                env=child_environment(environment),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+    def __init__(self, spec: RunSpec, results: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.spec, self.results = spec, results
+        self.started, self.begin = now(), time.perf_counter()
+        (results / "logs").mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            "study.runs:run_recorded",
+            {"spec": asdict(spec), "results": str(results)},
+            results / "scratch" / spec.id,
+            results / "logs" / f"{spec.id}.log",
+            environment=child_environment(environment),
+        )
 
     def finish(self) -> str:
-        """Clean up after the process has ended; record a failure that it could not record by itself."""
-        if self.process.stdin:
-            self.process.stdin.close()
-        code = self.process.returncode
-        path = record_path(self.results, self.spec)
-        if not path.is_file():
-            seconds = time.perf_counter() - self.begin
-            write_failure(self.results, self.spec, self._died(code), self.started, seconds)
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        return str(json.loads(path.read_text(encoding="utf-8"))["status"])
-
-    def _died(self, code: int) -> str:
-        if code >= 0:
-            end = f"the process ended with exit code {code}"
-        else:
-            name = signal.Signals(-code).name if -code in {each.value for each in signal.Signals} else f"signal {-code}"
-            end = f"the process was killed by {name}"
-            if -code == signal.SIGKILL:
-                end += " (often for want of memory)"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return f"{end}; last line of {self.log.name}: {lines[-1]}" if lines else end
-
-    def stop(self) -> None:
-        """End the process now, leaving nothing recorded."""
-        self.process.kill()
-        self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        """Wait for the end, record a failure that the process could not record itself; ``done`` or ``failed``."""
+        try:
+            self.result()
+        except ChildError as error:
+            if status(self.results, self.spec) is None:
+                seconds = time.perf_counter() - self.begin
+                write_failure(self.results, self.spec, str(error), self.started, seconds)
+        return str(status(self.results, self.spec))
 
 
-def child_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, with which a child finds these modules and the package."""
-    benchmarks = Path(__file__).resolve().parents[1]
-    paths = [str(benchmarks), str(benchmarks.parent), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), **(more or {})}
+def run_recorded(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The child's side of :class:`RunChild`: run, and record a failure with its error."""
+    spec, folder = RunSpec.of(given["spec"]), Path(given["results"])
+    started, begin = now(), time.perf_counter()
+    try:
+        run_one(spec, folder)
+    except Exception as error:
+        text = str(error)
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
+        write_failure(folder, spec, text, started, time.perf_counter() - begin)
+    return {}
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def sweep(results: Path) -> None:
+    """Make the folders of runs, and remove what a killed study left; nobody else may be at work there."""
+    for name in ("runs", "logs", "scratch"):
+        (results / name).mkdir(parents=True, exist_ok=True)
+    for left in (results / "runs").glob(".*.tmp"):
+        left.unlink()
+    for folder in (results / "scratch").iterdir():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,9 @@
 """Equal tuning: every model gets the same number of trials from a stated space, judged on validation alone.
 
-A trial is a run of the study that stops after validation: its process never asks the test data. Optuna proposes
+A trial is a run of the study that stops after validation: its process never ranks the test data. Optuna proposes
 settings (tree-structured Parzen estimators); its journal, one file for each model on each data set, makes a search
-that was killed go on where it was.
+that was killed go on where it was. With ``first_epochs`` trials are short, and only the best two are trained to their
+end (successive halving in one step).
 """
 
 from __future__ import annotations
@@ -10,36 +11,39 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import yaml
+from engine import provenance
+from engine.children import run_children
+from engine.store import now, owned, read_json, write_text
 from tqdm import tqdm
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.options import rules
-from study import grid, runs
-from study import plan as plans
+from study import checks, grid, runs
 from study.plan import Entry, Plan, Protocol, RunSpec
+from study.runs import RunChild, record_path
+from study.study_file import refuse_owned, tuned_file
 
 Space = dict[str, Any]
 """Option to the values it may take: a list, or a mapping with low, high and perhaps step or log."""
 
 RANGE_KEYS = ("low", "high", "step", "log")
 STATE_FILE = "search.json"
+FINALISTS = 2
+"""Trials of each model that are trained to their end, where the others had few epochs."""
 
 
 @dataclass(frozen=True)
 class Spaces:
-    """What is searched for every model, and what for some beside or in place of it."""
+    """Options searched for every model, and those of some models beside or in place of them."""
 
     every: Space
     models: dict[str, Space]
@@ -66,35 +70,30 @@ def read_spaces(path: str | Path, plan: Plan) -> Spaces:
     OptionError
         Naming the option, its values and what would be right.
     """
+    where = f"space {path}"
     held = options.read_config_file(path)
-    for key in held:
-        if key not in ("every", "models"):
-            near = rules.suggestion(key, ("every", "models"), 0.6)
-            raise OptionError(f"space {path}: unknown key {key}{near or '; keys are every and models'}")
-    every, models = held.get("every") or {}, held.get("models") or {}
-    for name, given in (("every", every), ("models", models), *models.items()):
-        if given is not None and not isinstance(given, Mapping):
-            raise OptionError(f"space {path}: {name}: {given!r} is not a mapping such as {{learning_rate: [1e-3]}}")
+    checks.keys(held, ("every", "models"), where)
+    every, models = (checks.mapping(held.get(name), f"{where}: {name}") for name in ("every", "models"))
+    models = {name: checks.mapping(given, f"{where}: {name}") for name, given in models.items()}
     known = [*options.model_names(), *(entry.label for entry in plan.models)]
     for name in models:
-        if name not in known:
-            raise OptionError(f"space {path}: there is no model {name!r}{rules.suggestion(name, known, 0.5)}")
-    spaces = Spaces(dict(every), {name: dict(given or {}) for name, given in models.items()})
-    own_names = {each for name in options.model_names() for each, *_ in options.describe_options(name)}
+        checks.one_of(name, known, f"{where}: models")
+    spaces = Spaces(every, models)
+    ours = {each for name in options.model_names() for each, *_ in options.describe_options(name)}
     for entry in plan.models:
         space = spaces.of(entry)
-        plans.refuse_owned(space, f"space {path}")
-        options.check_names(space, entry.model, strict=True, where=f"space {path}", warn=False)
+        refuse_owned(space, where)
+        options.check_names(space, entry.model, strict=True, where=where, warn=False)
         read = {name for name, *_ in options.describe_options(entry.model)}
         for name, values in space.items():
-            if name in own_names - read and name not in rules.RECBOLE_RULES:
+            if name in ours - read and name not in rules.RECBOLE_RULES:
                 raise OptionError(
-                    f"space {path}: {entry.model} does not read {name}, and its trials would be spent on nothing; put "
+                    f"{where}: {entry.model} does not read {name}, and its trials would be spent on nothing; put "
                     f"it under models, or {entry.model}: {{{name}: ~}} there"
                 )
-            distribution(name, values, str(path))
+            distribution(name, values, where)
         if not space:
-            raise OptionError(f"space {path}: nothing is left to search for {entry.label}")
+            raise OptionError(f"{where}: nothing is left to search for {entry.label}")
     return spaces
 
 
@@ -111,21 +110,18 @@ def distribution(name: str, values: Any, where: str) -> Any:
         # Optuna takes plain values alone; lists, such as kernels, go as JSON.
         return kinds.CategoricalDistribution([_coded(value) for value in values])
     if isinstance(values, Mapping):
-        for key in values:
-            if key not in RANGE_KEYS:
-                near = rules.suggestion(str(key), RANGE_KEYS, 0.5)
-                raise OptionError(f"space {where}: {name}: {key!r} is none of {', '.join(RANGE_KEYS)}{near}")
+        checks.keys(values, RANGE_KEYS, f"{where}: {name}")
         low, high, step = values.get("low"), values.get("high"), values.get("step")
         numbers = [each for each in (low, high) if isinstance(each, int | float) and not isinstance(each, bool)]
         if len(numbers) == 2 and numbers[0] < numbers[1]:
             try:
                 if isinstance(low, int) and isinstance(high, int):
                     return kinds.IntDistribution(low, high, log=bool(values.get("log")), step=step or 1)
-                return kinds.FloatDistribution(float(low or 0), float(high or 0), bool(values.get("log")), step)
+                return kinds.FloatDistribution(*map(float, numbers), bool(values.get("log")), step)
             except ValueError as error:
-                raise OptionError(f"space {where}: {name}: {error}") from error
+                raise OptionError(f"{where}: {name}: {error}") from error
     raise OptionError(
-        f"space {where}: {name}: {values!r} should be a list of values, or a range such as "
+        f"{where}: {name}: {values!r} should be a list of values, or a range such as "
         "{low: 1e-4, high: 1e-2, log: true}"
     )
 
@@ -134,12 +130,15 @@ def _coded(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _decoded(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+def _decoded(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: json.loads(value) if isinstance(value, str) and value[:1] in "[{" else value
+        for name, value in params.items()
+    }
 
 
 def _within(value: Any, values: Any) -> bool:
-    """Whether a value lies in a list or range of a space."""
+    """True for a value in a list or range of a space."""
     if isinstance(values, list):
         return any(type(value) is type(each) and value == each for each in values)
     if isinstance(value, bool) or not isinstance(value, int | float) or not values["low"] <= value <= values["high"]:
@@ -149,29 +148,29 @@ def _within(value: Any, values: Any) -> bool:
 
 
 class Task:
-    """The search for one model on one data set under one protocol.
+    """The search for one model on one data set under one protocol, with the study's first seed.
 
-    Parameters
-    ----------
-    plan : Plan
-        The study; its first seed is the trials'.
-    dataset, protocol, entry
-        What of it.
-    space : Space
-        Its options.
-    folder : Path
-        Where the journal and the trials' files lie.
+    ``folder`` holds the journal and the trials' files; ``first_epochs`` are a trial's, by default the study's.
     """
 
-    def __init__(self, plan: Plan, dataset: str, protocol: Protocol, entry: Entry, space: Space, folder: Path) -> None:
-        self.dataset, self.protocol, self.entry, self.space = dataset, protocol, entry, space
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: str,
+        protocol: Protocol,
+        entry: Entry,
+        space: Space,
+        folder: Path,
+        first_epochs: int | None = None,
+    ) -> None:
+        self.dataset, self.protocol, self.entry, self.space, self.folder = dataset, protocol, entry, space, folder
+        self.first_epochs = first_epochs
         single = replace(plan, datasets=(dataset,), protocols=(protocol,), models=(entry,), seeds=plan.seeds[:1])
         self.base = replace(single, shuffled_ties=0, keep_models=False).specs()[0]
-        self.folder = folder
         self.name = self.base.id.removesuffix(f"-s{self.base.seed}")
         self.optuna = importlib.import_module("optuna")
         self.optuna.logging.set_verbosity(self.optuna.logging.WARNING)
-        self.distributions = {name: distribution(name, values, "") for name, values in space.items()}
+        self.distributions = {name: distribution(name, values, "space") for name, values in space.items()}
         self.study = self._open()
         if not self.study.trials:
             # The study's own settings are the first trial, so that no search ends below them by bad luck.
@@ -179,13 +178,11 @@ class Task:
 
     def _open(self) -> Any:
         journal = importlib.import_module("optuna.storages.journal")
-        (self.folder / "journals").mkdir(parents=True, exist_ok=True)
-        backend = journal.JournalFileBackend(str(self.folder / "journals" / f"{self.name}.log"))
+        file = self.folder / "journals" / f"{self.name}.log"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = self.optuna.storages.JournalStorage(journal.JournalFileBackend(str(file)))
         return self.optuna.create_study(
-            storage=self.optuna.storages.JournalStorage(backend),
-            study_name=self.name,
-            direction="maximize",
-            load_if_exists=True,
+            storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
         )
 
     def _default(self) -> dict[str, Any]:
@@ -195,171 +192,192 @@ class Task:
 
     @property
     def over(self) -> int:
-        """How many trials are over, failed ones among them."""
+        """Number of trials that are over, failed ones among them."""
         return sum(trial.state.is_finished() for trial in self.study.trials)
 
     def next(self) -> tuple[int, RunSpec]:
         """Number and run of the trial to do: one that was begun and never ended, or else a new one."""
         begun = [trial for trial in self.study.trials if trial.state == self.optuna.trial.TrialState.RUNNING]
         if begun:
-            number, params = begun[0].number, begun[0].params
+            trial = begun[0]
         else:
             # A seed for each trial: proposals don't depend on where a search was cut.
             self.study.sampler = self.optuna.samplers.TPESampler(seed=self.base.seed + self.over)
             trial = self.study.ask(self.distributions)
-            number, params = trial.number, trial.params
-        chosen = {name: _decoded(value) for name, value in params.items()}
-        given = {**self.base.options, **chosen}
-        return number, replace(self.base, options=given, test=False, suffix=f"-trial{number}")
+        return trial.number, self._spec(trial, f"-trial{trial.number}", self.first_epochs)
+
+    def _spec(self, trial: Any, suffix: str, epochs: int | None) -> RunSpec:
+        given = {**self.base.options, **_decoded(trial.params), **({"epochs": epochs} if epochs else {})}
+        return replace(self.base, options=given, test=False, suffix=suffix)
+
+    def _done(self) -> list[Any]:
+        """Trials that ended well, the best first."""
+        done = self.study.get_trials(deepcopy=False, states=(self.optuna.trial.TrialState.COMPLETE,))
+        return sorted(done, key=lambda trial: -trial.value)
+
+    def finals(self) -> dict[int, RunSpec]:
+        """Runs of the best trials to their end, by number; none where all trials had all epochs."""
+        best = self._done()[:FINALISTS] if self.first_epochs else []
+        return {trial.number: self._spec(trial, f"-final{trial.number}", None) for trial in best}
 
     def tell(self, number: int, record: Path) -> None:
-        """Take over what a trial's file says."""
-        facts = json.loads(record.read_text(encoding="utf-8"))
+        """Take over the score in a trial's file."""
+        facts = read_json(record)
         value = facts.get("best_valid")
         if facts["status"] == "done" and value is not None:
             self.study.tell(number, value)
         else:
             self.study.tell(number, state=self.optuna.trial.TrialState.FAIL)
 
+    def unranked(self, work: Path) -> list[RunSpec]:
+        """Finals that have not run."""
+        return [spec for spec in self.finals().values() if not record_path(work, spec).is_file()]
+
     def chosen(self, plan: Plan) -> dict[str, Any] | None:
-        """The best settings and where they come from; None where every trial failed."""
-        state = self.optuna.trial.TrialState
-        done = self.study.get_trials(deepcopy=False, states=(state.COMPLETE,))
-        if not done:
+        """The best settings and their origin; None where no trial ended well."""
+        done = self._done()
+        scores = {trial.number: trial.value for trial in done}
+        if self.first_epochs:
+            found = {number: read_json(record_path(self.folder, spec)) for number, spec in self.finals().items()}
+            scores = {number: facts["best_valid"] for number, facts in found.items() if facts["status"] == "done"}
+        if not scores:
             return None
-        best = max(done, key=lambda trial: trial.value)
+        best = max((trial for trial in done if trial.number in scores), key=lambda trial: scores[trial.number])
         return {
-            "options": {name: _decoded(value) for name, value in best.params.items()},
+            "options": _decoded(best.params),
             "dataset": self.dataset,
             "label": self.entry.label,
             "model": self.entry.model,
             "protocol": self.protocol.name,
             "valid_metric": plan.valid_metric,
-            "value": best.value,
+            "value": scores[best.number],
             "trials": self.over,
             "failed": self.over - len(done),
             "made": {
                 "command": plan.command,
-                "commit": runs.commit(),
-                "versions": {**runs.versions(), "optuna": self.optuna.__version__},
-                "hardware": runs.hardware(),
-                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "commit": provenance.commit(),
+                "versions": {**provenance.versions(), "optuna": self.optuna.__version__},
+                "hardware": provenance.hardware(),
+                "finished": now(),
             },
         }
 
 
-def search(plan: Plan, spaces: Spaces, trials: int, folder: Path, jobs: int = 1) -> tuple[list[Path], list[str]]:
-    """Give every model its trials and write what is chosen.
+@dataclass(frozen=True)
+class Found:
+    """Files of chosen settings; names of searches without a trial that ended well, and of those that are not over."""
+
+    files: list[Path]
+    empty: list[str]
+    left: list[str]
+
+
+def search(
+    plan: Plan,
+    spaces: Spaces,
+    trials: int,
+    folder: Path,
+    jobs: int = 1,
+    deadline: float | None = None,
+    first_epochs: int | None = None,
+) -> Found:
+    """Give every model its trials and write the settings that are chosen.
 
     Parameters
     ----------
-    plan : Plan
-        The study.
-    spaces : Spaces
-        What is searched.
+    plan, spaces
+        The study and its options to search.
     trials : int
-        How many trials each model has on each data set under each protocol; failed ones count.
+        Trials of each model on each data set under each protocol; failed ones count.
     folder : Path
         Where the chosen settings are written, a file each, and in ``work`` what the search needs to go on.
     jobs : int
-        How many trials at a time; those of one model follow each other.
-
-    Returns
-    -------
-    files : list of Path
-        The chosen settings.
-    empty : list of str
-        Searches all of whose trials failed.
+        Trials at a time; those of one model follow each other.
+    deadline : float, optional
+        Moment (``time.monotonic``) at which trials at work are stopped, to be repeated by the next call.
+    first_epochs : int, optional
+        Epochs of a trial; the best two are then trained as long as the study says, and the better one is chosen.
     """
-    with _claimed(plan, spaces, folder):
+    with _claimed(plan, spaces, folder, first_epochs):
         work = folder / "work"
         tasks = [
-            Task(plan, dataset, protocol, entry, spaces.of(entry), work)
+            Task(plan, dataset, protocol, entry, spaces.of(entry), work, first_epochs)
             for dataset in plan.datasets
             for protocol in plan.protocols
             for entry in plan.models
         ]
         done = sum(min(task.over, trials) for task in tasks)
-        with tqdm(
-            total=trials * len(tasks), initial=done, desc=f"{plan.name}, trials", unit="trial", dynamic_ncols=True
-        ) as bar:
-            _work(deque(tasks), trials, work, jobs, bar)
-        files, empty = [], []
+        finals = FINALISTS * len(tasks) if first_epochs else 0
+        total = trials * len(tasks) + finals
+        with tqdm(total=total, initial=done, desc=f"{plan.name}, trials", unit="trial", dynamic_ncols=True) as bar:
+            _Search(tasks, trials, work, bar).run(jobs, deadline)
+        found = Found([], [], [])
         for task in tasks:
-            chosen = task.chosen(plan)
-            if chosen is None:
-                empty.append(task.name)
+            if task.over < trials or task.unranked(work):
+                found.left.append(task.name)
+            elif (chosen := task.chosen(plan)) is None:
+                found.empty.append(task.name)
+            else:
+                found.files.append(tuned_file(folder, task.dataset, task.entry.label, task.protocol))
+                write_text(found.files[-1], yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+        return found
+
+
+class _Search:
+    """The trials of several tasks, and then their finals, in child processes."""
+
+    def __init__(self, tasks: list[Task], trials: int, work: Path, bar: Any) -> None:
+        self.trials, self.work, self.bar = trials, work, bar
+        self.waiting = deque(tasks)
+        self.finals: list[RunSpec] = []
+        self.trial_of: dict[str, tuple[Task, int]] = {}
+
+    def run(self, jobs: int, deadline: float | None) -> None:
+        run_children(self.start, self.ended, jobs, deadline, lambda: grid.tick(self.bar))
+
+    def start(self, environment: Mapping[str, str]) -> RunChild | None:
+        while self.waiting:
+            task = self.waiting.popleft()
+            if task.over >= self.trials:
+                self.finals += task.unranked(self.work)
                 continue
-            files.append(plans.tuned_file(folder, task.dataset, task.entry.label, task.protocol))
-            with AtomicFile(files[-1]) as file:
-                file.write(yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True).encode())
-        return files, empty
+            number, spec = task.next()
+            self.trial_of[spec.id] = task, number
+            if record_path(self.work, spec).is_file():  # over, but the search was killed before it knew
+                self.tell(spec)
+                continue
+            return self.child(spec, environment)
+        return self.child(self.finals.pop(0), environment) if self.finals else None
 
+    def child(self, spec: RunSpec, environment: Mapping[str, str]) -> RunChild:
+        self.bar.set_postfix_str(spec.id, refresh=True)
+        return RunChild(spec, self.work, environment)
 
-def _work(waiting: deque[Task], trials: int, work: Path, jobs: int, bar: Any) -> None:
-    working: list[tuple[Task, int, runs.Child]] = []
-    environment, gpus = grid.threads_each(jobs), grid.gpus_here()
-    try:
-        while waiting or working:
-            while waiting and len(working) < jobs:
-                task = waiting.popleft()
-                if task.over >= trials:
-                    continue
-                number, spec = task.next()
-                record = runs.record_path(work, spec)
-                if record.is_file():  # over, but the search was killed before it was told
-                    task.tell(number, record)
-                    bar.update(1)
-                    waiting.append(task)
-                    continue
-                gpu = grid.least_used(gpus, [each[2].environment for each in working])
-                working.append((task, number, runs.Child(spec.to_json(), str(work), {**environment, **gpu})))
-                bar.set_postfix_str(spec.id, refresh=True)
-            ended = [each for each in working if each[2].process.poll() is not None]
-            for each in ended:
-                working.remove(each)
-                task, number, child = each
-                if child.finish() == "failed":
-                    bar.write(f"failed: {child.spec.id} (the search goes on)")
-                task.tell(number, runs.record_path(work, child.spec))
-                bar.update(1)
-                waiting.append(task)
-            if not ended and working:
-                grid.tick(bar)
-    finally:
-        for _, _, child in working:
-            child.stop()
+    def ended(self, child: RunChild) -> None:
+        if child.finish() == "failed":
+            self.bar.write(f"failed: {child.spec.id} (the search goes on)")
+        self.tell(child.spec)
+
+    def tell(self, spec: RunSpec) -> None:
+        self.bar.update(1)
+        if spec.id in self.trial_of:
+            task, number = self.trial_of.pop(spec.id)
+            task.tell(number, record_path(self.work, spec))
+            self.waiting.append(task)
 
 
 @contextmanager
-def _claimed(plan: Plan, spaces: Spaces, folder: Path) -> Iterator[None]:
+def _claimed(plan: Plan, spaces: Spaces, folder: Path, first_epochs: int | None) -> Iterator[None]:
     """Hold a folder of settings for this search and this process alone."""
-    stated = {
-        "study": {name: value for name, value in plan.stated().items() if name not in ("shuffled_ties", "keep_models")},
-        "space": {"every": spaces.every, "models": spaces.models},
-    }
-    stated = json.loads(json.dumps(stated))
-    path = folder / "work" / STATE_FILE
-    folder.mkdir(parents=True, exist_ok=True)
-    with grid.locked(folder, "tuned"):
-        if path.is_file():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there != stated:
-                what = "; ".join(
-                    plans.differences(
-                        {**stated["study"], "space": stated["space"]}, {**there["study"], "space": there["space"]}
-                    )
-                )
-                raise OptionError(
-                    f"tuned: {folder} holds another search, which differs in {what}; choose another folder"
-                )
-        elif any(each.name != ".lock" for each in folder.iterdir()):
-            raise OptionError(f"tuned: {folder} is not empty and holds no search; choose another folder")
-        for name in ("runs", "logs", "scratch"):
-            (folder / "work" / name).mkdir(parents=True, exist_ok=True)
-        for left in (folder / "work" / "scratch").iterdir():
-            shutil.rmtree(left, ignore_errors=True)
-        if not path.is_file():
-            with AtomicFile(path) as file:
-                file.write((json.dumps(stated, indent=1) + "\n").encode())
+    study = {name: value for name, value in plan.stated().items() if name not in ("shuffled_ties", "keep_models")}
+    space: dict[str, Any] = {"every": spaces.every, "models": spaces.models}
+    if first_epochs:
+        space["first_epochs"] = first_epochs
+    content = json.loads(json.dumps({"study": study, "space": space}))
+
+    def read(held: Any) -> dict[str, Any]:
+        return {**held["study"], "space": held["space"]}
+
+    with owned(folder, folder / "work" / STATE_FILE, read(content), lambda: content, read, "tuned", "search"):
+        runs.sweep(folder / "work")
         yield

@@ -1,6 +1,6 @@
-"""Whether two models differ: paired tests over users and over seeds, intervals, effect sizes, Holm's correction.
+"""Difference of two models: paired tests over users and over seeds, intervals, effect sizes, Holm's correction.
 
-A comparison looks at one metric of one model and of a reference on the same users. Three questions are kept apart:
+A comparison takes one metric of one model and of a reference on the same users. Three questions are kept apart:
 
 - **users**: would the difference hold for other users? Wilcoxon's signed-rank test on each user's value, averaged over
   the seeds; a paired bootstrap of users gives the interval of the mean difference.
@@ -32,17 +32,7 @@ DRAWN_AT_A_TIME = 4_000_000
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation over seeds.
-
-    Attributes
-    ----------
-    mean : float
-        Arithmetic mean.
-    sd : float, optional
-        Standard deviation with ``n - 1``; None for a single seed.
-    n : int
-        Number of seeds.
-    """
+    """Mean and standard deviation (with ``n - 1``; None for a single seed) over ``n`` seeds."""
 
     mean: float
     sd: float | None
@@ -71,17 +61,9 @@ def _finite(values: Any) -> Floats:
 
 
 def signed_rank(differences: Any) -> Floats:
-    """Two-sided p value of Wilcoxon's signed-rank test.
+    """Two-sided p value, Float[...], of Wilcoxon's signed-rank test of paired differences, Float[..., n users].
 
-    Parameters
-    ----------
-    differences : Float[..., n]
-        Paired differences of ``n`` users.
-
-    Returns
-    -------
-    Float[...]
-        ``scipy.stats.wilcoxon`` with its defaults: zero differences are left out. 1 where all are zero.
+    As ``scipy.stats.wilcoxon`` with its defaults: zero differences are left out. 1 where all are zero.
     """
     array = _finite(differences)
     some = (array != 0).any(-1)
@@ -92,18 +74,10 @@ def signed_rank(differences: Any) -> Floats:
 
 
 def paired_t(differences: Any) -> Floats:
-    """Two-sided p value of the paired t test.
+    """Two-sided p value, Float[...], of the paired t test of differences, Float[..., n seeds].
 
-    Parameters
-    ----------
-    differences : Float[..., n]
-        Paired differences of ``n`` seeds.
-
-    Returns
-    -------
-    Float[...]
-        As ``scipy.stats.ttest_rel``; 1 where all differences are zero, NaN where the test says nothing: for one seed,
-        and for several that differ by exactly the same amount, not zero.
+    As ``scipy.stats.ttest_rel``; 1 where all differences are zero, NaN where the test says nothing: for one seed,
+    and for several that differ by exactly the same amount, not zero.
     """
     array = _finite(differences)
     p = np.full(array.shape[:-1], np.nan)
@@ -122,23 +96,15 @@ def bootstrap_interval(
     Parameters
     ----------
     values : Float[..., n]
-        One value for each user; of a pair, the differences, so that users are drawn with both of their values.
-    confidence : float
-        Share of such intervals that hold the true mean.
-    resamples : int
-        Number of resamples.
-    seed : int
-        Seed of the draws.
+        One value for each of at least two users; of a pair, the differences, so that users are drawn with both of
+        their values.
+    confidence, resamples, seed
+        Of ``scipy.stats.bootstrap``.
 
     Returns
     -------
     (Float[...], Float[...])
-        Lower and upper end, by ``scipy.stats.bootstrap``; both the value itself where all are equal.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two users.
+        Lower and upper end; both the value itself where all are equal.
     """
     array = _finite(values)
     n = array.shape[-1]
@@ -185,24 +151,11 @@ def rank_biserial(differences: Any) -> float:
 
 
 def holm(p_values: Any) -> Floats:
-    """Adjust p values for being several (Holm, 1979).
+    """Adjust p values, Float[..., m], for being several (Holm, 1979).
 
-    Parameters
-    ----------
-    p_values : Float[..., m]
-        p values of ``m`` comparisons.
-
-    Returns
-    -------
-    Float[..., m]
-        ``max over the p values up to p_(k) of (m - k + 1) p_(k)``, at most 1, in the order of the comparisons.
-        Rejecting where this is below ``alpha`` keeps the chance of any false rejection below ``alpha``, however the
-        comparisons depend on each other.
-
-    Raises
-    ------
-    ValueError
-        If a value is not between 0 and 1.
+    ``max over the p values up to p_(k) of (m - k + 1) p_(k)``, at most 1, in the order of the comparisons. Rejecting
+    where this is below ``alpha`` keeps the chance of any false rejection below ``alpha``, however the comparisons
+    depend on each other.
     """
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
@@ -217,15 +170,7 @@ def holm(p_values: Any) -> Floats:
 
 @dataclass(frozen=True)
 class Sample:
-    """One metric of one model.
-
-    Attributes
-    ----------
-    by_seed : mapping of int to float
-        The metric of each seed's run.
-    by_user : mapping of int to (users, values)
-        For each seed the users, Str[n], each once, and their values, Float[n].
-    """
+    """One metric of one model: of each seed's run, and for each seed the users, Str[n], and their values, Float[n]."""
 
     by_seed: Mapping[int, float]
     by_user: Mapping[int, tuple[NDArray[Any], Floats]]
@@ -247,16 +192,12 @@ def _values_of(wanted: NDArray[Any], users: NDArray[Any], values: Floats) -> Flo
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known of the difference of a model from its reference, in one metric.
-
-    None stands wherever something can't be said; ``remarks`` say why.
+    """Difference of a model from its reference in one metric; None wherever something can't be said.
 
     Attributes
     ----------
-    n_users : int
-        Users that both have; ``n_only_one`` have a value of one alone and are left out.
-    n_differ : int
-        Users whose values differ.
+    n_users, n_only_one, n_differ : int
+        Users that both have, that one alone has (left out), and whose values differ.
     difference : float, optional
         Mean over users of model minus reference; ``low`` and ``high`` are the ends of its bootstrap interval.
     p_users, p_users_holm : float, optional
@@ -268,7 +209,7 @@ class Comparison:
     p_seeds, p_seeds_holm : float, optional
         The t test's p over seeds, plain and corrected.
     remarks : tuple of str
-        What was left out and why.
+        Anything left out, and why.
     """
 
     n_users: int
@@ -290,15 +231,7 @@ class Comparison:
 def compare(
     model: Sample, reference: Sample, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
-    """Test a model against its reference, on the users and seeds that both have; nothing is corrected yet.
-
-    Parameters
-    ----------
-    model, reference : Sample
-        The same metric under the same protocol.
-    confidence, resamples, seed
-        Of the bootstrap.
-    """
+    """Test a model against its reference, on the users and seeds that both have; nothing is corrected yet."""
     seeds = sorted(set(model.by_seed) & set(reference.by_seed))
     remarks = []
     left_out = len(set(model.by_seed) ^ set(reference.by_seed))
@@ -369,7 +302,7 @@ def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 class Verdict(Enum):
-    """What a report may say of a model beside its reference."""
+    """Words that a report may use of a model beside its reference."""
 
     BETTER = "better"
     WORSE = "worse"

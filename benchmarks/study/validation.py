@@ -1,18 +1,18 @@
-"""What a study's runs reached on validation, as one Markdown table for each data set: nothing of the test is read."""
+"""Scores on validation of a study's runs, a Markdown table for each data set: nothing of the test is read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
 
-from recbole_adrrec.files import AtomicFile
+from engine.store import write_text
+
+from study.document import NONE, Block, Heading, Paragraph, Table, render
 from study.results import Results, Run
+from study.statistics import spread
 
 FILE = "validation.md"
-
-HEAD = ("entry", "{metric}, mean (sd)", "against", "seeds", "best epoch", "s / epoch", "parameters")
 
 
 def write(folder: Path) -> Path:
@@ -23,71 +23,54 @@ def write(folder: Path) -> Path:
     DataError
         If there are no runs, or a file is not what it should be.
     """
-    path = folder / FILE
-    with AtomicFile(path) as file:
-        file.write((text(Results.read(folder)) + "\n").encode())
-    return path
+    write_text(folder / FILE, render("report.md", blocks_of(Results.read(folder))))
+    return folder / FILE
 
 
-def text(results: Results) -> str:
-    """Tables in Markdown: rows in the study's order, each compared with its reference on the same seeds."""
+def blocks_of(results: Results) -> list[Block]:
+    """Tables with rows in the study's order, each entry compared with its reference on the same seeds."""
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in results.done:
         if run.facts.get("best_valid") is not None:
-            told = (run.protocol.dataset, _ranked(run))
-            groups.setdefault(told, {}).setdefault(run.label, []).append(run)
-    parts = [
-        f"# {results.settings.title or results.stated.get('name', 'Validation')}: validation",
-        "The best epoch's score of each run: the mean over seeds and their standard deviation. Against: the change "
-        "from the entry named, on the seeds that both have, in percent. Nothing here has seen the test data.",
+            group = groups.setdefault((run.table.dataset, run.table.ranked), {})
+            group.setdefault(run.label, []).append(run)
+    blocks: list[Block] = [
+        Heading(f"{results.settings.title or results.stated.get('name', 'Validation')}: validation", 1),
+        Paragraph(
+            "The best epoch's score of each run: the mean over seeds and their standard deviation. Against: the change "
+            "from the entry named, on the seeds that both have, in percent. Nothing here has seen the test data."
+        ),
     ]
     order = [str(entry["label"]) for entry in results.stated.get("models", ())]
     for (dataset, ranked), by_label in groups.items():
         labels = sorted(by_label, key=lambda label: order.index(label) if label in order else len(order))
-        metric = str(by_label[labels[0]][0].facts["valid_metric"])
-        rows = [_row(label, by_label, results.settings.references.get(label)) for label in labels]
-        parts += [f"## {dataset}\n{ranked}", _table([each.format(metric=metric) for each in HEAD], rows)]
+        metric = by_label[labels[0]][0].facts["valid_metric"]
+        header = ("entry", f"{metric}, mean (sd)", "against", "seeds", "best epoch", "s / epoch", "parameters")
+        rows = tuple(_row(label, by_label, results.settings.references.get(label)) for label in labels)
+        blocks += [Heading(dataset), Table(ranked, header, rows, "")]
     if results.failed:
-        parts.append("Failed: " + ", ".join(run.id for run in results.failed))
-    return "\n\n".join(parts)
+        blocks.append(Paragraph("Failed: " + ", ".join(run.id for run in results.failed)))
+    return blocks
 
 
-def _ranked(run: Run) -> str:
-    """The protocol in words, without what is told row by row."""
-    title = run.protocol.title.partition(": ")[2]
-    return ", ".join(part for part in title.split(", ") if not part.startswith("query time"))
-
-
-def _row(label: str, by_label: Mapping[str, Sequence[Run]], reference: str | None) -> list[str]:
+def _row(label: str, by_label: Mapping[str, Sequence[Run]], reference: str | None) -> tuple[str, ...]:
     runs = by_label[label]
-    scores = _by_seed(runs)
-    spread = f" ({stdev(scores.values()):.4f})" if len(scores) > 1 else ""
-    beside = _by_seed(by_label.get(reference or "", ()))
+    scores, beside = _by_seed(runs), _by_seed(by_label.get(reference or "", ()))
+    found = spread(list(scores.values()))
     shared = sorted(set(scores) & set(beside))
-    change = "–"
+    change = NONE
     if shared and (base := fmean(beside[seed] for seed in shared)):
         change = f"{100 * (fmean(scores[seed] for seed in shared) / base - 1):+.1f} % {reference}"
-    name = f"{label} (query time known)" if runs[0].protocol.query_time else label
-    return [
-        name,
-        f"{fmean(scores.values()):.4f}{spread}",
+    return (
+        f"{label} (query time known)" if runs[0].table.query_time else label,
+        f"{found.mean:.4f}" + ("" if found.sd is None else f" ({found.sd:.4f})"),
         change,
         str(len(scores)),
-        f"{fmean(_epoch(run) for run in runs):.0f}",
+        f"{fmean(int(run.facts['best_epoch']) + 1 for run in runs):.0f}",
         f"{fmean(run.facts['train_s'] / run.facts['epochs'] for run in runs):.1f}",
         f"{runs[0].facts['n_parameters']:,}",
-    ]
+    )
 
 
 def _by_seed(runs: Iterable[Run]) -> dict[int, float]:
     return {run.seed: float(run.facts["best_valid"]) for run in runs}
-
-
-def _epoch(run: Run) -> int:
-    """The best epoch, counted from 1."""
-    return int(run.facts["best_epoch"]) + 1
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

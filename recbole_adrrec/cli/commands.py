@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,36 +23,26 @@ from recbole_adrrec.options.rules import suggestion
 COMMANDS = {
     "recommend": "top items of users at a moment, from a checkpoint alone",
     "explain": "a picture of what one user's recommendation attends to",
-    "doctor": "whether versions, devices and data are as they should be",
+    "doctor": "check the environment: versions, RecBole, devices, data sets",
     "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
+    "upgrade-checkpoint": "a trusted checkpoint of version 0.1, or of RecBole alone, to today's format",
 }
-"""Names, each a module of this package, and what they do."""
+"""Descriptions of the commands by name; the first word of each is a module of this package."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    name : str
-        One of ``COMMANDS``.
-    argv : sequence of str
-        Arguments after it.
-
-    Returns
-    -------
-    int
-        Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, 130 interrupted.
-    """
-    main: Callable[[Sequence[str]], int] = importlib.import_module(f"recbole_adrrec.cli.{name}").main
+    """Run one of ``COMMANDS`` with the arguments after it, and give the exit code."""
+    module = importlib.import_module(f"recbole_adrrec.cli.{name.partition('-')[0]}")
+    main: Callable[[Sequence[str]], int] = module.main
     return main(argv)
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command; mistakes are raised, with the nearest right name."""
+    """Arguments of a command; mistakes are raised as OptionError, with the nearest right name."""
 
     def __init__(self, command: str, description: str, epilog: str) -> None:
         super().__init__(
@@ -73,21 +66,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(work: Callable[[], int], debug: bool = False) -> int:
-    """Do the work of a command; what the user can mend is told in one line.
-
-    Parameters
-    ----------
-    work : callable
-        Gives the exit code.
-    debug : bool
-        Show where an error came from.
-    """
-    warnings = logging.StreamHandler()
-    warnings.setFormatter(logging.Formatter("note: %(message)s"))
+    """Do the work of a command, which gives the exit code; what the user can put right is one line unless ``debug``."""
+    notes = logging.StreamHandler()
+    notes.setFormatter(logging.Formatter("note: %(message)s"))
     logger = logging.getLogger()
-    logger.addHandler(warnings)
+    logger.addHandler(notes)
     try:
-        return work()
+        with terminable():
+            return work()
     except UserError as error:
         if debug:
             raise
@@ -103,17 +89,35 @@ def guarded(work: Callable[[], int], debug: bool = False) -> int:
     except SystemExit as stop:  # argparse's --help
         return int(stop.code or 0)
     finally:
-        logger.removeHandler(warnings)
+        logger.removeHandler(notes)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, treated as an interruption everywhere."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """While this lasts, SIGTERM raises :class:`Terminated`, so that files under way are cleared up."""
+
+    def stop(*_: object) -> NoReturn:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # signals belong to the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse a file that can't be written, before any long work.
-
-    Raises
-    ------
-    OptionError
-        It is a folder, or its folder isn't there or can't be written.
-    """
+    """Refuse a file that can't be written with an OptionError, before any long work."""
     if path is None:
         return
     if path.is_dir():
@@ -128,11 +132,7 @@ def check_output(path: Path | None) -> None:
 def write(data: str | bytes, path: Path | None) -> None:
     """Write a command's result to a file, whole or not at all, or to the standard output."""
     if path is None:
-        if isinstance(data, bytes):
-            sys.stdout.buffer.write(data)
-        else:
-            print(data)
-        sys.stdout.flush()
+        print(data, flush=True)
         return
     from recbole_adrrec.files import AtomicFile
 
@@ -143,7 +143,7 @@ def write(data: str | bytes, path: Path | None) -> None:
         raise OptionError(f"--output: {path} can't be written ({error.strerror}); choose another place") from error
 
 
-def add_asking(add: Any) -> None:
+def add_query_arguments(add: Any) -> None:
     """Arguments that ``recommend`` and ``explain`` have in common."""
     add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
     add(

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import codecs
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from recbole_adrrec.errors import OptionError, UserError
+from recbole_adrrec.cli.commands import Parser, guarded
+from recbole_adrrec.errors import OptionError
 from recbole_adrrec.times import DIVISORS
-from recbole_adrrec.tools import convert
-from recbole_adrrec.tools.sources import FORMATS, Wishes
-
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+from recbole_adrrec.tools.sources import FORMATS, ReaderOptions
 
 EXAMPLES = """examples:
   convert ratings.csv --name=mine                                   columns found by their names
@@ -27,20 +21,9 @@ EXAMPLES = """examples:
 Then: python -m recbole_adrrec --dataset=mine --data_path=dataset"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise OptionError(f"convert: {message} (--help shows all)")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The arguments of ``convert``."""
-    made = _Parser(
-        prog="python -m recbole_adrrec convert",
-        description="Convert raw events to <out>/<name>/<name>.inter, with exact times.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = Parser("convert", "Convert raw events to <out>/<name>/<name>.inter, with exact times.", EXAMPLES)
     add: Any = made.add_argument
     add("files", nargs="+", type=Path, help="raw files, plain or .gz, read one after the other")
     add("--name", required=True, help="name of the data set")
@@ -57,18 +40,18 @@ def parser() -> argparse.ArgumentParser:
     add("--encoding", default="utf-8", help="default: utf-8")
     add("--strict", action="store_true", help="refuse the file at its first bad row, instead of leaving such rows out")
     add("--overwrite", action="store_true", help="replace a data set that is there")
+    add("--debug", action="store_true", help="show where an error came from")
     return made
 
 
-def request_of(argv: Sequence[str]) -> convert.Request:
-    """What a command line asks for.
+def request_of(argv: Sequence[str]) -> Any:
+    """The ``Request`` of a command line; an OptionError where an argument is unknown or can't be."""
+    return _request(parser().parse_args(list(argv)))
 
-    Raises
-    ------
-    OptionError
-        An argument is unknown or can't be.
-    """
-    given = parser().parse_args(list(argv))
+
+def _request(given: Any) -> Any:
+    from recbole_adrrec.tools.convert import Kept, Request
+
     try:
         codecs.lookup(given.encoding)
         "".encode(given.encoding)
@@ -79,24 +62,20 @@ def request_of(argv: Sequence[str]) -> convert.Request:
         delimiter = {r"\t": "\t", "tab": "\t", "space": " "}.get(delimiter, delimiter)
         if not delimiter or set(delimiter) & set('\r\n"\0'):
             raise OptionError(f"--delimiter: {given.delimiter!r} can't stand between columns; choose , ; | \\t or ::")
-    wishes = Wishes(
+    keep = [Kept.parse(text) for text in given.keep]
+    names = [kept.name for kept in keep]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise OptionError(f"--keep: {twice!r} is there twice; give one of them another name")
+    options = ReaderOptions(
         columns={"user": given.user, "item": given.item, "time": given.time},
         kind=given.format,
         delimiter=delimiter,
         header=None if given.header is None else given.header == "yes",
         quoted=None if given.quote is None else given.quote == "double",
     )
-    keep = [convert.parse_keep(text) for text in given.keep]
-    names = [kept.name for kept in keep]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise OptionError(f"--keep: {twice!r} is there twice; give one of them another name")
-    return convert.Request(
-        files=given.files,
-        name=given.name,
-        out=given.out,
-        wishes=wishes,
-        keep=keep,
+    return Request(
+        *(given.files, given.name, given.out, options, keep),
         unit=given.time_unit_in,
         encoding=given.encoding,
         strict=given.strict,
@@ -104,38 +83,14 @@ def request_of(argv: Sequence[str]) -> convert.Request:
     )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Convert, and tell what was done.
+def _convert(given: Any) -> int:
+    request = _request(given)
+    from recbole_adrrec.tools.convert import convert
 
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after ``convert``.
-
-    Returns
-    -------
-    int
-        0 done, 2 something the user gave is wrong (nothing is written then), 130 interrupted.
-    """
-    try:
-        before = signal.signal(signal.SIGTERM, _stop)
-    except ValueError:  # not the main thread
-        before = None
-    try:
-        print(convert.report(convert.convert(request_of(argv))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except SystemExit as stop:  # argparse's --help
-        return int(stop.code or 0)
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    print(convert(request))
     return 0
 
 
-def _stop(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _convert(parser().parse_args(list(argv))), "--debug" in argv)

@@ -1,10 +1,9 @@
-"""``doctor``: whether versions, devices and data are as they should be."""
+"""``doctor``: check the environment."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ EXAMPLES = """examples:
   doctor --data_path ../data --dataset mine          data elsewhere, a data set of one's own too
   doctor --json | jq .wrong
 
-Exit code: 0 nothing is wrong, 1 something is (it says what and how to mend it), 2 an argument is wrong."""
+Exit code: 0 nothing is wrong, 1 something is (the tables have the remedy), 2 an argument is wrong."""
 
 MARKS = {"ok": "ok", "note": "note", "absent": "-", "wrong": "WRONG"}
 
@@ -30,29 +29,13 @@ LEFT_TO_JSON = ("where",)
 
 def parser() -> Parser:
     """The arguments of ``doctor``."""
-    made = Parser("doctor", "Look whether everything that training needs is as it should be.", EXAMPLES)
+    made = Parser("doctor", "Check the environment: versions, RecBole, devices, data sets.", EXAMPLES)
     add: Any = made.add_argument
     add("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
     add("--dataset", action="append", default=[], help="a data set that has to be there; repeatable")
     add("--json", action="store_true", help="write JSON instead of tables")
     add("--debug", action="store_true", help="show where an error came from")
     return made
-
-
-def main(argv: Sequence[str]) -> int:
-    """Look, and tell.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after ``doctor``.
-
-    Returns
-    -------
-    int
-        0 nothing is wrong, 1 something is, 2 an argument is wrong.
-    """
-    return guarded(lambda: _doctor(parser().parse_args(list(argv))), "--debug" in argv)
 
 
 def _doctor(given: Any) -> int:
@@ -74,16 +57,15 @@ def render(checkup: Any, width: int | None = None) -> str:
     """Tables as text, no wider than ``width`` (the terminal's, if that isn't too narrow)."""
     width = width or max(NARROWEST, shutil.get_terminal_size((120, 24)).columns)
     parts = [f"{title}\n{_table(findings, width)}" for title, findings in checkup.tables.items()]
-    wrong = checkup.wrong
-    if wrong:
-        parts.append(f"Wrong: {', '.join(finding.name for finding in wrong)}. The tables say how to mend it.")
-    else:
-        parts.append("Nothing is wrong.")
+    wrong = ", ".join(finding.name for finding in checkup.wrong)
+    parts.append(f"Wrong: {wrong}. The tables have the remedy." if wrong else "Nothing is wrong.")
     return "\n\n".join(parts)
 
 
 def _table(findings: Sequence[Any], width: int) -> str:
     """Columns side by side; the widest is wrapped where the line would be too long."""
+    from tabulate import tabulate
+
     found = dict.fromkeys(column for finding in findings for column in finding.found)
     columns = [column for column in found if column not in LEFT_TO_JSON]
     columns.sort(key=lambda column: column == "remark")  # last, whatever the first line has
@@ -91,13 +73,13 @@ def _table(findings: Sequence[Any], width: int) -> str:
     rows = [[MARKS[each.state], each.name, *(each.found.get(column, "") for column in columns)] for each in findings]
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
     spare = width - (2 * (len(widths) - 1) + sum(widths))
+    limits: list[int | None] = [None] * len(widths)
     if spare < 0:
         widest = widths.index(max(widths))
-        widths[widest] = max(12, widths[widest] + spare)
-    lines = []
-    for row in [header, *rows]:
-        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, widths, strict=True)]
-        for number in range(max(map(len, cells))):
-            parts = [cell[number] if number < len(cell) else "" for cell in cells]
-            lines.append("  ".join(part.ljust(size) for part, size in zip(parts, widths, strict=True)).rstrip())
-    return "\n".join(lines)
+        limits[widest] = max(12, widths[widest] + spare)
+    return tabulate([header, *rows], tablefmt="plain", disable_numparse=True, maxcolwidths=limits)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _doctor(parser().parse_args(list(argv))), "--debug" in argv)

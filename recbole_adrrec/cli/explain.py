@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
+from recbole_adrrec.cli.recommend import open_recommender, titles_of
 from recbole_adrrec.errors import OptionError
 
 SUFFIXES = (".png", ".html")
@@ -15,9 +16,10 @@ EXAMPLES = """examples:
   explain -c saved/ADRRec.pth --user 196 -o 196.png
   explain -c saved/ADRRec.pth --user 196 --at 1998-04-01T12:00 -o 196.html     with all numbers in tables
 
-The picture has the user's events on a time axis, the attention weights of each layer and head for the last query,
-before and after refinement, and what the kernels of pairs of events add to its scores, by the gap in places, seconds,
-hours and days; of mixture adaptive also the gates of all kernels.
+The picture has the recommended items with their scores (and the part that a trend adds), the user's events on a time
+axis, the attention weights of each layer and head for the last query, before and after refinement, and what the
+kernels of pairs of events add to its scores, by the gap in places, seconds, hours and days; of mixture adaptive also
+the gates of all kernels.
 It works for ADRRec, AWRSR, MEANTIME, STOSA and TiSASRec."""
 
 
@@ -27,50 +29,29 @@ def parser() -> Parser:
     add: Any = made.add_argument
     add("--user", "-u", required=True, help="the user, named as in the data")
     add("--output", "-o", type=Path, required=True, help="the picture: a .png, or a self-contained .html page")
-    add_asking(add)
-    add(
-        "--shown",
-        type=int,
-        default=30,
-        help="latest events with a line of their own; earlier ones share one (default: 30)",
-    )
+    add_query_arguments(add)
+    add("--shown", type=int, default=30, help="latest events with a line of their own (default: 30)")
     add("--top", "-k", type=int, default=5, help="recommended items to name (default: 5)")
     return made
 
 
-def main(argv: Sequence[str]) -> int:
-    """Draw.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after ``explain``.
-
-    Returns
-    -------
-    int
-        0 done, 2 something the user gave is wrong, 130 interrupted.
-    """
-    return guarded(lambda: _explain(parser().parse_args(list(argv))), "--debug" in argv)
-
-
 def _explain(given: Any) -> int:
-    if given.output.suffix.lower() not in SUFFIXES:
+    suffix = given.output.suffix.lower()
+    if suffix not in SUFFIXES:
         raise OptionError(f"--output: {given.output} is neither .png nor .html; name one of these")
     if given.shown < 1:
         raise OptionError(f"--shown: {given.shown} is not a whole number of at least 1")
     check_output(given.output)
-    if given.at is not None:
-        from recbole_adrrec.tools.recommend import seconds
-
-        given.at = seconds(given.at)
-    from recbole_adrrec.cli.recommend import open_recommender, titles_of
-
     recommender, _ = open_recommender(given, skip_unknown=False)
-    from recbole_adrrec.tools import explain, pictures
+    from recbole_adrrec.tools import explain, page, plots
 
     reasons = explain.explain(recommender, given.user, given.at, given.top)
-    make = pictures.png if given.output.suffix.lower() == ".png" else pictures.page
+    make = plots.png if suffix == ".png" else page.page
     write(make(reasons, titles_of(recommender, given.item_file), given.shown), given.output)
     print(f"Wrote {given.output}: {len(reasons.items)} events of user {reasons.user}")
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _explain(parser().parse_args(list(argv))), "--debug" in argv)

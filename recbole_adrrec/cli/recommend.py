@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_asking, check_output, guarded, write
+from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
 from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.times import iso, seconds
 
 FORMATS = ("table", "json", "csv")
 
@@ -32,16 +33,10 @@ def parser() -> Parser:
     """The arguments of ``recommend``."""
     made = Parser("recommend", "Recommend items to users, best first, from a saved model.", EXAMPLES)
     add: Any = made.add_argument
-    add(
-        "--user",
-        "-u",
-        nargs="+",
-        action="extend",
-        default=[],
-        help="one or more users, named as in the data; repeatable",
-    )
+    many = {"nargs": "+", "action": "extend", "default": []}
+    add("--user", "-u", **many, help="one or more users, named as in the data; repeatable")
     add("--users", type=Path, help="file of users, one a line; - reads the standard input")
-    add_asking(add)
+    add_query_arguments(add)
     add("--top", "-k", type=int, default=10, help="items for each user (default: 10)")
     add("--seen", action="store_true", help="recommend items that the user has met, too")
     add("--skip_unknown", action="store_true", help="leave out and count unknown users and items instead of refusing")
@@ -51,31 +46,11 @@ def parser() -> Parser:
     return made
 
 
-def main(argv: Sequence[str]) -> int:
-    """Recommend, and write the answers.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after ``recommend``.
-
-    Returns
-    -------
-    int
-        0 done, 2 something the user gave is wrong, 130 interrupted.
-    """
-    return guarded(lambda: _recommend(parser().parse_args(list(argv))), "--debug" in argv)
-
-
 def _recommend(given: Any) -> int:
     check_output(given.output)
     users = [*given.user, *(_read_users(given.users) if given.users else [])]
     if not users and not given.events:
         raise OptionError("recommend: no users; name some by --user or --users, or give --events")
-    if given.at is not None:
-        from recbole_adrrec.tools.recommend import seconds
-
-        given.at = seconds(given.at)
     recommender, events = open_recommender(given, given.skip_unknown)
     answers = recommender.recommend(
         users or list(dict.fromkeys(events.users)),
@@ -87,45 +62,36 @@ def _recommend(given: Any) -> int:
         progress=len(users) >= BAR_FROM and sys.stderr.isatty(),
     )
     kind = given.format or (given.output.suffix.removeprefix(".") if given.output else "table")
-    text = render(answers, kind if kind in FORMATS else "table", titles_of(recommender, given.item_file), recommender)
-    write(text, given.output)
+    write(render(answers, kind, titles_of(recommender, given.item_file), recommender), given.output)
     if given.output:
         print(f"Wrote {given.output}: {len(answers.users):,} user{'s' * (len(answers.users) != 1)}")
     return 0
 
 
 def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
-    """The model that the arguments name, with the events that they give; and these events."""
+    """The model that the arguments name, with the events that they give; and these events. ``at`` becomes seconds."""
+    if given.at is not None:
+        given.at = seconds(given.at)
     import recbole_adrrec
 
     recommender = recbole_adrrec.load(given.checkpoint, given.device)
-    from recbole_adrrec.tools.given_events import read_events
+    from recbole_adrrec.tools.interactions import read_interactions
 
-    carried = recommender.carried
-    fields = (carried.user_field, carried.item_field, carried.time_field)
     unit = given.time_unit_in or recommender.config["time_unit_in"]
-    events = read_events(given.events, fields, unit)
+    events = read_interactions(given.events, recommender.histories.fields, unit)
     if events.users:
         recommender = recommender.append(events.users, events.items, events.times, skip_unknown)
     return recommender, events
 
 
 def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
-    """Titles of items by name.
-
-    Raises
-    ------
-    OptionError
-        A file is given that isn't there or has no titles.
-    """
+    """Titles of items by name; an OptionError where a file is given that isn't there or has no titles."""
     from recbole_adrrec.tools import report
 
-    config, carried = recommender.config, recommender.carried
-    path = file or Path(str(config["data_path"]), f"{carried.dataset}.item")
-    titles = report.item_titles(path, carried.item_field, config["field_separator"], config["encoding"] or "utf-8")
+    titles = report.titles_of(recommender.config, recommender.data.dataset, file)
     if file is not None and not titles:
         reason = "no columns of items and titles" if file.is_file() else "no such file"
-        columns = f"{carried.item_field}:token and {' or '.join(report.TITLE_COLUMNS)}"
+        columns = f"{recommender.data.item_field}:token and {' or '.join(report.TITLE_COLUMNS)}"
         raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
     return titles
 
@@ -144,19 +110,7 @@ def _read_users(path: Path) -> list[str]:
 
 
 def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any) -> str:
-    """Answers as text.
-
-    Parameters
-    ----------
-    answers : Recommendations
-    kind : {'table', 'json', 'csv'}
-    titles : mapping of str to str
-        Item to title; may be empty.
-    recommender : Recommender
-        Who answered.
-    """
-    from recbole_adrrec.tools.recommend import iso
-
+    """Answers as text: ``json``, ``csv``, or else a table."""
     if kind == "json":
         return json.dumps(_document(answers, titles, recommender), ensure_ascii=False, indent=1)
     header = ["user", "at", "rank", "item", *(["title"] if titles else []), "score"]
@@ -164,25 +118,27 @@ def render(answers: Any, kind: str, titles: Mapping[str, str], recommender: Any)
     for (user, items), at in zip(answers, answers.at, strict=True):
         for rank, (item, score) in enumerate(items, 1):
             title = [titles.get(item, "")] if titles else []
-            shown = f"{score:.4f}" if kind == "table" else _short(score)
-            rows.append([user, iso(at), str(rank), item, *title, shown])
+            # In a table a user's name and moment stand once.
+            lead = [user, iso(at)] if kind == "csv" or rank == 1 else ["", ""]
+            rows.append([*lead, str(rank), item, *title, _short(score) if kind == "csv" else f"{score:.4f}"])
     if kind == "csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([header, *rows])
-        return text.getvalue().rstrip("\n") if rows else ",".join(header)
-    return _table(header, rows)
+        return text.getvalue().rstrip("\n")
+    from tabulate import tabulate
+
+    align = ["right" if name in ("rank", "score") else "left" for name in header]
+    return tabulate(rows, header, "simple", colalign=align if rows else None, disable_numparse=True)
 
 
 def _document(answers: Any, titles: Mapping[str, str], recommender: Any) -> dict[str, Any]:
-    from recbole_adrrec.tools.recommend import iso
-
     def item(name: str, score: float) -> dict[str, Any]:
         title = {"title": titles[name]} if name in titles else {}
         return {"item": name, **title, "score": float(_short(score))}
 
     return {
         "model": recommender.config["model"],
-        "dataset": recommender.carried.dataset,
+        "dataset": recommender.data.dataset,
         "checkpoint": recommender.path,
         "knows_query_time": recommender.knows_query_time,
         "notes": [*recommender.notes, *answers.notes],
@@ -200,19 +156,6 @@ def _short(score: float) -> str:
     return str(np.float32(score))
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns side by side; a user's name and moment stand once."""
-    shown = []
-    for place, row in enumerate(rows):
-        again = place > 0 and row[:2] == rows[place - 1][:2] and row[2] != "1"
-        shown.append(["", "", *row[2:]] if again else row)
-    widths = [max(len(row[column]) for row in [header, *shown]) for column in range(len(header))]
-    right = {"rank", "score"}
-
-    def line(row: list[str]) -> str:
-        cells = zip(header, row, widths, strict=True)
-        return "  ".join(
-            cell.rjust(width) if name in right else cell.ljust(width) for name, cell, width in cells
-        ).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, shown)])
+def main(argv: Sequence[str]) -> int:
+    """Run the command with the arguments after its name, and give the exit code."""
+    return guarded(lambda: _recommend(parser().parse_args(list(argv))), "--debug" in argv)

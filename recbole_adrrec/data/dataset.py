@@ -17,15 +17,9 @@ from torch import Tensor
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
 from recbole_adrrec.errors import DataError
+from recbole_adrrec.files import has_quotes, unreadable_line
 from recbole_adrrec.layers.sequence_times import whole_days
-from recbole_adrrec.times import (
-    check_times,
-    has_quotes,
-    smallest_gaps,
-    time_scale,
-    to_seconds,
-    unreadable_line,
-)
+from recbole_adrrec.times import check_times, smallest_gaps, time_scale, to_seconds
 
 
 class SequenceDataset(SequentialDataset):

@@ -184,7 +184,7 @@ class PrefixRows(_Rows):
         start = torch.maximum(self.events.first(targets), targets - self.max_length)
         if name == self.length_field:
             return targets - start
-        return _gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
+        return gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
 
     def _select(self, index: Tensor) -> PrefixRows:
         rows = PrefixRows(self.events, self.targets[index], self.max_length, self.list_suffix, self.length_field)
@@ -287,10 +287,10 @@ class WindowRows(_Rows):
         if name == self.events.uid_field:
             return self.events.column(name, self.start)
         if name in self.events.columns:
-            values = _gather(self.events, name, self.start + self.shift, self.size, self.max_length)
+            values = gather(self.events, name, self.start + self.shift, self.size, self.max_length)
             mask = self._target_mask()
             return values * mask.view(*mask.shape, *[1] * (values.dim() - 2)).to(values.dtype)
-        return _gather(self.events, name.removesuffix(self.list_suffix), self.start, self.size, self.max_length)
+        return gather(self.events, name.removesuffix(self.list_suffix), self.start, self.size, self.max_length)
 
     def _select(self, index: Tensor) -> WindowRows:
         rows = object.__new__(WindowRows)
@@ -299,7 +299,7 @@ class WindowRows(_Rows):
         return rows
 
 
-def _gather(events: Events, name: str, start: Tensor, size: Tensor, length: int) -> Tensor:
+def gather(events: Events, name: str, start: Tensor, size: Tensor, length: int) -> Tensor:
     """``size`` values of a field from ``start`` on, padded right with zeros to ``[N, length, ...]``."""
     slot = torch.arange(length)
     at = (start[:, None] + slot).clamp(max=max(len(events) - 1, 0))

@@ -5,12 +5,12 @@ events of other users on which it is tested. Here two moments, the same for all 
 Split" (Gusak et al., RecSys 2025). RecBole's own ``TS`` has one such moment, before the test, and cuts validation off
 each user by share (data/dataset/dataset.py:1732).
 
-It is asked for by ``eval_args: {split: {GT: {...}}, order: TO, group_by: user, mode: full}`` with the entries
+It is chosen by ``eval_args: {split: {GT: {...}}, order: TO, group_by: user, mode: full}`` with the entries
 
 ``shares``
     Three shares of the events, for training, validation and test; default ``[0.8, 0.1, 0.1]``.
 ``times``
-    In place of ``shares``: the two moments, as seconds since 1970 or as dates (UTC, the day's beginning).
+    In place of ``shares``: the two moments, as :func:`recbole_adrrec.times.seconds` reads them (numbers, dates, texts).
 ``targets``
     Which events of a user within a period are predicted: ``last`` (default), ``first``, or ``successive``, each of them
     from all events before it.
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -34,15 +33,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.options.rules import moment_seconds
-from recbole_adrrec.times import to_seconds
+from recbole_adrrec.times import iso, seconds, to_seconds
 
 PERIODS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
 class GlobalSplit:
-    """What ``eval_args`` asks for; the entries are described at the top of this module."""
+    """The entries of ``eval_args: {split: {GT: ...}}``, described at the top of this module."""
 
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     times: tuple[int, int] | None = None
@@ -52,12 +50,12 @@ class GlobalSplit:
 
     @classmethod
     def of(cls, config: Any) -> GlobalSplit | None:
-        """The global split that a configuration asks for, or None where it asks for another."""
+        """The global split of a configuration, or None where ``eval_args`` has another one."""
         split = (config["eval_args"] or {}).get("split") or {}
         if "GT" not in split:
             return None
         given = dict(split["GT"] or {})
-        for name, read in (("shares", float), ("times", moment_seconds)):
+        for name, read in (("shares", float), ("times", seconds)):
             if given.get(name) is not None:
                 given[name] = tuple(read(each) for each in given[name])
         return cls(**given)
@@ -72,8 +70,8 @@ class GlobalSplit:
 
         Notes
         -----
-        With shares, the events before a moment are at most the share asked for: events of the same second are not
-        parted, and go to the later period.
+        With shares, the events before a moment are at most its share: events of the same second are not parted, and go
+        to the later period.
         """
         if self.times is not None:
             return self.times
@@ -86,10 +84,10 @@ class GlobalSplit:
 
 
 def filter_cold(dataset: Any) -> None:
-    """Settle the moments of a global split, count what is cold, and drop it where asked to.
+    """Find the moments of a global split, count cold items and users, and drop them as the options say.
 
     To be called when the events are filtered and ids not yet given, so that dropped items have none. It sets
-    ``split_moments`` and ``split_counts`` of the data set, and does nothing where no global split is asked for.
+    ``split_moments`` and ``split_counts`` of the data set, and does nothing without a global split.
 
     Parameters
     ----------
@@ -101,12 +99,12 @@ def filter_cold(dataset: Any) -> None:
     DataError
         A period is left without events.
     """
-    asked = GlobalSplit.of(dataset.config)
-    if asked is None or dataset.benchmark_filename_list is not None:
+    split = GlobalSplit.of(dataset.config)
+    if split is None or dataset.benchmark_filename_list is not None:
         return
     frame = dataset.inter_feat
     times = to_seconds(frame[dataset.time_field].to_numpy(), dataset.time_unit_in)
-    moments = asked.moments(times)
+    moments = split.moments(times)
     period = np.searchsorted(np.asarray(moments), times, side="right")
     _refuse_empty(dataset, np.bincount(period, minlength=3), moments, times)
     users, items = frame[dataset.uid_field].to_numpy(), frame[dataset.iid_field].to_numpy()
@@ -121,16 +119,16 @@ def filter_cold(dataset: Any) -> None:
         "cold_item_events": _by_period(period, cold_item),
         "cold_users": len(set(users[cold_user])),
         "cold_user_events": _by_period(period, cold_user),
-        "cold_items_are": "dropped" if asked.cold_items == "drop" else "kept",
-        "cold_users_are": "dropped" if asked.cold_users == "drop" else "kept",
+        "cold_items_are": "dropped" if split.cold_items == "drop" else "kept",
+        "cold_users_are": "dropped" if split.cold_users == "drop" else "kept",
     }
-    gone = (cold_item & (asked.cold_items == "drop")) | (cold_user & (asked.cold_users == "drop"))
+    gone = (cold_item & (split.cold_items == "drop")) | (cold_user & (split.cold_users == "drop"))
     if gone.any():
         dataset.inter_feat = frame[~gone]
         _refuse_empty(dataset, np.bincount(period[~gone], minlength=3), moments, times)
         dataset._reset_index()
     dataset.split_moments, dataset.split_counts = moments, counts
-    dataset.logger.info(_told(counts))
+    dataset.logger.info(_summary(counts))
 
 
 def _by_period(period: NDArray[np.int64], which: NDArray[np.bool_]) -> dict[str, int]:
@@ -142,40 +140,35 @@ def _refuse_empty(dataset: Any, events: Any, moments: tuple[int, int], times: ND
         if count == 0:
             raise DataError(
                 f"eval_args: split GT leaves no event for {name} in {dataset.dataset_name} (training ends at "
-                f"{_day(moments[0])}, validation at {_day(moments[1])}, its events lie from "
-                f"{_day(int(times.min()))} to {_day(int(times.max()))}); choose other shares or times"
+                f"{iso(moments[0])}, validation at {iso(moments[1])}, its events lie from "
+                f"{iso(times.min())} to {iso(times.max())}); choose other shares or times"
             )
 
 
-def _day(moment: int) -> str:
-    return f"{datetime.fromtimestamp(moment, timezone.utc):%Y-%m-%d %H:%M:%S}"
-
-
-def _told(counts: Mapping[str, Any]) -> str:
+def _summary(counts: Mapping[str, Any]) -> str:
     events = counts["events"]
     return (
-        f"Global split: train before {_day(counts['train_before'])} UTC ({events['train']} events), validate up to "
-        f"{_day(counts['test_from'])} ({events['valid']}), test after ({events['test']}). Without a training event: "
+        f"Global split: train before {iso(counts['train_before'])} ({events['train']} events), validate up to "
+        f"{iso(counts['test_from'])} ({events['valid']}), test after ({events['test']}). Without a training event: "
         f"{counts['cold_items']} items ({sum(counts['cold_item_events'].values())} events, {counts['cold_items_are']}) "
         f"and {counts['cold_users']} users ({sum(counts['cold_user_events'].values())} events, "
         f"{counts['cold_users_are']})"
     )
 
 
-def build(dataset: Any, asked: GlobalSplit) -> list[Any]:
+def build(dataset: Any, split: GlobalSplit) -> list[Any]:
     """Divide the rows of a data set by the time of the event they predict.
 
     Parameters
     ----------
     dataset : SequenceDataset
         With its events loaded, as when ``build`` is called.
-    asked : GlobalSplit
-        What ``eval_args`` asks for.
+    split : GlobalSplit
 
     Returns
     -------
     list of SequenceDataset
-        Training (all targets before the first moment), validation and test (the targets asked for). A row's history
+        Training (all targets before the first moment), validation and test (the chosen targets). A row's history
         are all events before its target, those of validation included in test.
 
     Raises
@@ -191,7 +184,7 @@ def build(dataset: Any, asked: GlobalSplit) -> list[Any]:
     parts = [(period == 0).nonzero().squeeze(1)]
     for place in (1, 2):
         inside = (period == place).nonzero().squeeze(1)
-        parts.append(inside[_chosen(rows.targets[inside].long(), rows[dataset.uid_field][inside], asked.targets)])
+        parts.append(inside[_chosen(rows.targets[inside].long(), rows[dataset.uid_field][inside], split.targets)])
     for name, part in zip(PERIODS, parts, strict=True):
         if len(part) == 0:
             raise DataError(

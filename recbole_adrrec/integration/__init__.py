@@ -1,1 +1,6 @@
-"""Everything that reaches into RecBole: registration, patches, training, checkpoints, processes."""
+"""Everything that reaches into RecBole.
+
+``register`` adds ours to its look-ups. ``patches`` repairs it for today's libraries, in ``patches_libraries``,
+``patches_data`` and ``distributed``. ``trainer`` and ``resume`` train and continue. ``checkpoint``,
+``checkpoint_data``, ``restore`` and ``upgrade`` write and read checkpoints. ``ranking`` evaluates.
+"""

@@ -1,7 +1,8 @@
-"""Tools to mend RecBole alone, leaving the libraries it shares with everyone as they are."""
+"""Tools to patch RecBole alone, leaving the libraries it shares with everyone as they are."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Mend:
-    """One fault of RecBole and what mends it."""
+class Patch:
+    """One fault of RecBole and the function that repairs it."""
 
     name: str
     """Short name, as a table shows it."""
@@ -20,15 +21,31 @@ class Mend:
     fault: str
     """What goes wrong, and with which versions."""
     needed: Callable[[], bool]
-    """Whether the libraries installed here have the fault; reads versions and attributes only."""
+    """Whether the libraries installed here have the fault."""
     apply: Callable[[], None]
-    """The mend. Does nothing where it isn't needed, nor when repeated."""
+
+
+PATCHES: list[Patch] = []
+"""Every patch, in the order they are applied."""
+
+
+def patch(
+    name: str, where: str, fault: str, needed: Callable[[], bool] = lambda: True
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Add the decorated function to ``PATCHES``."""
+
+    def add(apply: Callable[[], None]) -> Callable[[], None]:
+        PATCHES.append(Patch(name, where, fault, needed, apply))
+        return apply
+
+    return add
 
 
 class Overlay(ModuleType):
     """A module with some names replaced, to stand where one module of RecBole looks.
 
-    ``trainer.torch = Overlay(torch, save=...)`` changes what ``torch.save`` means in RecBole's trainer, nowhere else.
+    ``trainer.amp = Overlay(amp, GradScaler=...)`` changes what ``amp.GradScaler`` means in RecBole's trainer, nowhere
+    else.
     """
 
     def __init__(self, module: ModuleType, **names: Any) -> None:
@@ -52,11 +69,6 @@ def replace_everywhere(old: Any, new: Any) -> None:
     """Rebind ``old`` to ``new`` in every loaded module of RecBole that has it under any name.
 
     ``from recbole.utils import get_model`` copies the name, so replacing it in one module reaches that module alone.
-
-    Parameters
-    ----------
-    old, new : object
-        Compared by identity. Modules that are loaded later and take the name from one already mended get ``new``.
     """
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "recbole" and isinstance(module, ModuleType):
@@ -66,32 +78,17 @@ def replace_everywhere(old: Any, new: Any) -> None:
 
 
 def original(function: Any) -> Any:
-    """What ``function`` replaced by :func:`override`; ``None`` if it replaced nothing."""
-    return getattr(function, "__recbole_original__", None)
-
-
-def _replacement(before: Any, make: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any] | None:
-    """What ``make`` makes of ``before``, unless it did so already."""
-    made = before
-    while original(made) is not None:
-        if made.__recbole_maker__ is make.__code__:
-            return None
-        made = original(made)
-    function: Any = make(before)
-    function.__recbole_original__, function.__recbole_maker__ = before, make.__code__
-    return function
+    """The function that ``function`` replaced by :func:`override`; ``None`` if it replaced nothing."""
+    return getattr(function, "__wrapped__", None)
 
 
 def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """Set ``owner.name`` to ``make(what it was)``, once."""
-    function = _replacement(getattr(owner, name), make)
-    if function is not None:
-        setattr(owner, name, function)
+    """Set ``owner.name`` to ``make(old)``, where ``old`` is the function that stood there.
 
-
-def override_everywhere(module: ModuleType, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """The same for a function that other modules of RecBole took by name."""
-    before = getattr(module, name)
-    function = _replacement(before, make)
-    if function is not None:
-        replace_everywhere(before, function)
+    Where ``owner`` is a module, other modules of RecBole that took the function by name get the new one too.
+    """
+    old = getattr(owner, name)
+    new = functools.update_wrapper(make(old), old, updated=())
+    if isinstance(owner, ModuleType):
+        replace_everywhere(old, new)
+    setattr(owner, name, new)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from recbole.evaluator.collector import Collector
 from torch import Tensor
 
 BLOCK_SCORES = {"cpu": 1 << 22}
@@ -43,7 +44,7 @@ class RowScores:
         return torch.cat([scores.topk(count).indices for _, scores in self.blocks()])
 
     def known(self) -> Tensor:
-        """How many items of each row are not masked, Int64[B]."""
+        """Number of items of each row that are not masked, Int64[B]."""
         return torch.cat([(scores > -torch.inf).sum(1) for _, scores in self.blocks()])
 
     def ranks(self, at: Tensor, items: Tensor) -> Tensor:
@@ -63,14 +64,14 @@ class RowScores:
         return ranks
 
 
-def score_by_rows(trainer: Any, original: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
-    """What ``Trainer._full_sort_batch_eval`` gives, with :class:`RowScores` in place of the scores.
+def score_by_rows(trainer: Any, score: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
+    """The result of ``Trainer._full_sort_batch_eval``, with :class:`RowScores` in place of the scores.
 
     Parameters
     ----------
     trainer : recbole.trainer.Trainer
         Whose model is evaluated.
-    original : callable
+    score : callable
         RecBole's method, which scores and masks a batch.
     batch : tuple
         Interaction, masked items (rows and items, or a table of booleans) or None, rows and items of the targets.
@@ -91,28 +92,33 @@ def score_by_rows(trainer: Any, original: Callable[..., Any], batch: Any) -> tup
         for first in range(0, n_rows, step):
             last = min(n_rows, first + step)
             part = interaction[slice(first, last)], masked(first, last), None, None
-            yield first, original(trainer, part)[1]
+            yield first, score(part)[1]
 
     return interaction, RowScores(n_rows, blocks), positive_u, positive_i
 
 
-def collect(collector: Any, scores: RowScores, positive_u: Tensor, positive_i: Tensor) -> None:
-    """Collect by rows what ``Collector.eval_batch_collect`` does of whole scores (evaluator/collector.py:124)."""
-    device = collector.device
-    at, items = positive_u.to(device), positive_i.to(device)
-    targets = torch.zeros(scores.n_rows, dtype=torch.int32, device=device)
-    targets.index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
-    need = collector.register.need
-    if need("rec.items") or need("rec.topk"):
-        best = scores.best(max(collector.topk))
-    if need("rec.items"):
-        collector.data_struct.update_tensor("rec.items", best)
-    if need("rec.topk"):
-        found = torch.zeros_like(best, dtype=torch.int32)
-        found.index_add_(0, at, (best[at] == items.unsqueeze(1)).int())
-        collector.data_struct.update_tensor("rec.topk", torch.cat([found, targets.unsqueeze(1)], 1))
-    if need("rec.meanrank"):
-        ranks = scores.ranks(at, items)
-        total = torch.zeros(scores.n_rows, device=device).index_add_(0, at, ranks)
-        columns = (total, scores.known(), targets)
-        collector.data_struct.update_tensor("rec.meanrank", torch.stack([part.float() for part in columns], 1))
+class RowCollector(Collector):
+    """RecBole's collector, which takes :class:`RowScores` too (evaluator/collector.py:124)."""
+
+    def eval_batch_collect(self, scores_tensor: Any, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
+        """Collect of a batch what the metrics need."""
+        if not isinstance(scores_tensor, RowScores):
+            super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+            return
+        scores, need, collected = scores_tensor, self.register.need, self.data_struct
+        at, items = positive_u.to(self.device), positive_i.to(self.device)
+        targets = torch.zeros(scores.n_rows, dtype=torch.int32, device=self.device)
+        targets.index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
+        if need("rec.items") or need("rec.topk"):
+            best = scores.best(max(self.topk))
+        if need("rec.items"):
+            collected.update_tensor("rec.items", best)
+        if need("rec.topk"):
+            found = torch.zeros_like(best, dtype=torch.int32)
+            found.index_add_(0, at, (best[at] == items.unsqueeze(1)).int())
+            collected.update_tensor("rec.topk", torch.cat([found, targets.unsqueeze(1)], 1))
+        if need("rec.meanrank"):
+            ranks = scores.ranks(at, items)
+            total = torch.zeros(scores.n_rows, device=self.device).index_add_(0, at, ranks)
+            columns = (total, scores.known(), targets)
+            collected.update_tensor("rec.meanrank", torch.stack([part.float() for part in columns], 1))

@@ -1,12 +1,11 @@
-"""The one place that touches RecBole's look-ups: models, options, data sets, loaders, processes.
+"""The one place that adds ours to RecBole's look-ups: models, options, data sets, loaders, trainers, processes.
 
 RecBole finds things by name in its own folders. Each hook below adds ours to one such look-up and leaves what was
-there as it was; faults of RecBole are mended in :mod:`recbole_adrrec.integration.patches` instead.
+there as it was; faults of RecBole are repaired in :mod:`recbole_adrrec.integration.patches` instead.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import sys
@@ -14,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from recbole_adrrec import models, options
-from recbole_adrrec.errors import CheckpointError, OptionError
-from recbole_adrrec.integration import checkpoints
-from recbole_adrrec.integration import patches as compat
+from recbole_adrrec import options
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.integration import patches
 from recbole_adrrec.integration.patching import override
+from recbole_adrrec.models import MODULES
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 """Programs whose command line is never meant for RecBole."""
@@ -26,14 +25,14 @@ RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
 MANY_NEGATIVES = ("sampled_softmax", "gBCE")
 """Losses that take ``n_negatives`` where ``train_neg_sample_args`` is unset; others take RecBole's one."""
 
-OF_SOME_MODELS = ("objective", "use_query_time", "trend_rank")
+MODEL_SPECIFIC_OPTIONS = ("objective", "use_query_time", "trend_rank")
 """Options that data, rules and report act on: from a file for several models they must not reach one without them."""
 
 PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
 """Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
 
-_given: dict[str, Any] | None = None  # what stands for the command line, where that isn't the host program's
-_strict = False  # whether every name given must be known, as on our own command line
+_given: dict[str, Any] | None = None  # stands for the command line, where that isn't the host program's
+_strict = False  # every name given must be known, as on our own command line
 _registered = False
 
 
@@ -42,24 +41,22 @@ class Parsed(dict[str, Any]):
 
 
 def register() -> None:
-    """Mend RecBole, then add our models, options, dataset and loader to its look-ups. Harmless when repeated.
+    """Patch RecBole, then add our models, options, dataset, loader and trainer to its look-ups. Harmless when repeated.
 
     Raises
     ------
     RuntimeError
-        RecBole's insides are not as expected; the message names the attribute and the version.
+        The installed version of RecBole is not one that this package works with.
     """
     global _registered
     if _registered:
         return
-    compat.check()
-    compat.apply()
+    patches.check_version()
+    patches.apply_patches()
     _hook_models()
     _hook_config()
     _hook_data()
-    _hook_checkpoints()
     _hook_trainers()
-    _hook_evaluation()
     _hook_processes()
     _registered = True
 
@@ -86,25 +83,15 @@ def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None
 
 @contextmanager
 def watch_trainers() -> Iterator[list[Any]]:
-    """Collect the trainers that ``run_recbole`` makes meanwhile, each with what it evaluated last as ``evaluated``."""
+    """Collect the trainers that ``run_recbole`` makes meanwhile."""
     quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     original = quick_start.get_trainer
     trainers: list[Any] = []
 
     def get_trainer(model_type: Any, model_name: str) -> Callable[..., Any]:
-        trainer_class = original(model_type, model_name)
-
         def make(config: Any, model: Any) -> Any:
-            trainer = trainer_class(config, model)
-            evaluate = trainer.evaluate
-
-            def remember(eval_data: Any, *args: Any, **kwargs: Any) -> Any:
-                trainer.evaluated = eval_data
-                return evaluate(eval_data, *args, **kwargs)
-
-            trainer.evaluate = remember
-            trainers.append(trainer)
-            return trainer
+            trainers.append(original(model_type, model_name)(config, model))
+            return trainers[-1]
 
         return make
 
@@ -120,10 +107,8 @@ def watch_trainers() -> Iterator[list[Any]]:
 
 def _hook_models() -> None:
     """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
-    for name, path in models.MODULES.items():
-        module = importlib.import_module(path)
-        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = module
-        compat.allow(getattr(module, name))
+    for name, path in MODULES.items():
+        sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = importlib.import_module(path)
 
 
 # Options
@@ -132,76 +117,89 @@ def _hook_models() -> None:
 def _hook_config() -> None:
     """Lay our options over RecBole's own, below the user's (config/configurator.py:239), and check all of them."""
     config_class = importlib.import_module("recbole.config.configurator").Config
-    load_internal = config_class._load_internal_config_dict
-    load_variable = config_class._load_variable_config_dict
-    merge = config_class._get_final_config_dict
-    set_defaults = config_class._set_default_parameters
 
-    def load_command_line(self: Any) -> dict[str, Any]:
-        return dict(_given) if _given is not None else _foreign_command_line()
+    def load_command_line(_: Any) -> Callable[..., Any]:
+        return lambda self: dict(_given) if _given is not None else _foreign_command_line()
 
-    @functools.wraps(load_variable)
-    def load_variable_config_dict(self: Any, config_dict: dict[str, Any] | None) -> dict[str, Any]:
-        return dict(config_dict) if isinstance(config_dict, Parsed) else load_variable(self, config_dict)
+    def load_dict(load: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda self, given: dict(given) if isinstance(given, Parsed) else load(self, given)
 
-    @functools.wraps(load_internal)
-    def load_internal_config_dict(self: Any, model: str, model_class: type, dataset: str) -> None:
-        load_internal(self, model, model_class, dataset)
-        if _is_sequential(model_class):
-            ours = options.load_properties("overall", "overall")
-            ours.update(options.load_properties("model", model))
-            ours.update(options.load_properties("dataset", dataset))
-            theirs = self.internal_config_dict.get("load_col")
-            if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
-                # RecBole's models that use features of items or users go on loading them.
-                ours["load_col"] = {**theirs, **ours["load_col"]}
-            if "load_col" not in ours:
-                # RecBole's default reads no times.
-                fields = {**self.internal_config_dict, **self.external_config_dict}
-                names = [fields[option] for option in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
-                ours["load_col"] = {**(theirs or {}), "inter": names}
-            self.internal_config_dict.update(ours)
-            if "train_neg_sample_args" not in ours and "train_neg_sample_args" not in self.external_config_dict:
-                self._follow_loss = not hasattr(model_class, "input_type")
+    def load_internal(load: Callable[..., Any]) -> Callable[..., Any]:
+        def load_internal_config_dict(self: Any, model: str, model_class: type, dataset: str) -> None:
+            load(self, model, model_class, dataset)
+            if _is_sequential(model_class):
+                self.internal_config_dict.update(_our_options(self, model, dataset))
 
-    @functools.wraps(merge)
-    def get_final_config_dict(self: Any) -> dict[str, Any]:
-        final: dict[str, Any] = merge(self)
-        if self.__dict__.pop("_follow_loss", False):
-            loss = final.get("loss_type")
-            if loss == "CE" or _draws_its_own(self.model, final):
-                final["train_neg_sample_args"] = None
-            elif loss in MANY_NEGATIVES and self.model in models.MODULES:
-                final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
-        for name in OF_SOME_MODELS:
-            if self.model in models.MODULES and name not in options.load_properties("model", self.model):
-                final.pop(name, None)
-        if _strict or self.model in models.MODULES:
-            given = {**dict(_foreign_arguments()), **self.external_config_dict}
-            given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
-            options.check_names(given, self.model, strict=_strict, where="the options given")
-            options.check_values(final, self.model)
-        return final
+        return load_internal_config_dict
 
-    @functools.wraps(set_defaults)
-    def set_default_parameters(self: Any) -> None:
-        set_defaults(self)
-        final = self.final_config_dict
-        if self.model in models.MODULES and final["loss_type"] != "CE":
-            # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their own.
-            kinds = importlib.import_module("recbole.utils.enum_type").InputType
-            final["MODEL_INPUT_TYPE"] = kinds.POINTWISE if _draws_its_own(self.model, final) else kinds.PAIRWISE
+    def merge(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_final_config_dict(self: Any) -> dict[str, Any]:
+            final: dict[str, Any] = original(self)
+            if _is_sequential(self.model_class):
+                _follow_loss(self, final)
+            for name in MODEL_SPECIFIC_OPTIONS:
+                if self.model in MODULES and name not in options.load_properties("model", self.model):
+                    final.pop(name, None)
+            if _strict or self.model in MODULES:
+                given = {**dict(_foreign_arguments()), **self.external_config_dict}
+                given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
+                options.check_names(given, self.model, strict=_strict, where="the options given")
+                options.check_values(final, self.model)
+            return final
 
-    config_class._load_cmd_line = load_command_line
-    config_class._set_default_parameters = set_default_parameters
-    config_class._load_variable_config_dict = load_variable_config_dict
-    config_class._load_internal_config_dict = load_internal_config_dict
-    config_class._get_final_config_dict = get_final_config_dict
+        return get_final_config_dict
+
+    def set_defaults(original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_default_parameters(self: Any) -> None:
+            original(self)
+            final = self.final_config_dict
+            if self.model in MODULES and final["loss_type"] != "CE":
+                # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their
+                # own.
+                kinds = importlib.import_module("recbole.utils.enum_type").InputType
+                final["MODEL_INPUT_TYPE"] = kinds.POINTWISE if _draws_its_own(self.model, final) else kinds.PAIRWISE
+
+        return set_default_parameters
+
+    override(config_class, "_load_cmd_line", load_command_line)
+    override(config_class, "_load_variable_config_dict", load_dict)
+    override(config_class, "_load_internal_config_dict", load_internal)
+    override(config_class, "_get_final_config_dict", merge)
+    override(config_class, "_set_default_parameters", set_defaults)
+
+
+def _our_options(config: Any, model: str, dataset: str) -> dict[str, Any]:
+    """Our defaults for a sequential model on a data set, over RecBole's."""
+    ours = options.load_properties("overall", "overall")
+    ours.update(options.load_properties("model", model))
+    ours.update(options.load_properties("dataset", dataset))
+    theirs = config.internal_config_dict.get("load_col")
+    if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
+        # RecBole's models that use features of items or users go on loading them.
+        ours["load_col"] = {**theirs, **ours["load_col"]}
+    if "load_col" not in ours:
+        # RecBole's default reads no times.
+        fields = {**config.internal_config_dict, **config.external_config_dict}
+        names = [fields[option] for option in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+        ours["load_col"] = {**(theirs or {}), "inter": names}
+    return ours
+
+
+def _follow_loss(config: Any, final: dict[str, Any]) -> None:
+    """Where nobody set the negatives of a model with a choice of losses, give it those that its loss takes."""
+    model, loss = config.model, final.get("loss_type")
+    given = {**_our_options(config, model, config.dataset), **config.external_config_dict}
+    if "train_neg_sample_args" in given or hasattr(config.model_class, "input_type"):
+        return
+    if loss == "CE" or _draws_its_own(model, final):
+        final["train_neg_sample_args"] = None
+    elif loss in MANY_NEGATIVES and model in MODULES:
+        final["train_neg_sample_args"] = {"distribution": "uniform", "sample_num": final["n_negatives"]}
 
 
 def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
     """Whether a model of ours draws its negatives itself, once a batch."""
-    return model in models.MODULES and config.get("negatives") == "shared"
+    return model in MODULES and config.get("negatives") == "shared"
 
 
 def _is_sequential(model_class: Any) -> bool:
@@ -227,7 +225,7 @@ def _foreign_command_line() -> dict[str, Any]:
     Here unknown names and other forms are left to the program they were meant for.
     """
     found: dict[str, Any] = {}
-    known = options.known_options(None)
+    known = options.known_options()
     for name, text in _foreign_arguments():
         if name in known:
             value = options.parse_value(text)
@@ -244,154 +242,49 @@ def _hook_data() -> None:
     """Give every sequential model our dataset, and windows their loader (data/utils.py:40, :296)."""
     data_utils = importlib.import_module("recbole.data.utils")
     dataset_module = importlib.import_module("recbole.data.dataset")
-    ours = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
+    dataset_class = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
     loader = importlib.import_module("recbole_adrrec.data.loader").WindowTrainDataLoader
-    create, get_loader = data_utils.create_dataset, data_utils.get_dataloader
+    check_resume = importlib.import_module("recbole_adrrec.integration.resume").check_resume
 
-    @functools.wraps(create)
-    def create_dataset(config: Any) -> Any:
-        name = f"{config['model']}Dataset"
-        if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
-            setattr(dataset_module, name, ours)
-        return create(config)
+    def create(original: Callable[..., Any]) -> Callable[..., Any]:
+        def create_dataset(config: Any) -> Any:
+            if config["resume"]:
+                check_resume(config)
+            name = f"{config['model']}Dataset"
+            if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
+                setattr(dataset_module, name, dataset_class)
+            return original(config)
 
-    @functools.wraps(get_loader)
-    def get_dataloader(config: Any, phase: str) -> Any:
-        if phase == "train" and config["train_rows"] == "sequence":
-            return loader
-        return get_loader(config, phase)
+        return create_dataset
 
-    compat.replace_everywhere(create, create_dataset)
-    compat.replace_everywhere(get_loader, get_dataloader)
-    overall = options.load_properties("overall", "overall")
-    compat.count_as_dataset_argument("data_path", "objective", "eval_args", *overall)
-    compat.allow_pickled("recbole_adrrec.data.dataset", "SequenceDataset")
-    compat.allow_pickled("recbole_adrrec.data.loader", "WindowTrainDataLoader")
-    for name in ("Events", "PrefixRows", "WindowRows"):
-        compat.allow_pickled("recbole_adrrec.data.rows", name)
+    def get_loader(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_dataloader(config: Any, phase: str) -> Any:
+            windows = phase == "train" and config["train_rows"] == "sequence"
+            return loader if windows else original(config, phase)
 
+        return get_dataloader
 
-# Checkpoints
+    override(data_utils, "create_dataset", create)
+    override(data_utils, "get_dataloader", get_loader)
 
 
-def _hook_checkpoints() -> None:
-    """Let checkpoints carry names and events (trainer/trainer.py:279), and refuse those of other data.
-
-    RecBole compares shapes alone, so weights of other data, or of other filters, would be taken for others' items.
-    """
-    trainer = importlib.import_module("recbole.trainer.trainer").Trainer
-    carried = importlib.import_module("recbole_adrrec.integration.carried")
-
-    def refuse_other(file: Any, found: Any, dataset: Any) -> None:
-        difference = carried.other_data(found, dataset)
-        if difference is not None:
-            raise CheckpointError(
-                f"{file}: made for other data: it knows {difference}, than {dataset.dataset_name} has now; restore the "
-                "data file and its filters, or train again"
-            )
-
-    def fit(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def fit_remembering(self: Any, train_data: Any, *args: Any, **kwargs: Any) -> Any:
-            self._adrrec_data = train_data._dataset
-            resumed = self.__dict__.pop("_adrrec_resumed", None)
-            if resumed is not None:
-                refuse_other(resumed[0], resumed[1], self._adrrec_data)
-            return original(self, train_data, *args, **kwargs)
-
-        return fit_remembering
-
-    def save_checkpoint(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def save_with_data(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # The last state is there to train on; names and events would make every epoch write them.
-            last = "saved_model_file" in kwargs
-            dataset = None if last else getattr(self, "_adrrec_data", None)
-            found = None if dataset is None else carried.collect(self.config, dataset)
-            with checkpoints.adding({} if found is None else {carried.KEY: found}):
-                return original(self, *args, **kwargs)
-
-        return save_with_data
-
-    def resume(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def resume_checked(self: Any, resume_file: Any) -> Any:
-            # The data come with `fit`, so they are compared there.
-            def remember(file: str, checkpoint: dict[str, Any]) -> None:
-                self._adrrec_resumed = file, checkpoint.get(carried.KEY)
-
-            with checkpoints.checking(remember):
-                return original(self, resume_file)
-
-        return resume_checked
-
-    def evaluate(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def evaluate_checked(self: Any, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
-            dataset = getattr(eval_data, "_dataset", None)
-            with checkpoints.checking(lambda file, found: refuse_other(file, found.get(carried.KEY), dataset)):
-                return original(self, eval_data, *args, **kwargs)
-
-        return evaluate_checked
-
-    for name, make in (
-        ("fit", fit),
-        ("_save_checkpoint", save_checkpoint),
-        ("resume_checkpoint", resume),
-        ("evaluate", evaluate),
-    ):
-        override(trainer, name, make)
-    compat.check_data_by(lambda file, checkpoint, dataset: refuse_other(file, checkpoint.get(carried.KEY), dataset))
-
-
-# Trainers
+# Trainers and checkpoints
 
 
 def _hook_trainers() -> None:
-    """Let training be continued from its last whole epoch (utils/utils.py:88), and refuse early where it can't be."""
-    training = importlib.import_module("recbole_adrrec.integration.training")
-    get = importlib.import_module("recbole.utils.utils").get_trainer
-    create = importlib.import_module("recbole.data.utils").create_dataset
-
-    @functools.wraps(get)
-    def get_trainer(model_type: Any, model_name: str) -> Any:
-        return training.continuing(get(model_type, model_name))
-
-    @functools.wraps(create)
-    def create_dataset(config: Any) -> Any:
-        if config["resume"]:
-            training.check(config)
-        return create(config)
-
-    compat.replace_everywhere(get, get_trainer)
-    compat.replace_everywhere(create, create_dataset)
+    """Put every trainer of ``recbole.trainer`` under ours, where ``get_trainer`` finds it (utils/utils.py:88)."""
+    package: Any = importlib.import_module("recbole.trainer")
+    base = importlib.import_module("recbole.trainer.trainer").Trainer
+    with_checkpoints = importlib.import_module("recbole_adrrec.integration.trainer").with_checkpoints
+    for name, value in list(vars(package).items()):
+        if isinstance(value, type) and issubclass(value, base):
+            setattr(package, name, with_checkpoints(value))
+    quick_start = importlib.import_module("recbole.quick_start.quick_start")
+    load = importlib.import_module("recbole_adrrec.integration.restore").load_data_and_model
+    override(quick_start, "load_data_and_model", lambda _: load)
 
 
 # Processes
-
-
-def _hook_evaluation() -> None:
-    """Rank sequential models by blocks of rows (trainer/trainer.py:527; collector.py:124)."""
-    from recbole_adrrec.integration import ranking as evaluation
-
-    trainer = importlib.import_module("recbole.trainer.trainer").Trainer
-    collector = importlib.import_module("recbole.evaluator.collector").Collector
-    score, collect = trainer._full_sort_batch_eval, collector.eval_batch_collect
-
-    @functools.wraps(score)
-    def full_sort_batch_eval(self: Any, batched_data: Any) -> Any:
-        whole = self.config["MODEL_TYPE"].name != "SEQUENTIAL" or self.eval_collector.register.need("rec.score")
-        return score(self, batched_data) if whole else evaluation.score_by_rows(self, score, batched_data)
-
-    @functools.wraps(collect)
-    def eval_batch_collect(self: Any, scores_tensor: Any, interaction: Any, positive_u: Any, positive_i: Any) -> None:
-        if isinstance(scores_tensor, evaluation.RowScores):
-            evaluation.collect(self, scores_tensor, positive_u, positive_i)
-        else:
-            collect(self, scores_tensor, interaction, positive_u, positive_i)
-
-    trainer._full_sort_batch_eval = full_sort_batch_eval
-    collector.eval_batch_collect = eval_batch_collect
 
 
 def _hook_processes() -> None:
@@ -399,7 +292,6 @@ def _hook_processes() -> None:
     quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     run = quick_start.run
 
-    @functools.wraps(run)
     def run_registered(
         model: Any,
         dataset: Any,
@@ -419,12 +311,12 @@ def _hook_processes() -> None:
             config_dict = Parsed(typed | (dict(_given) if _given is not None else _foreign_command_line()))
         return run(model, dataset, config_file_list, config_dict, saved, nproc, world_size, **where)
 
-    compat.replace_everywhere(run, run_registered)
+    override(quick_start, "run", lambda _: run_registered)
     quick_start.run_recboles = run_child
 
 
 def run_child(rank: int, *args: Any) -> None:
-    """What each process of ``--nproc`` runs: register, then RecBole's ``run_recbole`` as the given rank."""
+    """Body of each process of ``--nproc``: register, then RecBole's ``run_recbole`` as the given rank."""
     register()
     quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
     *positional, keywords = args

@@ -1,48 +1,100 @@
-"""A model and its weights from a checkpoint, without the data it was trained on."""
+"""Models made again from checkpoints: with their data set, as RecBole does, or without it."""
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recbole_adrrec.errors import CheckpointError, OptionError
-from recbole_adrrec.integration import patches as compat
-from recbole_adrrec.integration.carried import Carried
+from recbole_adrrec.integration.checkpoint import (
+    first_line,
+    load_checkpoint,
+    load_weights,
+    restore_config,
+    shape_difference,
+)
+from recbole_adrrec.integration.checkpoint_data import CheckpointData, check_same_data
+
+# With the data
 
 
-class _NotCarriedError(AttributeError):
+def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """RecBole's ``load_data_and_model`` (quick_start/quick_start.py:232), on whatever machine it is now.
+
+    Parameters
+    ----------
+    model_file : str or path-like
+        A checkpoint.
+
+    Returns
+    -------
+    tuple
+        Config, model, dataset, and the loaders for training, validation and test.
+
+    Raises
+    ------
+    CheckpointError
+        See :func:`load_checkpoint`; also where the file doesn't fit the model or the data.
+    """
+    recbole = importlib.import_module("recbole.quick_start.quick_start")
+    checkpoint = load_checkpoint(model_file, map_location="cpu")
+    config = restore_config(checkpoint, model_file)
+    if config["device"].type == "cuda" and not torch.cuda.is_available():
+        config["device"] = torch.device("cpu")
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        config["single_spec"], config["local_rank"] = True, 0
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    recbole.init_logger(config)
+    recbole.getLogger().info(config)
+
+    dataset = recbole.create_dataset(config)
+    recbole.getLogger().info(dataset)
+    train_data, valid_data, test_data = recbole.data_preparation(config, dataset)
+    check_same_data(checkpoint, train_data._dataset, model_file)
+
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    load_weights(model, checkpoint, model_file)
+    return config, model, dataset, train_data, valid_data, test_data
+
+
+# Without the data
+
+
+class _NotStoredError(AttributeError):
     pass
 
 
-class StandIn:
+class DatasetStandIn:
     """Stands for the data set when a model is made again: the few facts that models read of it.
 
     Parameters
     ----------
     config : Config
         Options of the run.
-    carried : Carried
-        What the checkpoint carries.
+    data : CheckpointData
+        Of the checkpoint.
     state : dict of str to Tensor
         Its weights; buffers that models read off the data are among them.
     """
 
-    def __init__(self, config: Any, carried: Carried, state: dict[str, Tensor]) -> None:
-        self.dataset_name = carried.dataset
-        self.uid_field, self.iid_field, self.time_field = carried.user_field, carried.item_field, carried.time_field
-        self.user_num, self.item_num = carried.n_users, len(carried.items)
+    def __init__(self, config: Any, data: CheckpointData, state: Mapping[str, Tensor]) -> None:
+        self.dataset_name = data.dataset
+        self.uid_field, self.iid_field, self.time_field = data.user_field, data.item_field, data.time_field
+        self.user_num, self.item_num = data.n_users, len(data.items)
         self.field2seqlen = {f"{self.iid_field}{config['LIST_SUFFIX']}": config["MAX_ITEM_LIST_LENGTH"]}
-        self._days, self._state = carried.days, state
+        self._days, self._state = data.days, state
 
     def num(self, name: str) -> int:
         """Number of users or items, padding included."""
         sizes = {self.uid_field: self.user_num, self.iid_field: self.item_num}
         if name not in sizes:
-            raise _NotCarriedError(f"num({name!r})")
+            raise _NotStoredError(f"num({name!r})")
         return sizes[name]
 
     def trained_days(self, include_targets: bool) -> Tensor:
@@ -50,7 +102,7 @@ class StandIn:
         found = self._buffer("trained_days")
         if found is not None:
             return found
-        # Those of a trend may be fewer than those carried, which count the times of targets always.
+        # Those of a trend may be fewer than those of the checkpoint, which count the times of targets always.
         first, last = self._days if (ends := self._buffer("trained_range")) is None else ends.tolist()
         return torch.arange(first, last + 1)
 
@@ -68,16 +120,16 @@ class StandIn:
         return next((value for key, value in self._state.items() if key.rpartition(".")[2] == name), None)
 
     def __getattr__(self, name: str) -> Any:
-        raise _NotCarriedError(name)
+        raise _NotStoredError(name)
 
 
-def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, Any, Carried]:
+def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, Any, CheckpointData]:
     """Make the model of a checkpoint again, on ``device``, in evaluation mode.
 
     Returns
     -------
     tuple
-        Model, ``Config``, and what the checkpoint carries.
+        Model, ``Config``, and the data of the checkpoint.
 
     Raises
     ------
@@ -85,50 +137,42 @@ def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cp
         See :func:`recbole_adrrec.tools.recommend.load`.
     """
     path = os.fspath(checkpoint)
-    stored = compat.load_checkpoint(path, map_location="cpu")
-    carried = Carried.of(stored, path)
-    config = stored["config"]
+    stored = load_checkpoint(path, map_location="cpu")
+    data = CheckpointData.of(stored, path)
+    config = restore_config(stored, path)
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device: {device} can't be used here ({_first_line(error)}); try cpu") from error
+        raise OptionError(f"device: {device} can't be used here ({first_line(error)}); try cpu") from error
     config["device"], config["single_spec"], config["local_rank"] = place, True, 0
     if config["compile"]:
         config["compile"] = False  # a few answers don't repay it, and explanations look into what it would fuse
-    return _build(path, config, carried, stored).to(place).eval(), config, carried
+    return _build(path, config, data, stored).to(place).eval(), config, data
 
 
-def _build(path: str, config: Any, carried: Carried, stored: dict[str, Any]) -> Any:
+def _build(path: str, config: Any, data: CheckpointData, stored: Mapping[str, Any]) -> Any:
     """The model of a checkpoint, with its weights."""
     name, state = config["model"], stored["state_dict"]
-    get_model = importlib.import_module("recbole.utils").get_model
     try:
         # Weights are drawn only to be replaced; the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
-            model = get_model(name)(config, StandIn(config, carried, state))
-    except _NotCarriedError as error:
+            model = config.model_class(config, DatasetStandIn(config, data, state))
+    except _NotStoredError as error:
         raise CheckpointError(
             f"{path}: {name} reads {error} of its data, which checkpoints don't carry; answer with "
             "recbole.quick_start.load_data_and_model and the raw data"
         ) from error
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: {name} can't be made from the options in it ({_first_line(error)}); the file was changed, or "
+            f"{path}: {name} can't be made from the options in it ({first_line(error)}); the file was changed, or "
             "saved by another version"
         ) from error
-    try:
-        model.load_state_dict(state)
-        model.load_other_parameter(stored.get("other_parameter"))
-    except (RuntimeError, TypeError, AttributeError) as error:
+    difference = shape_difference(state, model)
+    if difference is not None:
         raise CheckpointError(
-            f"{path}: its weights don't fit its own options and its {len(carried.items) - 1:,} items "
-            f"({_first_line(error)}); the file was put together from others, or saved by another version"
-        ) from error
+            f"{path}: its weights don't fit its own options and its {len(data.items) - 1:,} items ({difference}); the "
+            "file was put together from others, or saved by another version"
+        )
+    load_weights(model, stored, path)
     return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    detail = lines[1:2] if lines and lines[0].endswith(":") else lines[:1]
-    return (detail or [type(error).__name__])[0]

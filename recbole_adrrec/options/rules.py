@@ -10,11 +10,11 @@ import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.times import seconds
 
 SMOOTH_KERNELS = frozenset({"exponential", "log1p"})
 """Kernels whose scores ``grid_points`` interpolates."""
@@ -586,33 +586,14 @@ def check_global_split(given: Mapping[str, Any], where: str) -> None:
 
 def _check_moments(times: Sequence[Any], where: str) -> None:
     try:
-        moments = [moment_seconds(each) for each in times]
-    except (ValueError, TypeError):
+        moments = [seconds(each) for each in times]
+    except OptionError:
         moments = []
     if len(moments) != 2 or moments[0] >= moments[1]:
         raise OptionError(
             f"{where}times: {list(times)!r} should be two moments, the earlier first, when validation and test begin, "
             "as seconds since 1970 or dates such as 2014-01-31"
         )
-
-
-def moment_seconds(moment: Any) -> int:
-    """Seconds since 1970 of a moment given as such or as a date (``2014-01-31``: where the day begins in UTC).
-
-    Raises
-    ------
-    ValueError
-        If it is neither.
-    """
-    if isinstance(moment, str):
-        moment = datetime.fromisoformat(moment)
-    if isinstance(moment, date) and not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)
-    if isinstance(moment, datetime):
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp())
-    if isinstance(moment, bool):
-        raise ValueError(f"{moment!r} is no moment")
-    return int(moment)
 
 
 def _samples_negatives(config: Mapping[str, Any]) -> bool:

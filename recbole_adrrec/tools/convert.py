@@ -7,11 +7,10 @@ Rows pass through in blocks, so that memory does not grow with the file; what is
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
-from decimal import Decimal, InvalidOperation
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +19,19 @@ from tqdm import tqdm
 
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.files import AtomicFile
-from recbole_adrrec.times import LARGEST_SECONDS
-from recbole_adrrec.tools.sources import Block, Layout, RawFile, Wishes, find_layout
+from recbole_adrrec.times import TimeTextError, day, decimal_seconds, read_time
+from recbole_adrrec.tools.sources import Block, Layout, RawFile, ReaderOptions, find_layout
 
 FIELDS = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
 """Header of the file that is written: names that RecBole and our options have by default."""
 
 KEPT_TYPES = ("float", "token", "token_seq", "float_seq")
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 UNSAFE = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ufeff]")
 """Characters that no name of a user or item may hold: they end columns or lines, or can't be seen."""
 
 SHOWN = 5
 """Bad rows that are shown."""
-
-DECIMALS = 15
-"""Of a time in seconds."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +42,43 @@ class Kept:
     name: str
     kind: str
 
+    @classmethod
+    def parse(cls, text: str) -> Kept:
+        """Read ``name``, ``name:type`` or ``name:type:new_name``.
+
+        Raises
+        ------
+        OptionError
+            The type is none of RecBole's, or the name is none or taken.
+        """
+        source, _, rest = text.partition(":")
+        kind, _, name = rest.partition(":")
+        kind = kind or "float"
+        name = name or source.rpartition(".")[2]
+        if kind not in KEPT_TYPES:
+            raise OptionError(f"--keep: {kind!r} in {text!r} is none of {', '.join(KEPT_TYPES)}")
+        if not re.fullmatch(r"\w+", name):
+            raise OptionError(
+                f"--keep: {name!r} in {text!r} is not a name of a field; add one, as in {source}:{kind}:rating"
+            )
+        if name in {each.partition(":")[0] for each in FIELDS.values()}:
+            raise OptionError(f"--keep: {name!r} is written already; give it another name, as in {source}:{kind}:other")
+        return cls(source, name, kind)
+
 
 @dataclass(frozen=True)
 class Request:
-    """What to convert.
+    """A conversion: files, one after the other, to ``<out>/<name>/<name>.inter``.
 
     Attributes
     ----------
     files : sequence of Path
-        Raw files, one after the other.
     name : str
         Name of the data set.
     out : Path
-        Folder of data sets: ``<out>/<name>/<name>.inter`` is written.
-    wishes : Wishes
-        What is known of the files.
+        Folder of data sets.
+    options : ReaderOptions
+        Form and columns of the files.
     keep : sequence of Kept
         Further columns.
     unit : {'s', 'ms', 'us'}, optional
@@ -76,7 +93,7 @@ class Request:
     files: Sequence[Path]
     name: str
     out: Path
-    wishes: Wishes
+    options: ReaderOptions
     keep: Sequence[Kept] = ()
     unit: str | None = None
     encoding: str = "utf-8"
@@ -91,25 +108,22 @@ class Request:
 
 @dataclass
 class Outcome:
-    """What was converted.
+    """Result of a conversion.
 
     Attributes
     ----------
-    target : Path
-    n_events, n_users, n_items : int
     n_repeated : int
         Events that repeat an earlier one: same user, item and time.
-    n_bad : int
     bad : list of (Path, int, str)
         File, line and fault of the first bad rows.
-    first, last : Decimal or int
+    first, last : float
         Earliest and latest time, in seconds since 1970.
     n_fractions : int
         Times with a fraction of a second.
     n_broken : int
         Rows with a line break in a quoted field.
     layouts : list of (Path, Layout)
-        How each file was read.
+        Layout of each file.
     """
 
     target: Path
@@ -119,113 +133,34 @@ class Outcome:
     n_repeated: int = 0
     n_bad: int = 0
     bad: list[tuple[Path, int, str]] = field(default_factory=list)
-    first: float = float("inf")
-    last: float = float("-inf")
+    first: float = math.inf
+    last: float = -math.inf
     n_fractions: int = 0
     n_broken: int = 0
     layouts: list[tuple[Path, Layout]] = field(default_factory=list)
 
-
-# Times
-
-
-class TimeTextError(ValueError):
-    """A text that is no time since 1970; the message says why."""
-
-
-def read_time(text: str, unit: str | None = None) -> tuple[int, str]:
-    """Read a time exactly.
-
-    Parameters
-    ----------
-    text : str
-        A number in ``unit``, or ISO 8601: ``2024-05-01``, ``2024-05-01T12:00:00.5+02:00``, ``2024-05-01 12:00Z``;
-        UTC where it has no offset.
-    unit : {'s', 'ms', 'us'}, optional
-        None: seconds, and numbers above 10**11 are refused.
-
-    Returns
-    -------
-    seconds : int
-        Whole seconds since 1970, rounded down.
-    text : str
-        The time as a decimal number of seconds, without rounding: ``1714521600``, ``1714521600.25``.
-
-    Raises
-    ------
-    TimeTextError
-        It is neither, is finer than a femtosecond, or lies before 1970 or after 5138.
-    """
-    text = text.strip()
-    number = _decimal(text)
-    if number is not None:
-        if unit is None and number > LARGEST_SECONDS:
-            meant = "us" if number > 1e14 else "ms"
-            raise TimeTextError(
-                f"time {text[:40]!r} is too large for seconds; say --time_unit_in={meant} if it is in {meant}"
+    def __str__(self) -> str:
+        lines = [f"Read {path}: {layout}" for path, layout in self.layouts]
+        lines.append(
+            f"Wrote {self.target}: {self.n_events:,} events of {self.n_users:,} users and {self.n_items:,} "
+            f"items, {day(self.first)} to {day(self.last)} (UTC)"
+        )
+        if self.n_repeated:
+            lines.append(f"{self.n_repeated:,} events repeat an earlier one (same user, item and time); they are kept")
+        if self.n_fractions:
+            lines.append(f"{self.n_fractions:,} times have a fraction of a second, which orders events")
+        if self.n_broken:
+            lines.append(
+                f"{self.n_broken:,} rows have a line break within quotes; if quotes are text, say --quote=none"
             )
-        shift = {"s": 0, "ms": 3, "us": 6}[unit or "s"]
-        if len(f"{number:f}".partition(".")[2].rstrip("0")) + shift > DECIMALS:
-            raise TimeTextError(f"time {text[:40]!r} is finer than a femtosecond")
-        number = number.scaleb(-shift)  # exact: it keeps 28 digits
-    else:
-        number = _instant(text)
-    if number < 0:
-        raise TimeTextError(f"time {text[:40]!r} is before 1970")
-    if number > LARGEST_SECONDS:
-        raise TimeTextError(f"time {text[:40]!r} is after the year 5138")
-    seconds = int(number)
-    return seconds, str(seconds) if number == seconds else f"{number:f}".rstrip("0")
-
-
-def _decimal(text: str) -> Decimal | None:
-    if not text.isascii() or "_" in text or len(text) > 60:
-        return None
-    try:
-        number = Decimal(text)
-    except InvalidOperation:
-        return None
-    # NaN and infinity are numbers to Decimal; so is 1e999999999, which would be written out digit by digit.
-    return number if number.is_finite() and abs(number.adjusted()) < 40 else None
-
-
-def _instant(text: str) -> Decimal:
-    if not text:
-        raise TimeTextError("no time")
-    shape = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d(?::\d\d)?)(?:[.,](\d{1,9}))?\s?(Z|[+-]\d\d(?::?\d\d)?)?)?",
-        text,
-        re.IGNORECASE,
-    )
-    try:
-        if shape is None:
-            raise ValueError
-        day, clock, fraction, offset = shape.groups()
-        moment = datetime.fromisoformat(f"{day} {clock or '00:00'}").replace(tzinfo=timezone.utc)
-        seconds = (moment - EPOCH) // timedelta(seconds=1) - _offset(offset)
-    except ValueError:
-        raise TimeTextError(f"time {text[:40]!r} is neither a number nor ISO 8601") from None
-    return Decimal(f"{seconds}.{fraction}" if fraction and seconds >= 0 else seconds)
-
-
-def _offset(text: str | None) -> int:
-    """Seconds east of Greenwich."""
-    if text is None or text in "Zz":
-        return 0
-    digits = text[1:].replace(":", "").ljust(4, "0")
-    hours, minutes = int(digits[:2]), int(digits[2:])
-    if hours > 23 or minutes > 59:
-        raise ValueError(text)
-    return (-1 if text[0] == "-" else 1) * (hours * 3600 + minutes * 60)
-
-
-def is_time(text: str) -> bool:
-    """Whether a text could be a time in any unit."""
-    try:
-        read_time(text, "us")
-    except TimeTextError:
-        return False
-    return True
+        if self.n_bad:
+            lines.append("1 bad row was left out:" if self.n_bad == 1 else f"{self.n_bad:,} bad rows were left out:")
+            lines += [f"  {path}, line {line}: {fault}" for path, line, fault in self.bad]
+            if self.n_bad > len(self.bad):
+                lines.append(f"  and {self.n_bad - len(self.bad):,} more")
+        folder = self.target.parent
+        lines.append(f"Train on it: python -m recbole_adrrec --dataset={folder.name} --data_path={folder.parent}")
+        return "\n".join(lines)
 
 
 # Counting without keeping
@@ -280,11 +215,16 @@ def convert(request: Request, progress: bool | None = None) -> Outcome:
     DataError
         A raw file can't be read, has no usable row, or, with ``strict``, a bad one.
     """
-    target = request.target
-    _check_name(request.name)
+    name, target = request.name, request.target
+    if not name or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name) or name != name.strip():
+        raise OptionError(f"--name: {name!r} is not a name of a folder; choose letters, digits, - and _")
     if target.exists() and not request.overwrite:
         raise OptionError(f"{target}: is there already; choose another --name or --out, or say --overwrite")
-    made = _make_folder(target.parent)
+    made = [each for each in (target.parent, *target.parent.parents) if not each.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{error.filename or target}: {error.strerror}; choose another --out") from error
     outcome = Outcome(target)
     try:
         _write(request, outcome, progress)
@@ -300,47 +240,29 @@ def convert(request: Request, progress: bool | None = None) -> Outcome:
     return outcome
 
 
-def _check_name(name: str) -> None:
-    if not name or name in (".", "..") or re.search(r"[/\\\x00-\x1f]", name) or name != name.strip():
-        raise OptionError(f"--name: {name!r} is not a name of a folder; choose letters, digits, - and _")
-
-
-def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder with those above it; gives those that were made, the deepest first."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"{error.filename or folder}: {error.strerror}; choose another --out") from error
-    return missing
-
-
 def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
     rows, users, items = Distinct(), Distinct(), Distinct()
     header = [*FIELDS.values(), *(f"{kept.name}:{kept.kind}" for kept in request.keep)]
-    wishes = Wishes(
-        {**request.wishes.columns, **{f"keep {kept.name}": kept.source for kept in request.keep}},
-        *(request.wishes.kind, request.wishes.delimiter, request.wishes.header, request.wishes.quoted),
-    )
+    columns = {**request.options.columns, **{f"keep {kept.name}": kept.source for kept in request.keep}}
     with AtomicFile(outcome.target) as out:
         out.write(("\t".join(header) + "\n").encode())
         for path in request.files:
             before = outcome.n_events
             with RawFile(path, request.encoding) as file:
-                layout = find_layout(file, wishes, is_time)
+                layout = find_layout(file, replace(request.options, columns=columns))
                 outcome.layouts.append((path, layout))
                 for block in _watched(layout.blocks(file), file, progress):
-                    columns = _checked(block, request, outcome, path)
-                    if not columns[0]:
+                    good = _good_rows(block, request, outcome, path)
+                    if not good[0]:
                         if outcome.n_events == 0 and outcome.n_bad:
                             raise DataError(_no_row(outcome))
                         continue
-                    lines = list(map("\t".join, zip(*columns, strict=True)))
+                    lines = list(map("\t".join, zip(*good, strict=True)))
                     out.write(("\n".join(lines) + "\n").encode())
                     outcome.n_events += len(lines)
-                    users.add(columns[0])
-                    items.add(columns[1])
-                    rows.add(lines if not request.keep else list(map("\t".join, zip(*columns[:3], strict=True))))
+                    users.add(good[0])
+                    items.add(good[1])
+                    rows.add(lines if not request.keep else list(map("\t".join, zip(*good[:3], strict=True))))
             if outcome.n_events == before:
                 raise DataError(_no_row(outcome) if outcome.n_bad else f"{path}: has no events")
     outcome.n_users, outcome.n_items = len(users), len(items)
@@ -360,7 +282,7 @@ def _watched(blocks: Iterator[Block], file: RawFile, progress: bool | None) -> I
             bar.update(file.position() - bar.n)
 
 
-def _checked(block: Block, request: Request, outcome: Outcome, path: Path) -> list[list[str]]:
+def _good_rows(block: Block, request: Request, outcome: Outcome, path: Path) -> list[list[str]]:
     """Columns of the good rows as they are written; the others are counted.
 
     Raises
@@ -370,13 +292,8 @@ def _checked(block: Block, request: Request, outcome: Outcome, path: Path) -> li
     """
     faults: dict[int, str] = {}
     users, items, times, *others = block.columns
-    columns = [
-        _names(users, "user", faults),
-        _names(items, "item", faults),
-        _times(times, request.unit, faults, outcome),
-    ]
-    for kept, values in zip(request.keep, others, strict=True):
-        columns.append(_others(values, kept, faults))
+    columns = [_names(users, "user", faults), _names(items, "item", faults), _times(times, request.unit, faults)]
+    columns += [_others(values, kept, faults) for kept, values in zip(request.keep, others, strict=True)]
     outcome.n_broken += block.n_broken
     bad = sorted([*block.bad, *((block.lines[row], fault) for row, fault in faults.items())])
     if bad and request.strict:
@@ -386,7 +303,11 @@ def _checked(block: Block, request: Request, outcome: Outcome, path: Path) -> li
     outcome.bad += [(path, line, fault) for line, fault in bad[: max(0, SHOWN - len(outcome.bad))]]
     if faults:
         columns = [[value for row, value in enumerate(column) if row not in faults] for column in columns]
-    _count_times(columns[2], outcome)
+    if columns[2]:
+        numbers = np.array(columns[2], dtype=np.float64)
+        outcome.first = min(outcome.first, float(numbers.min()))
+        outcome.last = max(outcome.last, float(numbers.max()))
+        outcome.n_fractions += int((numbers != np.floor(numbers)).sum())
     return columns
 
 
@@ -409,7 +330,7 @@ def _names(values: list[str], what: str, faults: dict[int, str]) -> list[str]:
 
 
 def _is_text(text: str) -> bool:
-    """Whether there is no lone surrogate, which stands for a byte that the encoding doesn't know."""
+    """False with a lone surrogate, which stands for a byte that the encoding doesn't know."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -417,7 +338,7 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _times(values: list[str], unit: str | None, faults: dict[int, str], outcome: Outcome) -> list[str]:
+def _times(values: list[str], unit: str | None, faults: dict[int, str]) -> list[str]:
     if unit in (None, "s"):
         together = "".join(values)
         # Plain whole numbers of at most ten digits are what they will be, but for zeros in front.
@@ -426,101 +347,25 @@ def _times(values: list[str], unit: str | None, faults: dict[int, str], outcome:
     written = []
     for row, value in enumerate(values):
         try:
-            written.append(read_time(value, unit)[1])
+            written.append(decimal_seconds(read_time(value, unit)))
         except TimeTextError as fault:
             faults.setdefault(row, str(fault))
             written.append("")
     return written
 
 
-def _count_times(values: list[str], outcome: Outcome) -> None:
-    if values:
-        numbers = np.array(values, dtype=np.float64)
-        outcome.first = min(outcome.first, float(numbers.min()))
-        outcome.last = max(outcome.last, float(numbers.max()))
-        outcome.n_fractions += int((numbers != np.floor(numbers)).sum())
-
-
 def _others(values: list[str], kept: Kept, faults: dict[int, str]) -> list[str]:
-    written = []
-    for row, value in enumerate(values):
-        text = UNSAFE.sub(" ", value).strip()
-        if kept.kind == "float" and not _is_float(text):
-            faults.setdefault(row, f"{kept.name} {value[:40]!r} is not a number")
+    written = [UNSAFE.sub(" ", value).strip() for value in values]
+    for row, text in enumerate(written):
+        if kept.kind == "float" and not _is_number(text):
+            faults.setdefault(row, f"{kept.name} {values[row][:40]!r} is not a number")
         elif not _is_text(text):
-            faults.setdefault(row, f"{kept.name} {value[:40]!r} is not readable in this encoding")
-        written.append(text)
+            faults.setdefault(row, f"{kept.name} {values[row][:40]!r} is not readable in this encoding")
     return written
 
 
-def _is_float(text: str) -> bool:
-    return _decimal(text) is not None
-
-
-# What is told
-
-
-def report(outcome: Outcome) -> str:
-    """What was written, what was left out, and how to go on."""
-    lines = []
-    for path, layout in outcome.layouts:
-        lines.append(f"Read {path}: {describe(layout)}")
-    lines.append(
-        f"Wrote {outcome.target}: {outcome.n_events:,} events of {outcome.n_users:,} users and {outcome.n_items:,} "
-        f"items, {_day(outcome.first)} to {_day(outcome.last)} (UTC)"
-    )
-    if outcome.n_repeated:
-        lines.append(f"{outcome.n_repeated:,} events repeat an earlier one (same user, item and time); they are kept")
-    if outcome.n_fractions:
-        lines.append(f"{outcome.n_fractions:,} times have a fraction of a second, which orders events")
-    if outcome.n_broken:
-        lines.append(f"{outcome.n_broken:,} rows have a line break within quotes; if quotes are text, say --quote=none")
-    if outcome.n_bad:
-        lines.append("1 bad row was left out:" if outcome.n_bad == 1 else f"{outcome.n_bad:,} bad rows were left out:")
-        lines += [f"  {path}, line {line}: {fault}" for path, line, fault in outcome.bad]
-        if outcome.n_bad > len(outcome.bad):
-            lines.append(f"  and {outcome.n_bad - len(outcome.bad):,} more")
-    folder = outcome.target.parent
-    lines.append(f"Train on it: python -m recbole_adrrec --dataset={folder.name} --data_path={folder.parent}")
-    return "\n".join(lines)
-
-
-def _day(seconds: float) -> str:
-    return f"{EPOCH + timedelta(seconds=seconds):%Y-%m-%d}"
-
-
-def describe(layout: Layout) -> str:
-    """How a file is read, in a line."""
-
-    def column(place: int | str) -> str:
-        if isinstance(place, str):
-            return place
-        return layout.header[place] if layout.header else f"column {place + 1}"
-
-    cut = "JSON lines" if layout.kind == "jsonl" else f"columns cut by {layout.delimiter!r}"
-    head = "" if layout.kind == "jsonl" else ", names in line 1" if layout.header else ", no line of names"
-    roles = ", ".join(f"{role}: {column(place)}" for role, place in layout.wanted.items())
-    return f"{cut}{head}; {roles}"
-
-
-def parse_keep(text: str) -> Kept:
-    """Read ``name``, ``name:type`` or ``name:type:new_name`` as a column to keep.
-
-    Raises
-    ------
-    OptionError
-        The type is none of RecBole's.
-    """
-    source, _, rest = text.partition(":")
-    kind, _, name = rest.partition(":")
-    kind = kind or "float"
-    name = name or source.rpartition(".")[2]
-    if kind not in KEPT_TYPES:
-        raise OptionError(f"--keep: {kind!r} in {text!r} is none of {', '.join(KEPT_TYPES)}")
-    if not re.fullmatch(r"\w+", name):
-        raise OptionError(
-            f"--keep: {name!r} in {text!r} is not a name of a field; add one, as in {source}:{kind}:rating"
-        )
-    if name in {each.partition(":")[0] for each in FIELDS.values()}:
-        raise OptionError(f"--keep: {name!r} is written already; give it another name, as in {source}:{kind}:other")
-    return Kept(source, name, kind)
+def _is_number(text: str) -> bool:
+    try:
+        return text.isascii() and "_" not in text and math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""Whether what this package stands on is as it should be: versions, RecBole's insides, devices, data."""
+"""Check the environment: versions, RecBole, devices, data sets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
 from recbole_adrrec import options
 from recbole_adrrec.errors import DataError, UserError
+from recbole_adrrec.files import unreadable_line
+from recbole_adrrec.times import check_times, day, to_seconds
 from recbole_adrrec.version import __version__
 
 TESTED = {
@@ -26,23 +31,16 @@ TESTED = {
 }
 """Lowest and highest version that was seen to work, by package; the README tells what was run."""
 
+FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))
+"""Options that name the columns, and RecBole's defaults."""
+
 OK, NOTE, ABSENT, WRONG = "ok", "note", "absent", "wrong"
-"""What is found of each thing; ``WRONG`` alone makes the exit code 1."""
+"""States of a finding; ``WRONG`` alone makes the exit code 1."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of a table.
-
-    Attributes
-    ----------
-    state : {'ok', 'note', 'absent', 'wrong'}
-        What to make of it.
-    name : str
-        What was looked at.
-    found : dict of str to str
-        By column.
-    """
+    """A line of a table: its state, a name, and what was found by column."""
 
     state: str
     name: str
@@ -51,26 +49,18 @@ class Finding:
 
 @dataclass
 class Checkup:
-    """What was found, by the title of its table."""
+    """Findings by the title of their table."""
 
     tables: dict[str, list[Finding]] = field(default_factory=dict)
 
     @property
     def wrong(self) -> list[Finding]:
-        """What has to be mended."""
+        """Findings that have to be put right."""
         return [finding for table in self.tables.values() for finding in table if finding.state == WRONG]
 
 
 def examine(data_path: Path, datasets: Sequence[str] = ()) -> Checkup:
-    """Look at everything.
-
-    Parameters
-    ----------
-    data_path : Path
-        Folder of data sets.
-    datasets : sequence of str
-        Data sets to look for beyond those with settings of ours; these have to be there.
-    """
+    """Check everything; ``datasets`` have to be there in ``data_path``, beside those that may be."""
     versions = examine_versions()
     checkup = Checkup({"Versions": versions})
     if any(finding.state == WRONG and finding.found["installed"] == "-" for finding in versions):
@@ -90,86 +80,48 @@ def examine(data_path: Path, datasets: Sequence[str] = ()) -> Checkup:
 def examine_versions() -> list[Finding]:
     """Installed versions against those required and those tested."""
     required = _requirements()
-    findings = [_version_of("python", platform.python_version(), required.get("python"))]
+    findings = [_version_of("python", platform.python_version(), required.pop("python", None))]
     for name in dict.fromkeys([*TESTED, *required]):
-        if name == "python":
-            continue
-        try:
-            installed: str | None = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            installed = None
-        findings.append(_version_of(name, installed, required.get(name)))
-    findings.append(
-        Finding(OK, "recbole_adrrec", {"installed": __version__, "required": "", "tested": "", "remark": ""})
-    )
-    return findings
+        if name != "python":
+            try:
+                installed: str | None = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                installed = None
+            findings.append(_version_of(name, installed, required.get(name)))
+    own = {"installed": __version__, "required": "", "tested": "", "remark": ""}
+    return [*findings, Finding(OK, "recbole_adrrec", own)]
 
 
-def _requirements() -> dict[str, str]:
-    """Version ranges by package, as the installed package says; those of extras are left out."""
+def _requirements() -> dict[str, SpecifierSet]:
+    """Version ranges by package, from the installed metadata; those of extras are left out."""
     try:
         package = importlib.metadata.metadata("recbole_adrrec")
     except importlib.metadata.PackageNotFoundError:
         return {}
-    found = {"python": package["Requires-Python"] or ""}
-    for line in package.get_all("Requires-Dist") or []:
-        name, _, condition = line.partition(";")
-        if "extra" in condition or not _holds(condition):
-            continue
-        shape = re.match(r"\s*([\w.-]+)\s*\(?([^)]*)\)?", name)
-        if shape:
-            found[shape[1].lower()] = shape[2].replace(" ", "")
+    found = {"python": SpecifierSet(package["Requires-Python"] or "")}
+    for requirement in map(Requirement, package.get_all("Requires-Dist") or []):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            found[requirement.name.lower()] = requirement.specifier
     return found
 
 
-def _holds(condition: str) -> bool:
-    """Whether a marker such as ``python_version >= "3.12"`` holds here; others count as holding."""
-    shape = re.fullmatch(r'\s*python_version\s*(>=|<)\s*"([\d.]+)"\s*', condition)
-    if shape is None:
-        return True
-    later = _release(platform.python_version()) >= _release(shape[2])
-    return later if shape[1] == ">=" else not later
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """``2.13.0+cpu`` as ``(2, 13, 0)``."""
-    digits = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(int(part) for part in digits[0].split(".")) if digits else ()
-
-
-def _compare(first: str, second: str) -> int:
-    """Below, at or above zero as ``first`` is before, at or after ``second``, by as many places as ``second`` has."""
-    want = _release(second)
-    have = (*_release(first), 0, 0, 0)[: len(want)]
-    return (have > want) - (have < want)
-
-
-def fits(version: str, ranges: str) -> bool:
-    """Whether a version lies within ranges like ``>=1.2.0,<1.3``."""
-    for part in filter(None, ranges.split(",")):
-        shape = re.match(r"(>=|<=|==|!=|<|>|~=)(.+)", part)
-        if shape is None:
-            continue
-        padded = (*_release(version), 0, 0, 0)[:3], (*_release(shape[2]), 0, 0, 0)[:3]
-        order = (padded[0] > padded[1]) - (padded[0] < padded[1])
-        good = {">=": order >= 0, "<=": order <= 0, "==": order == 0, "!=": order != 0, "<": order < 0, ">": order > 0}
-        if not good.get(shape[1], order >= 0):
-            return False
-    return True
-
-
-def _version_of(name: str, installed: str | None, required: str | None) -> Finding:
+def _version_of(name: str, installed: str | None, required: SpecifierSet | None) -> Finding:
     lowest, highest = TESTED.get(name, ("", ""))
     columns = {
         "installed": installed or "-",
-        "required": required or "",
+        "required": str(required or ""),
         "tested": f"{lowest} to {highest}" if lowest else "",
     }
+    remedy = f"pip install '{name}{required or ''}'"
     if installed is None:
-        return Finding(WRONG, name, {**columns, "remark": f"missing; pip install '{name}{required or ''}'"})
-    if required and not fits(installed, required):
-        return Finding(WRONG, name, {**columns, "remark": f"outside the range; pip install '{name}{required}'"})
-    if lowest and (_compare(installed, lowest) < 0 or _compare(installed, highest) > 0):
+        return Finding(WRONG, name, {**columns, "remark": f"missing; {remedy}"})
+    if required and not required.contains(installed, prereleases=True):
+        return Finding(WRONG, name, {**columns, "remark": f"outside the range; {remedy}"})
+    release = Version(installed).release
+    # 3.13.7 counts as 3.13 where that was tested.
+    before = lowest and release < Version(lowest).release
+    after = highest and release[: len(Version(highest).release)] > Version(highest).release
+    if before or after:
         return Finding(NOTE, name, {**columns, "remark": "not tested with this version"})
     return Finding(OK, name, {**columns, "remark": ""})
 
@@ -178,19 +130,19 @@ def _version_of(name: str, installed: str | None, required: str | None) -> Findi
 
 
 def examine_recbole() -> list[Finding]:
-    """Whether RecBole is as this package expects it, and which mends these libraries need."""
-    from recbole_adrrec.integration import patches as compat
+    """RecBole against what this package expects, and the patches that these libraries need."""
+    from recbole_adrrec.integration import patches
     from recbole_adrrec.integration import register as plugin
 
-    needed = compat.needed()
+    needed = patches.needed()
     try:
         plugin.register()
         findings = [Finding(OK, "RecBole's insides", {"needed here": "", "fault": "as expected", "where": ""})]
     except (RuntimeError, ImportError, AttributeError) as error:
         findings = [Finding(WRONG, "RecBole's insides", {"needed here": "", "fault": str(error), "where": ""})]
-    for mend in compat.MENDS:
-        told = {"needed here": "yes" if needed[mend.name] else "no", "fault": mend.fault, "where": mend.where}
-        findings.append(Finding(OK, mend.name, told))
+    for patch in patches.PATCHES:
+        columns = {"needed here": "yes" if needed[patch.name] else "no", "fault": patch.fault, "where": patch.where}
+        findings.append(Finding(OK, patch.name, columns))
     return findings
 
 
@@ -204,12 +156,12 @@ def examine_devices() -> list[Finding]:
 
     memory = psutil.virtual_memory().total / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    told = {
+    cpu = {
         "kind": _processor(),
         "memory": f"{memory:.0f} GiB",
         "remark": f"{cores} cores, {torch.get_num_threads()} threads",
     }
-    findings = [Finding(OK, "cpu", told)]
+    findings = [Finding(OK, "cpu", cpu)]
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties: Any = torch.cuda.get_device_properties(number)
         kind = {"kind": properties.name, "memory": f"{properties.total_memory / 2**30:.0f} GiB"}
@@ -236,7 +188,7 @@ def _processor() -> str:
 
 
 def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]:
-    """Which data sets are there, and what is in them.
+    """Data sets and their contents.
 
     All that lie in the folder are looked at. Data sets with settings of ours may be absent; those named in ``datasets``
     may not. Others may have columns of other names.
@@ -248,16 +200,11 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
         file = data_path / name / f"{name}.inter"
         brought = not file.is_file() and name == "ml-100k"
         if brought:
-            file = (
-                Path(str(importlib.import_module("recbole").__file__)).parent
-                / "dataset_example"
-                / name
-                / f"{name}.inter"
-            )
+            recbole = Path(str(importlib.import_module("recbole").__file__)).parent
+            file = recbole / "dataset_example" / name / f"{name}.inter"
         if not file.is_file():
-            asked = name in datasets
-            remark = f"no {name}/{name}.inter; convert makes one" if asked else "not there"
-            findings.append(Finding(WRONG if asked else ABSENT, name, {"remark": remark}))
+            remark = f"no {name}/{name}.inter; convert makes one" if name in datasets else "not there"
+            findings.append(Finding(WRONG if name in datasets else ABSENT, name, {"remark": remark}))
             continue
         try:
             found = statistics(file, options.load_properties("dataset", name) if name in known else {})
@@ -271,19 +218,14 @@ def examine_data(data_path: Path, datasets: Sequence[str] = ()) -> list[Finding]
 
 
 def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
-    """What is in a file of events.
+    """Counts of an atomic file, first and last day, and the share of zero gaps between a user's consecutive events.
 
     Parameters
     ----------
     file : Path
-        An atomic ``.inter`` file.
+        An ``.inter`` file.
     settings : dict
         Names of the fields, as in ``properties/dataset``.
-
-    Returns
-    -------
-    dict of str to str
-        Counts, first and last day, and the share of zero gaps between consecutive events of a user.
 
     Raises
     ------
@@ -292,8 +234,6 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     """
     import numpy as np
     import pandas as pd
-
-    from recbole_adrrec.times import check_times, to_seconds, unreadable_line
 
     wanted = [settings.get(option, default) for option, default in FIELDS]
     try:
@@ -331,18 +271,13 @@ def statistics(file: Path, settings: dict[str, Any]) -> dict[str, str]:
     order = np.lexsort((whole, codes))
     same = codes[order][1:] == codes[order][:-1]
     ties = (np.diff(whole[order]) == 0)[same]
-    days = [str(np.datetime64(int(time), "s"))[:10] for time in (whole.min(), whole.max())]
     return {
         "users": f"{len(names_of_users):,}",
         "items": f"{len(pd.unique(items)):,}",
         "events": f"{len(table):,}",
         "per user": f"{len(table) / max(1, len(names_of_users)):.1f}",
-        "first": days[0],
-        "last": days[1],
+        "first": day(whole.min()),
+        "last": day(whole.max()),
         "ties": f"{ties.mean():.1%}" if len(ties) else "",
         "remark": "; ".join(remarks),
     }
-
-
-FIELDS = (("USER_ID_FIELD", "user_id"), ("ITEM_ID_FIELD", "item_id"), ("TIME_FIELD", "timestamp"))
-"""Options that name the columns, and RecBole's defaults."""

@@ -1,4 +1,4 @@
-"""Why a model recommends what it does: what one user's last query attends to, and what it knows of time.
+"""Explanations of a recommendation: attention of the user's last query, kernels, and the trend of the scores.
 
 The weights are those of :meth:`recbole_adrrec.models.base.SequenceRecommender.explain`; the curves are what a relative
 kernel adds to the attention score of that query, as a function of the gap in time or in places.
@@ -23,7 +23,8 @@ from recbole_adrrec.layers.kernels import MixContext, MixKernels
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.tools.recommend import At, Recommender
+from recbole_adrrec.times import Moment
+from recbole_adrrec.tools.recommend import Recommender
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From gaps in seconds or in places to what is added to the attention score."""
@@ -34,7 +35,7 @@ PLACE_KERNELS = frozenset({"distance", "distance_bias"})
 
 @dataclass(frozen=True)
 class Kernel:
-    """What one kernel of a pair of events adds to the last query's scores in one head, its gate included.
+    """Term of one kernel of a pair of events in the last query's scores in one head, its gate included.
 
     Attributes
     ----------
@@ -57,22 +58,22 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Reasons:
-    """What is known of one recommendation.
+    """Explanation of one recommendation.
 
     Attributes
     ----------
     user, model : str
         Names.
     at : int
-        The moment asked, in seconds since 1970 (UTC).
+        The moment of the recommendation, in seconds since 1970 (UTC).
     query_time : int
-        The moment from which gaps are counted: ``at`` for models that are told of it, else that of the last event.
+        The moment from which gaps are counted: ``at`` for models that know it, else that of the last event.
     items : list of str
-        The events that the model was shown, oldest first.
+        Items of the events that the model was shown, oldest first.
     times : int64 array, [n_events]
         Their times, in seconds since 1970 (UTC).
     heads : list of str
-        What each head knows of place and time; numbers where heads don't differ in that.
+        The kernel of each head; numbers where heads don't differ in that.
     plain, refined : float64 array, [n_layers, n_heads, n_keys]
         Weights of the last query before and after refinement. There are as many keys as events, and one more, last,
         where the query is a mask token that may attend to itself.
@@ -86,6 +87,8 @@ class Reasons:
         Gates that the last query sets.
     recommended : list of (str, float)
         Items and scores, best first.
+    trend : list of float
+        Part of each of these scores that the trend adds, ``a_v . e(tau)``; empty for models with ``trend_rank: 0``.
     """
 
     user: str
@@ -102,20 +105,21 @@ class Reasons:
     gated: list[str]
     gates: NDArray[np.float64]
     recommended: list[tuple[str, float]]
+    trend: list[float]
 
     @property
-    def asks_itself(self) -> bool:
-        """Whether the last key is the mask token that asks."""
+    def has_mask_key(self) -> bool:
+        """True where the last key is the query's own mask token."""
         return self.plain.shape[-1] > len(self.items)
 
     @property
     def owned(self) -> bool:
-        """Whether each kernel has a head to itself."""
+        """True where each kernel has a head to itself."""
         return len({(kernel.layer, kernel.name) for kernel in self.kernels}) == len(self.kernels)
 
 
-def explain(recommender: Recommender, user: object, at: At | None = None, top: int = 5) -> Reasons:
-    """Look into the model while it recommends for a user.
+def explain(recommender: Recommender, user: object, at: Moment | None = None, top: int = 5) -> Reasons:
+    """Explain what a model recommends to a user.
 
     Parameters
     ----------
@@ -138,7 +142,7 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
     model, name = recommender.model, str(recommender.config["model"])
     if not isinstance(model, SequenceRecommender):
         raise OptionError(
-            f"model: {name} is RecBole's own and doesn't tell its attention weights; explain works for ADRRec, AWRSR, "
+            f"model: {name} is RecBole's own and doesn't give its attention weights; explain works for ADRRec, AWRSR, "
             "MEANTIME, STOSA and TiSASRec"
         )
     answers = recommender.recommend([user], at, top)
@@ -147,16 +151,18 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
         seen = model.explain(row)
     n_keys = len(seen.items)
     shown = n_keys - int(model.objective == "cloze")
-    names = [recommender.carried.items[number] for number in seen.items[:shown].tolist()]
+    names = [recommender.data.items[number] for number in seen.items[:shown].tolist()]
     kernels: Any = model.kernels
     gates = [part.gate(query)[0].detach() for part, query in queries if isinstance(part, AdaptiveMixAttention)]
     n_heads = seen.plain.size(1)
     at = int(answers.at[0])
+    recommended = next(iter(answers))[1]
+    query_time = at if recommender.knows_query_time else int(seen.times[shown - 1])
     return Reasons(
         user=answers.users[0],
         model=name,
         at=at,
-        query_time=at if recommender.knows_query_time else int(seen.times[shown - 1]),
+        query_time=query_time,
         items=names,
         times=seen.times[:shown].cpu().numpy().astype(np.int64),
         heads=head_names(model) or [f"head {number}" for number in range(1, n_heads + 1)],
@@ -166,8 +172,20 @@ def explain(recommender: Recommender, user: object, at: At | None = None, top: i
         kernels=list(_kernels(recommender, queries, row)),
         gated=[*kernels.absolute_names, *kernels.relative_names] if gates else [],
         gates=torch.stack(gates).double().cpu().numpy() if gates else np.zeros((len(seen.plain), 0, n_heads)),
-        recommended=next(iter(answers))[1],
+        recommended=recommended,
+        trend=_trend(recommender, [item for item, _ in recommended], query_time),
     )
+
+
+@torch.no_grad()
+def _trend(recommender: Recommender, items: list[str], time: int) -> list[float]:
+    """Part of the items' scores that the trend adds at a moment; empty without a trend."""
+    trend, device = recommender.model.head.trend, recommender.config["device"]
+    if trend is None:
+        return []
+    numbers = torch.tensor([recommender.data.items.index(item) for item in items], device=device)
+    moment: Tensor = trend(torch.tensor([time], device=device))
+    return (trend.of_items(numbers) @ moment[0]).tolist()
 
 
 def head_names(model: nn.Module) -> list[str]:
@@ -208,7 +226,7 @@ def last_queries(hidden: Tensor, layout: Layout, context: Any, query: Tensor | N
 
 @dataclass(frozen=True)
 class RelativeTerm:
-    """What a relative kernel's features are multiplied with in one head, for each of some queries.
+    """Vectors that a relative kernel's features are multiplied with in one head, one for each query.
 
     Attributes
     ----------
@@ -232,26 +250,25 @@ class RelativeTerm:
 
     @property
     def unit(self) -> str:
-        """In what the kernel counts gaps: ``seconds`` or ``places``."""
+        """Unit of the kernel's gaps: ``seconds`` or ``places``."""
         return "places" if self.name in PLACE_KERNELS else "seconds"
 
     @torch.no_grad()
     def curve(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the first query gets added, Float64[...], at gaps in ``unit``, Float64[...]."""
-        asked = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).flatten().to(self.projected.device)
+        """Addition to the first query's score, Float64[...], at gaps in ``unit``, Float64[...]."""
+        gap = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).flatten().to(self.projected.device)
         places = self.unit == "places"
         # Rows of one place with a query so much later than its key, or one row with the query in its middle.
-        span = int(asked.abs().max()) + 1 if places and len(asked) else 1
+        span = int(gap.abs().max()) + 1 if places and len(gap) else 1
         width = 2 * span - 1
-        key = torch.zeros(1 if places else len(asked), width, dtype=torch.float64, device=asked.device)
+        key = torch.zeros(1 if places else len(gap), width, dtype=torch.float64, device=gap.device)
         place = torch.arange(width, device=key.device).expand(key.shape)
-        query = key if places else asked.unsqueeze(1)
-        score = self.kernel(
-            SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype
-        )
+        query = key if places else gap.unsqueeze(1)
+        times = SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool))
+        score = self.kernel(times, self.projected.dtype)
         shape = (len(key), 1, width, -1)
         found = score(self.projected[0].expand(shape), self.constant[0].expand(shape))
-        added = found[0, 0, span - 1, span - 1 - asked.long()] if places else found.flatten()
+        added = found[0, 0, span - 1, span - 1 - gap.long()] if places else found.flatten()
         return added.double().cpu().numpy().reshape(np.shape(gaps))
 
 

@@ -1,29 +1,28 @@
-"""What a run from the command line prints at its end: metrics, the saved model, one user's recommendations.
-
-The functions that make text take plain data; :func:`show_case` alone asks a trained model.
-"""
+"""End of a training from the command line: metrics, the saved model, one user's recommendations."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-from texttable import Texttable  # type: ignore[import-untyped]
-from torch import Tensor
+import numpy as np
+from tabulate import tabulate
 
-from recbole_adrrec.errors import UserError
+from recbole_adrrec.errors import CheckpointError, UserError
+from recbole_adrrec.times import day
 
 TITLE_COLUMNS = ("movie_title", "title", "name")
 """Columns of an ``.item`` file that name an item for people, the first found counts."""
 
+METRIC_NAMES = {
+    **{"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "map": "MAP", "precision": "Precision"},
+}
+
 
 def metrics_table(result: Mapping[str, float], places: int = 4) -> str:
-    """Lay out test metrics: a row for each metric, a column for each length of list.
+    """Test metrics as a table: a row for each metric, a column for each length of list.
 
     Parameters
     ----------
@@ -32,102 +31,69 @@ def metrics_table(result: Mapping[str, float], places: int = 4) -> str:
     places : int
         Decimal places.
     """
-    names = {"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "map": "MAP", "precision": "Precision"}
     cells: dict[str, dict[str, str]] = {}
-    columns: list[str] = []
+    columns: dict[str, None] = {}
     for key, value in result.items():
         metric, _, k = key.partition("@")
         column = f"@{k}" if k else "value"
-        if column not in columns:
-            columns.append(column)
-        cells.setdefault(names.get(metric, metric), {})[column] = f"{value:.{places}f}"
+        columns[column] = None
+        cells.setdefault(METRIC_NAMES.get(metric, metric), {})[column] = f"{value:.{places}f}"
     rows = [[metric, *(found.get(column, "") for column in columns)] for metric, found in cells.items()]
-    return _table(["", *columns], rows)
+    align = ["left", *["right"] * len(columns)] if rows else None
+    return tabulate(rows, ["", *columns], "simple", colalign=align, disable_numparse=True)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    table = Texttable(max_width=0)
-    table.set_deco(Texttable.HEADER)
-    table.set_cols_dtype(["t"] * len(header))
-    table.set_cols_align(["l"] + ["r"] * (len(header) - 1))
-    table.header(list(header))
-    for row in rows:
-        table.add_row(list(row))
-    drawn = table.draw() or ""
-    return "\n".join(line.rstrip() for line in drawn.splitlines())
+def summary(
+    model: str,
+    dataset: str,
+    test_result: Mapping[str, float],
+    valid_metric: str,
+    valid_score: float | None,
+    users: int | None = None,
+    query_time: bool | None = None,
+    saved: str | None = None,
+    places: int = 4,
+) -> str:
+    """Result of a run, as text.
 
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a finished run.
-
-    Attributes
+    Parameters
     ----------
     model, dataset : str
         Their names.
     test_result : mapping of str to float
         RecBole's test result.
-    valid_metric : str
-        Metric of early stopping.
-    valid_score : float, optional
-        Its best value; None if there was no validation.
+    valid_metric, valid_score : str, float or None
+        Metric of early stopping, and its best value; None if there was no validation.
     users : int, optional
         Number of test users, where known.
     query_time : bool, optional
-        Whether the model was told when a recommendation is asked for; None for models without such an option.
+        ``use_query_time``; None for models without such an option.
     saved : str, optional
         Path of the saved model, where there is one.
     places : int
         Decimal places of metrics.
     """
-
-    model: str
-    dataset: str
-    test_result: Mapping[str, float]
-    valid_metric: str
-    valid_score: float | None
-    users: int | None = None
-    query_time: bool | None = None
-    saved: str | None = None
-    places: int = 4
-
-
-def summary(run: Run) -> str:
-    """Say what was tested and how well it did, and where the model is."""
-    tested = f"{run.model} on {run.dataset}, test metrics"
-    if run.users is not None:
-        tested += f" over {run.users:,} users"
-    lines = [tested]
-    if run.query_time is not None:
-        told = "knows" if run.query_time else "does not know"
-        state = "true" if run.query_time else "false"
-        lines.append(f"The model {told} when a recommendation is asked for (use_query_time: {state}).")
-    lines += ["", metrics_table(run.test_result, run.places), ""]
-    if run.valid_score is not None:
-        lines.append(f"Best validation {run.valid_metric}: {run.valid_score:.{run.places}f}")
-    if run.saved:
-        lines.append(f"Saved model: {run.saved}")
+    over = "" if users is None else f" over {users:,} users"
+    lines = [f"{model} on {dataset}, test metrics{over}"]
+    if query_time is not None:
+        verb, state = ("knows", "true") if query_time else ("does not know", "false")
+        lines.append(f"The model {verb} when a recommendation is asked for (use_query_time: {state}).")
+    lines += ["", metrics_table(test_result, places), ""]
+    if valid_score is not None:
+        lines.append(f"Best validation {valid_metric}: {valid_score:.{places}f}")
+    if saved:
+        lines.append(f"Saved model: {saved}")
     return "\n".join(lines)
 
 
-def item_titles(path: str | Path, item_field: str, separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
-    """Read the items' titles from an atomic file.
+def titles_of(config: Any, dataset: str, file: Path | None = None) -> dict[str, str]:
+    """Titles of items by name, from a file or that of the data set; empty where there is none or it has no titles."""
+    path = file or Path(str(config["data_path"]), f"{dataset}.item")
+    return item_titles(path, config["ITEM_ID_FIELD"], config["field_separator"], config["encoding"] or "utf-8")
 
-    Parameters
-    ----------
-    path : str or Path
-        ``<data_path>/<dataset>/<dataset>.item``.
-    item_field : str
-        Name of the column with the items' names in the interactions, ``item_id`` mostly.
-    separator, encoding : str
-        RecBole's ``field_separator`` and ``encoding``.
 
-    Returns
-    -------
-    dict of str to str
-        Item as the data file names it, to its title; empty where there is no file or no column of titles.
-    """
-    file = Path(path)
+def item_titles(file: Path, item_field: str, separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
+    """Titles of items by name, from an atomic ``.item`` file whose items stand in the column ``item_field``."""
     if not file.is_file():
         return {}
     with file.open(encoding=encoding, errors="replace", newline="") as lines:
@@ -140,142 +106,96 @@ def item_titles(path: str | Path, item_field: str, separator: str = "\t", encodi
         return {row[item]: row[title] for row in rows if len(row) > max(item, title) and row[title]}
 
 
-@dataclass(frozen=True)
-class Case:
-    """One user's history and recommendations.
+def case_text(
+    titles: Mapping[str, str],
+    user: str,
+    history: Sequence[tuple[str, int | None]],
+    recommended: Sequence[str],
+    held_out: str,
+    place: int | None,
+    choices: int,
+    last: int = 5,
+) -> str:
+    """The last events of a user, what is recommended, and what came next.
 
-    Attributes
+    Parameters
     ----------
+    titles : mapping of str to str
+        Item to title; items without one show their names.
     user : str
-        The user, named as in the data file.
     history : sequence of (str, int or None)
-        Items seen before the recommendation, oldest first, each with its time in seconds since 1970 where exact.
+        Items before the recommendation, oldest first, each with its time in seconds since 1970 where exact.
     recommended : sequence of str
         Items recommended, best first, none of them in ``history``.
-    held_out : str, optional
-        The item that came next, which the model did not see.
+    held_out : str
+        The item that came next.
     place : int, optional
         Place of ``held_out`` among all items not in ``history``, from 1; None where it is in ``history``.
     choices : int
         Number of items not in ``history``.
-    """
-
-    user: str
-    history: Sequence[tuple[str, int | None]]
-    recommended: Sequence[str]
-    held_out: str | None = None
-    place: int | None = None
-    choices: int = 0
-
-
-def case_text(case: Case, titles: Mapping[str, str], last: int = 5) -> str:
-    """Tell what a user saw last, what is recommended, and what came next.
-
-    Parameters
-    ----------
-    case : Case
-        The user.
-    titles : mapping of str to str
-        Item to title; items without one are named as in the data file.
     last : int
-        How many events of the history to name.
+        Events to show.
     """
-
-    def name(item: str) -> str:
-        return titles.get(item, item)
-
-    shown = case.history[-last:]
-    lines = [f"User {case.user}, the last {len(shown)} of {len(case.history)} events before the test:"]
+    shown = history[-last:]
+    lines = [f"User {user}, the last {len(shown)} of {len(history)} events before the test:"]
     for item, time in shown:
-        day = f"{datetime.fromtimestamp(time, timezone.utc):%Y-%m-%d}  " if time is not None else ""
-        lines.append(f"    {day}{name(item)}")
-    lines.append(f"{len(case.recommended)} recommended, out of the {case.choices:,} items this user had not seen:")
-    lines += [f"{rank:>4}. {name(item)}" for rank, item in enumerate(case.recommended, 1)]
-    if case.held_out is not None:
-        place = f"place {case.place:,} in that order" if case.place else "seen before, so not in that order"
-        lines.append(f"What came next: {name(case.held_out)} ({place})")
+        lines.append(f"    {'' if time is None else f'{day(time)}  '}{titles.get(item, item)}")
+    lines.append(f"{len(recommended)} recommended, out of the {choices:,} items this user had not seen:")
+    lines += [f"{rank:>4}. {titles.get(item, item)}" for rank, item in enumerate(recommended, 1)]
+    where = f"place {place:,} in that order" if place else "seen before, so not in that order"
+    lines.append(f"What came next: {titles.get(held_out, held_out)} ({where})")
     lines.append("The metrics above rank every item, those seen before too.")
     return "\n".join(lines)
 
 
-def rank_unseen(scores: Tensor, seen: Tensor) -> Tensor:
-    """Order the items that a user has not seen by their scores.
+def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, count: int = 10) -> str:
+    """Recommend ``count`` items to a test user, the first one if None, as of the user's last test event.
 
     Parameters
     ----------
-    scores : float Tensor, [n_items]
-        Score of each item; item 0 is padding.
-    seen : int64 Tensor, [n_seen]
-        Items to leave out.
-
-    Returns
-    -------
-    int64 Tensor, [n_items - 1 - n_distinct_seen]
-        Items, best first; equal scores in the order of items.
-    """
-    open_to = torch.ones(len(scores), dtype=torch.bool)
-    open_to[0] = False
-    open_to[seen] = False
-    items = open_to.nonzero().squeeze(1)
-    return items[torch.argsort(scores[items], descending=True, stable=True)]
-
-
-@torch.no_grad()
-def show_case(model: Any, loader: Any, config: Any, user: str | None = None, count: int = 10) -> Case | None:
-    """Ask a trained model for one user's recommendations.
-
-    Parameters
-    ----------
-    model : AbstractRecommender
-        A sequential model.
-    loader : FullSortEvalDataLoader
-        The test data; the history of a user is all that comes before the user's last test event.
+    model : SequentialRecommender
+    dataset : SequenceDataset
+        The test data; the history is all that comes before the event.
     config : Config
         The run's options.
     user : str, optional
-        The user as the data file names it; the first test user if None.
+        The user as the data file names it.
     count : int
-        Number of recommendations.
 
     Returns
     -------
-    Case or None
-        None where the data or the model don't have what it takes: rows of events, scores for all items.
+    str
+        Empty where the data or the model don't have what it takes: rows of events, scores for all items.
 
     Raises
     ------
     UserError
-        If the user is unknown or has no test event.
+        The user is unknown or has no test event.
     """
-    dataset = loader.dataset
+    from recbole_adrrec.tools.recommend import Queries, Recommender
+
     rows = dataset.inter_feat
     if not hasattr(rows, "events") or len(rows) == 0:
-        return None
-    row = _row_of(dataset, user)
-    batch = loader.transform(dataset, dataset[torch.tensor([row])])
-    model.eval()
+        return ""
+    target = rows.targets[[_row_of(dataset, user)]].long()
     try:
-        scores = model.full_sort_predict(batch.to(config["device"])).view(-1).float().cpu()
-    except NotImplementedError:
-        return None
-    target = int(rows.targets[row])
-    first = int(rows.events.first(torch.tensor([target])))
-    before = torch.arange(first, target)
-    items = rows.events.column(dataset.iid_field, before)
-    times = rows.events.column(dataset.time_field, before) if config["exact_time"] else [None] * len(items)
-    order = rank_unseen(scores, items)
-    tokens = dataset.field2id_token[dataset.iid_field]
-    held_out = int(rows.events.column(dataset.iid_field, torch.tensor([target])))
-    place = (order == held_out).nonzero()
-    uid = int(rows.events.column(dataset.uid_field, torch.tensor([target])))
-    return Case(
-        user=str(dataset.field2id_token[dataset.uid_field][uid]),
-        history=[
-            (str(tokens[int(item)]), int(time) if time is not None else None)
-            for item, time in zip(items, times, strict=True)
-        ],
-        recommended=[str(tokens[int(item)]) for item in order[:count]],
-        held_out=str(tokens[held_out]),
+        recommender = Recommender.of_training(model, config, dataset)
+    except CheckpointError:
+        return ""
+    events, histories, names = rows.events, recommender.histories, recommender.data.items
+    uid, held_out, at = (events.column(name, target).numpy() for name in histories.fields)
+    query = Queries(uid, at, events.first(target).numpy(), target.numpy())
+    best, scores = recommender.rank(query, len(recommender.items))
+    order = best[~np.isnan(scores)]
+    items = histories.items_of(query)[1].tolist()
+    times = histories.times[query.first[0] : query.end[0]].tolist() if config["exact_time"] else [None] * len(items)
+    place = np.nonzero(order == held_out)[0]
+    return case_text(
+        titles_of(config, dataset.dataset_name),
+        user=recommender.data.users[int(uid[0])],
+        history=[(names[item], time) for item, time in zip(items, times, strict=True)],
+        recommended=[names[item] for item in order[:count]],
+        held_out=names[int(held_out[0])],
         place=int(place[0]) + 1 if len(place) else None,
         choices=len(order),
     )

@@ -1,6 +1,8 @@
 """Rows of raw data files: comma-separated, MovieLens' ``::``, JSON lines, each plain or gzipped, in blocks.
 
-A file is read once, from its beginning to its end, in blocks of rows, so that its size does not matter.
+A file is read once, in blocks of rows, so that its size does not matter. Rows are cut by Python's ``csv`` and ``json``:
+pandas gives a bad row without its line and cuts by ``::`` in its slow engine alone; pyarrow takes delimiters of one
+character, and its JSON reader stops at the first broken record.
 """
 
 from __future__ import annotations
@@ -10,45 +12,35 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.times import TimeTextError, read_time
 
 BLOCK = 100_000
-"""Rows that are in memory at once."""
+"""Rows in memory at a time."""
 
 LONGEST_LINE = 1 << 24
 """Characters of a line; a longer one means that the file is not text by lines."""
 
 FORMATS = ("csv", "movielens", "jsonl")
+ROLES = ("user", "item", "time")
 
 KNOWN_NAMES = {
     "user": ("user_id", "userid", "user", "reviewerid", "uid"),
     "item": ("item_id", "itemid", "item", "movieid", "movie_id", "parent_asin", "asin", "iid", "product_id"),
     "time": ("timestamp", "unixreviewtime", "time", "unix_time", "datetime", "date", "ts"),
 }
-"""Names by which a column is found that nobody named, in lower case, the first that is there counts."""
+"""Names, in lower case, of columns that the options don't name; the first that is there counts."""
 
 
 @dataclass
 class Block:
-    """Rows that were read together.
-
-    Attributes
-    ----------
-    columns : list of list of str
-        Values of each wanted column, of the rows that have them all.
-    lines : list of int or range
-        Line of the file, from 1, at which each of those rows begins.
-    bad : list of (int, str)
-        Line and fault of each row that can't be cut into columns.
-    n_broken : int
-        Rows with a line break within a quoted field.
-    """
+    """Chosen columns of rows, their lines (from 1), lines and faults of bad rows, and the number with line breaks."""
 
     columns: list[list[str]]
     lines: Sequence[int]
@@ -57,18 +49,9 @@ class Block:
 
 
 class RawFile:
-    """A text file, plain or gzipped, that knows how many of its bytes on the disk were read.
+    """A text file, plain or gzipped, read by lines; raises DataError if it can't be opened.
 
-    Parameters
-    ----------
-    path : Path
-    encoding : str
-        Bytes that it can't read become lone surrogates, by which their rows are known.
-
-    Raises
-    ------
-    DataError
-        There is no such file, or it can't be read.
+    Bytes that the encoding can't read become lone surrogates, by which their rows are known.
     """
 
     def __init__(self, path: Path, encoding: str) -> None:
@@ -99,19 +82,13 @@ class RawFile:
         return self._raw.tell()
 
     def first_lines(self, count: int = 2) -> list[str]:
-        """The first lines that aren't blank, without reading on; call it before anything else."""
+        """The first lines that aren't blank; this file is not read on."""
         with RawFile(self.path, self.text.encoding) as other:
             lines = (line.strip("\r\n") for line in other.lines())
             return list(islice((line for line in lines if line.strip()), count))
 
     def lines(self) -> Iterator[str]:
-        """Lines with their ends, none longer than ``LONGEST_LINE``.
-
-        Raises
-        ------
-        DataError
-            The gzip stream is damaged, or this is no text by lines.
-        """
+        """Lines with their ends; raises DataError where the gzip stream is damaged or this is no text by lines."""
         number = 0
         try:
             while line := self.text.readline(LONGEST_LINE):
@@ -130,51 +107,8 @@ class RawFile:
 
 
 @dataclass
-class Layout:
-    """How a file is cut into rows and columns.
-
-    Attributes
-    ----------
-    kind : {'csv', 'movielens', 'jsonl'}
-    delimiter : str
-        What stands between columns; without meaning for JSON lines.
-    wanted : dict of str to (int or str)
-        Role of each wanted column (``user``, ``item``, ``time``, then those kept) to its index, or its dotted name.
-    width : int
-        Columns of the first line, and of every good one.
-    header : list of str, optional
-        Names of the columns, where the first line has them.
-    quoted : bool
-        Whether ``"`` encloses fields.
-    """
-
-    kind: str
-    delimiter: str
-    wanted: dict[str, Any]
-    width: int = 0
-    header: list[str] | None = None
-    quoted: bool = True
-
-    def blocks(self, file: RawFile) -> Iterator[Block]:
-        """Read the file.
-
-        Raises
-        ------
-        DataError
-            The file can't be read as this.
-        """
-        if self.kind == "jsonl":
-            yield from _json_blocks(file, list(self.wanted.values()))
-        else:
-            yield from _cut_blocks(file, self)
-
-
-# Which columns
-
-
-@dataclass
-class Wishes:
-    """What the user said about the files: columns by role (name or number from 1), and how they are cut."""
+class ReaderOptions:
+    """Columns by role (name, or number from 1) and form of the files, as far as the user gives them."""
 
     columns: dict[str, str | None]
     kind: str | None = None
@@ -183,48 +117,81 @@ class Wishes:
     quoted: bool | None = None
 
 
-def find_layout(file: RawFile, wishes: Wishes, is_time: Callable[[str], bool]) -> Layout:
-    """Find out how a file is cut, from its first lines and what the user said.
+@dataclass
+class Layout:
+    """Form of a file and places of its columns.
 
-    Parameters
+    Attributes
     ----------
-    file : RawFile
-    wishes : Wishes
-    is_time : callable
-        Whether a text can be read as a time.
+    kind : {'csv', 'movielens', 'jsonl'}
+    delimiter : str
+        Between columns; without meaning for JSON lines.
+    chosen : dict of str to (int or str)
+        Index, or dotted name in JSON, by role: ``user``, ``item``, ``time``, then the columns that are kept.
+    width : int
+        Columns of the first line, and of every good one.
+    header : list of str, optional
+    quoted : bool
+        Whether ``"`` encloses fields.
+    """
+
+    kind: str
+    delimiter: str
+    chosen: dict[str, Any]
+    width: int = 0
+    header: list[str] | None = None
+    quoted: bool = True
+
+    def blocks(self, file: RawFile) -> Iterator[Block]:
+        """Rows of the file; raises DataError where it can't be read."""
+        return _json_blocks(file, list(self.chosen.values())) if self.kind == "jsonl" else _cut_blocks(file, self)
+
+    def __str__(self) -> str:
+        head = ", names in line 1" if self.header else ", no line of names"
+        form = "JSON lines" if self.kind == "jsonl" else f"columns cut by {self.delimiter!r}{head}"
+        names = {
+            role: place if isinstance(place, str) else self.header[place] if self.header else f"column {place + 1}"
+            for role, place in self.chosen.items()
+        }
+        return f"{form}; {', '.join(f'{role}: {name}' for role, name in names.items())}"
+
+
+# Which columns
+
+
+def find_layout(file: RawFile, options: ReaderOptions) -> Layout:
+    """Find the form of a file from its first lines and the options.
 
     Raises
     ------
     DataError
-        The file is empty, or has no such columns.
+        The file is empty, or has no columns that are known as user, item and time.
     OptionError
         A column is named that isn't there, or more than once.
     """
     lines = file.first_lines()
     if not lines:
         raise DataError(f"{file.path}: the file is empty; expected an event a line")
-    kind = wishes.kind or ("jsonl" if lines[0].lstrip().startswith("{") else "csv")
-    if kind == "csv" and wishes.kind is None and wishes.delimiter is None and lines[0].count("::") >= 2:
+    kind = options.kind or ("jsonl" if lines[0].lstrip().startswith("{") else "csv")
+    if kind == "csv" and options.kind is None and options.delimiter is None and lines[0].count("::") >= 2:
         kind = "movielens"
     if kind == "jsonl":
-        return Layout(kind, "", _json_fields(file, lines[0], wishes))
-    delimiter = "::" if kind == "movielens" else wishes.delimiter or _likely_delimiter(lines)
-    quoted = wishes.quoted if wishes.quoted is not None else len(delimiter) == 1 and delimiter != "\t"
+        return Layout(kind, "", _json_fields(file, lines[0], options))
+    delimiter = "::" if kind == "movielens" else options.delimiter or _likely_delimiter(lines)
+    quoted = options.quoted if options.quoted is not None else len(delimiter) == 1 and delimiter != "\t"
     if quoted and len(delimiter) != 1:
         raise OptionError(f"--delimiter: {delimiter!r} is longer than a character, so --quote must be none")
-    rows = [_cut(line, delimiter, quoted) for line in lines]
-    names = [name.strip() for name in rows[0]]
+    names = [name.strip() for name in _cut(lines[0], delimiter, quoted)]
     if len(names) < 2:
         raise DataError(f"{file.path}: {delimiter!r} cuts line 1 into one column; say how with --delimiter")
-    has_header = wishes.header if wishes.header is not None else _is_header(names, wishes, is_time)
+    has_header = options.header if options.header is not None else _is_header(names, options)
     header = names if has_header else None
-    wanted = {role: _column(file, role, wish, header, len(names), kind) for role, wish in wishes.columns.items()}
-    roles = ("user", "item", "time")
-    for place, role in enumerate(roles):
-        for other in roles[:place]:
-            if wanted[role] == wanted[other]:
+    chosen = {role: _column(file, role, name, header, len(names)) for role, name in options.columns.items()}
+    for number, role in enumerate(ROLES):
+        for other in ROLES[:number]:
+            if chosen[role] == chosen[other]:
                 raise OptionError(f"--{role}: the same column as --{other}; name another")
-    return Layout(kind, delimiter, wanted, len(names), header, quoted)
+    return Layout(kind, delimiter, chosen, len(names), header, quoted)
 
 
 def _likely_delimiter(lines: Sequence[str]) -> str:
@@ -234,75 +201,77 @@ def _likely_delimiter(lines: Sequence[str]) -> str:
 
 
 def _cut(line: str, delimiter: str, quoted: bool) -> list[str]:
-    if not quoted:
-        return line.split(delimiter)
-    try:
-        return next(csv.reader([line], delimiter=delimiter), [])
-    except csv.Error:
-        return line.split(delimiter)
-
-
-def _is_header(first: list[str], wishes: Wishes, is_time: Callable[[str], bool]) -> bool:
-    plain = {_plain(name) for name in first}
-    if any(wish and not wish.isdigit() for wish in wishes.columns.values()):
-        return True
-    if wishes.kind != "movielens" and any(plain & set(names) for names in KNOWN_NAMES.values()):
-        return True
-    wish = wishes.columns.get("time")
-    at = int(wish) - 1 if wish else (3 if len(first) > 3 else len(first) - 1)
-    # A header is a line of names: where a time should be, there is neither a number nor a date.
-    return 0 <= at < len(first) and not is_time(first[at]) and not any(char.isdigit() for char in first[at])
+    if quoted:
+        try:
+            return next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error:
+            pass
+    return line.split(delimiter)
 
 
 def _plain(name: str) -> str:
     return name.partition(":")[0].strip().lower()
 
 
-def _column(file: RawFile, role: str, wish: str | None, header: list[str] | None, width: int, kind: str) -> int:
-    """Index of a column from its name, its number, or what such columns are called."""
-    if wish is None:
-        return _guess(file, role, header, width, kind)
-    if header is not None:
-        found = [place for place, name in enumerate(header) if wish in (name, name.partition(":")[0])]
+def _is_header(first: list[str], options: ReaderOptions) -> bool:
+    plain = {_plain(name) for name in first}
+    if any(name and not name.isdigit() for name in options.columns.values()):
+        return True
+    if options.kind != "movielens" and any(plain & set(names) for names in KNOWN_NAMES.values()):
+        return True
+    given = options.columns.get("time")
+    at = int(given) - 1 if given else (3 if len(first) > 3 else len(first) - 1)
+    # A header is a line of names: where a time should be, there is neither a number nor a date.
+    return 0 <= at < len(first) and not _is_time(first[at]) and not any(char.isdigit() for char in first[at])
+
+
+def _is_time(text: str) -> bool:
+    try:
+        read_time(text, "us")
+    except TimeTextError:
+        return False
+    return True
+
+
+def _column(file: RawFile, role: str, name: str | None, header: list[str] | None, width: int) -> int:
+    """Index of a column: by its name or number, else by the names or the order that such files have."""
+    if name is not None:
+        found = [place for place, each in enumerate(header or ()) if name in (each, each.partition(":")[0])]
         if len(found) > 1:
             places = " and ".join(str(place + 1) for place in found)
-            raise OptionError(f"--{role}: {file.path} has {wish!r} as columns {places}; give the number of one")
+            raise OptionError(f"--{role}: {file.path} has {name!r} as columns {places}; give the number of one")
         if found:
             return found[0]
-    if wish.isdigit() and 1 <= int(wish) <= width:
-        return int(wish) - 1
-    has = ", ".join(header) if header else f"{width} columns without names; give a number from 1"
-    raise OptionError(f"--{role}: {file.path} has no column {wish!r} (it has {has})")
-
-
-def _guess(file: RawFile, role: str, header: list[str] | None, width: int, kind: str) -> int:
+        if name.isdigit() and 1 <= int(name) <= width:
+            return int(name) - 1
+        has = ", ".join(header) if header else f"{width} columns without names; give a number from 1"
+        raise OptionError(f"--{role}: {file.path} has no column {name!r} (it has {has})")
     if header is None:
         # MovieLens: user, item, rating, time; with three columns there is no rating.
         place = {"user": 0, "item": 1, "time": 3 if width > 3 else 2}[role]
         if place < width:
             return place
         raise DataError(f"{file.path}: {width} columns, none for --{role}; name it by its number from 1")
-    plain = [_plain(name) for name in header]
-    for name in KNOWN_NAMES[role]:
-        if plain.count(name) > 1:
-            raise DataError(f"{file.path}: column {name!r} stands there twice; say which by its number, --{role}=1")
-        if name in plain:
-            return plain.index(name)
-    raise DataError(f"{file.path}: no column of {', '.join(header)} is known as the {role}; name it by --{role}=NAME")
+    plain = [_plain(each) for each in header]
+    known = next((each for each in KNOWN_NAMES[role] if each in plain), None)
+    if known is None:
+        raise DataError(
+            f"{file.path}: no column of {', '.join(header)} is known as the {role}; name it by --{role}=NAME"
+        )
+    if plain.count(known) > 1:
+        raise DataError(f"{file.path}: column {known!r} stands there twice; say which by its number, --{role}=1")
+    return plain.index(known)
 
 
-def _json_fields(file: RawFile, line: str, wishes: Wishes) -> dict[str, str]:
+def _json_fields(file: RawFile, line: str, options: ReaderOptions) -> dict[str, str]:
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
         first = {}
     names = {name.lower(): name for name in first} if isinstance(first, dict) else {}
     found = {}
-    for role, wish in wishes.columns.items():
-        if wish is not None:
-            found[role] = wish
-            continue
-        known = next((names[name] for name in KNOWN_NAMES[role] if name in names), None)
+    for role, given in options.columns.items():
+        known = given or next((names[name] for name in KNOWN_NAMES[role] if name in names), None)
         if known is None:
             has = ", ".join(names.values()) or "none"
             raise DataError(
@@ -317,13 +286,13 @@ def _json_fields(file: RawFile, line: str, wishes: Wishes) -> dict[str, str]:
 
 def _cut_blocks(file: RawFile, layout: Layout) -> Iterator[Block]:
     delimiter = layout.delimiter
-    # csv takes delimiters of one character alone, and tells its lines.
+    # csv takes delimiters of one character alone, and counts its lines.
     quoted = csv.reader(file.lines(), delimiter=delimiter) if layout.quoted else None
     plain = (line.rstrip("\r\n").split(delimiter) for line in file.lines())
     reader: Iterator[list[str]] = plain if quoted is None else quoted
     line = 1
     names_ahead = layout.header is not None
-    places = list(layout.wanted.values())
+    places = list(layout.chosen.values())
     while True:
         try:
             rows = list(islice(reader, BLOCK))
@@ -350,7 +319,7 @@ def _cut_blocks(file: RawFile, layout: Layout) -> Iterator[Block]:
 
 
 def _line_numbers(rows: list[list[str]], line: int) -> tuple[list[int], int]:
-    """Line at which each row begins, where some fields hold line breaks, and how many rows have such fields."""
+    """Line at which each row begins, where some fields hold line breaks, and the number of rows with such fields."""
     numbers, broken = [], 0
     for row in rows:
         numbers.append(line)
@@ -373,53 +342,42 @@ def _block(rows: list[list[str]], numbers: Sequence[int], places: list[int], wid
             elif any(cell.strip() for cell in row):
                 bad.append((line, f"{len(row)} column{'s' * (len(row) != 1)} instead of {width}"))
         rows, numbers = kept, lines
-    columns = [[row[place] for row in rows] for place in places]
-    return Block(columns, numbers, bad, n_broken)
+    return Block([[row[place] for row in rows] for place in places], numbers, bad, n_broken)
 
 
 def _json_blocks(file: RawFile, fields: list[str]) -> Iterator[Block]:
-    paths = [name.split(".") for name in fields]
     lines = enumerate(file.lines(), start=1)
     while block := list(islice(lines, BLOCK)):
-        result = Block([[] for _ in fields], [])
-        numbers: list[int] = []
+        rows, numbers, bad = [], [], []
         for number, line in block:
             if not line.strip():
                 continue
             try:
                 record = json.loads(line, parse_float=str, parse_constant=str)
-                values = [_value(record, name, path) for name, path in zip(fields, paths, strict=True)]
+                rows.append([_value(record, name) for name in fields])
+                numbers.append(number)
             except RecordError as fault:
-                result.bad.append((number, str(fault)))
-                continue
+                bad.append((number, str(fault)))
             except RecursionError:
-                result.bad.append((number, "nested too deeply"))
-                continue
+                bad.append((number, "nested too deeply"))
             except ValueError as error:
-                result.bad.append((number, f"not JSON ({error})"))
-                continue
-            numbers.append(number)
-            for column, value in zip(result.columns, values, strict=True):
-                column.append(value)
-        result.lines = numbers
-        yield result
+                bad.append((number, f"not JSON ({error})"))
+        yield Block([[row[place] for row in rows] for place in range(len(fields))], numbers, bad)
 
 
 class RecordError(Exception):
     """A record that lacks a field; the text says which."""
 
 
-def _value(record: Any, name: str, path: list[str]) -> str:
-    value = record
+def _value(record: Any, name: str) -> str:
+    """A field of a record, by its name or else by its dotted path, as text."""
     if not isinstance(record, dict):
         raise RecordError("not an object of named fields")
-    if name in record:
-        value = record[name]
-    else:
-        for part in path:
-            if not isinstance(value, dict) or part not in value:
-                raise RecordError(f"no field {name!r}")
-            value = value[part]
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise RecordError(f"no field {name!r}")
+        value = value[part]
     if isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from study import grid, runs
+from engine.children import child_environment
+from study import grid
 
 from recbole_adrrec.errors import OptionError
 
@@ -27,7 +28,7 @@ def compare(results: Path, *more: str) -> subprocess.Popen[str]:
     arguments = [sys.executable, str(ROOT / "benchmarks" / "compare.py"), "--config", str(QUICK), "--results"]
     return subprocess.Popen(
         [*arguments, str(results), *more],
-        env=runs.child_environment({"OMP_NUM_THREADS": "1"}),
+        env=child_environment({"OMP_NUM_THREADS": "1"}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -73,7 +74,7 @@ def children(results: Path) -> list[int]:
             words = (entry / "cmdline").read_bytes().decode().split("\0") if entry.name.isdigit() else []
         except OSError:
             continue
-        if "study.runs" in words and str(results) in words:
+        if "study.runs:run_recorded" in words and any(word.startswith(str(results)) for word in words):
             found.append(int(entry.name))
     return found
 

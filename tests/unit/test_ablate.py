@@ -4,7 +4,7 @@ import json
 
 import ablate
 import pytest
-from study import ablations, loaded, measurements, parts
+from study import ablations, command_line, measurements, runs
 from study.ablations import Choices, ablation
 
 from recbole_adrrec import options
@@ -25,7 +25,11 @@ def listed(*groups, **choices):
 
 
 def by_label(found):
-    return {each.label: dict(each.options) for each in found.variants}
+    return {each.label: dict(each.options) for each in found.entries}
+
+
+def references_of(found):
+    return {each.label: each.reference for each in found.entries if each.reference}
 
 
 def test_each_kernel_gives_way_to_a_head_that_sees_items_alone():
@@ -45,7 +49,7 @@ def test_each_kernel_gives_way_to_a_head_that_sees_items_alone():
             "relative_kernels": [],
         },
     }
-    assert set(found.references.values()) == {"ADRRec"}
+    assert set(references_of(found).values()) == {"ADRRec"}
     assert "constant head" in found.notes[0]
 
 
@@ -61,17 +65,16 @@ def test_dropped_heads_leave_a_width_that_all_can_share():
 
 def test_groups_share_entries_and_each_label_comes_once():
     found = listed(*ablations.USUAL)
-    labels = [each.label for each in found.variants]
+    labels = [each.label for each in found.entries]
     assert len(set(labels)) == len(labels)
     assert set(found.groups) == set(ablations.USUAL)
     assert {label for group in found.groups.values() for label in group} == set(labels)
-    assert set(found.references) | set(found.references.values()) <= set(labels)
-    assert not set(found.references.values()) & set(found.references)
-    measured = {each.label: set(each.measured) for each in found.variants if each.measured}
-    assert measured == {
-        "ADRRec": {"robustness", "noise", "heads"},
-        "ADRRec -LNI": {"robustness", "noise"},
-        "SASRec": {"robustness", "noise"},
+    assert set(references_of(found)) | set(references_of(found).values()) <= set(labels)
+    assert not set(references_of(found).values()) & set(references_of(found))
+    assert found.measured == {
+        "ADRRec": {"robustness", "heads"},
+        "ADRRec -LNI": {"robustness"},
+        "SASRec": {"robustness"},
         "AWRSR sasrec": {"heads"},
         "AWRSR sasrec simple": {"heads"},
     }
@@ -88,7 +91,7 @@ def test_noise_is_added_where_the_full_model_has_none():
 
 def test_no_two_entries_of_a_model_are_the_same():
     found = listed(*ablations.USUAL, lengths=[10, 20])
-    told = [json.dumps([each.model, each.options], sort_keys=True) for each in found.variants]
+    told = [json.dumps([each.model, each.options], sort_keys=True) for each in found.entries]
     assert len(set(told)) == len(told)
 
 
@@ -122,37 +125,10 @@ def test_what_the_full_model_has_is_not_a_variant(change, label, wanted):
     assert {**change} not in list(found.values())
 
 
-def test_parts_are_added_one_by_one_to_a_model_that_is_sasrec():
-    found = listed("parts")
-    given = by_label(found)
-    references = found.references
-    told = {json.dumps([each.model, dict(each.options)], sort_keys=True) for each in found.variants}
-    assert len(given) == len(parts.PARTS) == len(told)
-    assert set(references.values()) == {parts.SASREC, parts.BARE, parts.HEADS}
-    # A reference stands before what is compared with it.
-    labels = list(given)
-    assert all(labels.index(against) < labels.index(label) for label, against in references.items())
-    sasrec, bare = given[parts.SASREC], given[parts.BARE]
-    assert {name: bare[name] for name in parts.BLOCK} == {name: sasrec[name] for name in parts.BLOCK}
-    assert bare["absolute_kernels"] == bare["relative_kernels"] == []
-    assert sasrec["n_heads"] == bare["n_heads"]
-    for label, against in references.items():
-        if against == parts.BARE and label != parts.HEADS:
-            changed = {name for name in {*given[label], *bare} if given[label].get(name) != bare.get(name)}
-            allowed = {
-                *("absolute_kernels", "relative_kernels", "day_spacing", "time_unit", "kernel_freq"),
-                *("trend_rank", "lni_weight", "lni_form", "use_query_time"),
-            }
-            assert changed
-            assert changed <= allowed, label
-    timed = {label for label, options in given.items() if options.get("use_query_time")}
-    assert all(label.endswith("timed") for label in timed)
-    assert given["ADRRec, defaults"] == {}
-
-
-def test_an_ablation_without_groups_leaves_parts_out(tmp_path):
-    found, _ = planned(tmp_path, "--seeds", "1")
-    assert "parts" not in found.groups
+def test_rows_are_compared_model_by_model():
+    found = listed("rows")
+    assert by_label(found)["ADRRec prefix rows"] == {"train_rows": "prefix"}
+    assert references_of(found) == {"ADRRec prefix rows": "ADRRec", "AWRSR sasrec prefix rows": "AWRSR sasrec"}
 
 
 def test_other_kernels_are_taken_away_too():
@@ -165,10 +141,11 @@ def test_other_kernels_are_taken_away_too():
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"groups": ["kernel"]}, r"groups: entry 1: 'kernel' is none of .*did you mean kernels"),
-        ({"groups": ["kernels"], "removal": "cut"}, "removal: entry 1: 'cut' is none of constant, drop"),
-        ({"groups": ["refinement"], "backbones": ["gru"]}, "backbones: entry 1: 'gru'"),
-        ({"groups": ["length"], "lengths": [0]}, "lengths: entry 1: 0"),
+        ({"groups": ["kernel"]}, "groups: 'kernel' is none of .*did you mean kernels"),
+        ({"groups": ["kernels"], "removal": "cut"}, "removal: 'cut' is none of constant, drop"),
+        ({"groups": ["refinement"], "backbones": ["gru"]}, "backbones: 'gru'"),
+        ({"groups": ["parts"]}, "compare.py --config benchmarks/configs/parts.yaml"),
+        ({"groups": ["length"], "lengths": [0]}, "lengths: 0"),
         (
             {"groups": ["kernels"], "base": {**BASE, "absolute_kernels": ["day"], "relative_kernels": []}},
             "takes away one of several",
@@ -181,9 +158,8 @@ def test_wrong_choices_are_refused(choices, words):
 
 
 def planned(tmp_path, *arguments):
-    own, rest = ablate._own([*arguments, "--datasets", "ml-100k", "--results", str(tmp_path / "results")])
-    flags, overrides = ablate.compare.parse(rest, ablate.compare.FLAGS, ablate.compare.SWITCHES)
-    return ablate.planned(own, flags.get("config"), overrides)
+    given = [*arguments, "--datasets", "ml-100k", "--results", str(tmp_path / "results")]
+    return planned_from(given)
 
 
 def test_every_entry_is_configured_as_its_runs_will_be(tmp_path):
@@ -213,7 +189,8 @@ def test_options_that_vary_are_those_of_the_full_models(tmp_path):
     assert given["ADRRec -hour"]["absolute_kernels"] == ["day", "constant"]
     assert plan.options == {"epochs": 3}
     assert not plan.keep_models
-    assert "ADRRec -hour" in found.references
+    assert "ADRRec -hour" in references_of(found)
+    assert next(entry for entry in plan.models if entry.label == "ADRRec -hour").reference == "ADRRec"
 
 
 def test_models_are_kept_where_they_are_measured(tmp_path):
@@ -230,7 +207,7 @@ def test_a_dry_run_prints_the_list_and_does_nothing(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "ADRRec -relative heads" in told
     assert "against ADRRec" in told
-    assert told.rstrip().endswith("7 entries x 1 data sets x 1 protocols x 3 seeds: 21 runs")
+    assert "21 runs, 21 of them to do" in told
     assert not results.exists()
 
 
@@ -238,7 +215,7 @@ def test_a_dry_run_prints_the_list_and_does_nothing(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["--groups", "kernles"], "did you mean kernels"),
-        (["--groups"], "groups: no value is given"),
+        (["--groups"], "argument --groups: expected one argument"),
         (["--models", "SASRec"], "models: an ablation sets it by itself"),
         (["--keep_models", "true"], "keep_models: an ablation sets it by itself"),
         (["--shares", "10"], "shares: 10 is not a number above 0 and of at most 1"),
@@ -281,7 +258,7 @@ def test_an_ablation_runs_and_is_measured(small_study):
     names = {path.stem for path in (results / "measurements").glob("*.json")}
     assert len(names) == 5
     text = (results / "report" / "report.md").read_text(encoding="utf-8")
-    for words in ("# Robustness", "Noise at test time", "# Heads", "What the models learned", "Length of the history"):
+    for words in ("# Robustness", "noise in the layers", "# Heads", "Length of the history"):
         assert words in text
     told = json.loads((results / "measurements" / "small-ADRRec-leave_one_out-full-all-s2020.json").read_text())
     run = json.loads((results / "runs" / "small-ADRRec-leave_one_out-full-all-s2020.json").read_text())
@@ -290,13 +267,19 @@ def test_an_ablation_runs_and_is_measured(small_study):
         ("replace", 0.5),
         ("drop", 0.5),
         ("jitter", 0.5),
+        ("noise", 0.5),
     ]
-    assert len(told["heads"]) == 2 * 4 + 2
-    assert told["lni"] == "gaussian, size 0.1, weight 0.01"
+    defaults = options.load_properties("model", "ADRRec")
+    assert (defaults["mixture"], defaults["absolute_kernels"], defaults["n_heads"]) == ("adaptive", [], None)
+    kernels = {f"{name} kernel" for name in defaults["relative_kernels"]}
+    places = [(row["layer"], row["head"]) for row in told["heads"]]
+    layers = range(1, defaults["n_layers"] + 1)
+    wanted = {(layer, head) for layer in layers for head in {"head 1", "head 2", *kernels}}
+    assert set(places) == wanted | {("all", head) for head in {"all relative kernels", *kernels}}
+    assert len(places) == len(set(places))
     sasrec = json.loads((results / "measurements" / "small-SASRec-leave_one_out-full-all-s2020.json").read_text())
     assert len(sasrec["robustness"]) == 3
     assert "heads" not in sasrec
-    assert "noise" not in sasrec
 
 
 @pytest.mark.slow
@@ -314,9 +297,9 @@ def test_a_model_that_is_not_the_runs_is_refused(small_study, tmp_path):
     _, plan = planned_from(arguments)
     spec = next(spec for spec in plan.specs() if spec.label == "ADRRec")
     with pytest.raises(CheckpointError, match="no such file; run the study with keep_models"):
-        loaded.load(spec, tmp_path / "none.pth")
-    with pytest.raises(CheckpointError, match="not a model of small-ADRRec-"):
-        loaded.load(spec, results / "models" / "small-SASRec-leave_one_out-full-all-s2020.pth")
+        runs.load_trained(spec, tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match=r"made for another model|not a model of small-ADRRec-"):
+        runs.load_trained(spec, results / "models" / "small-SASRec-leave_one_out-full-all-s2020.pth")
     other = results.parent / "other"
     (other / "runs").mkdir(parents=True)
     (other / "models").mkdir()
@@ -327,6 +310,4 @@ def test_a_model_that_is_not_the_runs_is_refused(small_study, tmp_path):
 
 
 def planned_from(arguments):
-    own, rest = ablate._own(arguments)
-    flags, overrides = ablate.compare.parse(rest, ablate.compare.FLAGS, ablate.compare.SWITCHES)
-    return ablate.planned(own, flags.get("config"), overrides)
+    return ablate.planned(*command_line.parse(arguments, command_line.parser_of("ablate.py", "", ablate.FLAGS)))

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import random
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from recbole.data import create_dataset
 from recbole_adrrec.cli.convert import main
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.tools import convert, sources
-from recbole_adrrec.tools.convert import Distinct, TimeTextError, read_time
+from recbole_adrrec.tools.convert import Distinct
 
 ROWS = [("ann", "tea", "1700000000"), ("ann", "milk", "1700000060"), ("bob", "tea", "1600000000")]
 WRITTEN = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join("\t".join(row) + "\n" for row in ROWS)
@@ -137,63 +136,6 @@ def test_what_is_written_is_what_is_loaded() -> None:
         for item, time in zip(seen, times, strict=True)
     ]
     assert sorted(found) == sorted(rows)
-
-
-# Times
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "seconds"),
-    [
-        ("0", None, "0"),
-        ("1700000000", None, "1700000000"),
-        ("0001700000000", "s", "1700000000"),
-        (" 1700000000.0 ", None, "1700000000"),
-        ("1700000000.25", None, "1700000000.25"),
-        ("1700000000123", "ms", "1700000000.123"),
-        ("1700000000000", "ms", "1700000000"),
-        ("1700000000000001", "us", "1700000000.000001"),
-        ("16777217", None, "16777217"),
-        ("1700000000.123456789012345", None, "1700000000.123456789012345"),
-        ("1700000000000000.123456789000000000000000", "us", "1700000000.000000123456789"),
-        ("1700000000." + "0" * 40, "ms", "1700000"),
-        ("9007199254740993", "us", "9007199254.740993"),
-        ("1970-01-01", None, "0"),
-        ("1972-02-29", None, "68169600"),
-        ("2024-05-01T12:00", "ms", "1714564800"),
-        ("2024-05-01 12:00:00.5", None, "1714564800.5"),
-        ("2024-05-01T12:00:00Z", None, "1714564800"),
-        ("2024-05-01T12:00:00+02:00", None, "1714557600"),
-        ("2024-05-01T12:00:00-0530", None, "1714584600"),
-        ("2024-05-01t12:00:00+02", None, "1714557600"),
-        ("2024-05-01T12:00:00,123456789", None, "1714564800.123456789"),
-    ],
-)
-def test_times_are_read_exactly(text: str, unit: str | None, seconds: str) -> None:
-    assert read_time(text, unit) == (int(Decimal(seconds)), seconds)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "-1", "nan", "inf", "-inf", "1e999", "1e999999999", "1_600", "٣", "0x10", "yesterday", "1969-12-31"),
-        *("2024-13-01", "2024-02-30", "2024-05-01T25:00", "2024-05-01T12:00+24:00", "2024", "20240501T12"),
-        *(
-            "1e-16",
-            "1700000000.1234567890123456",
-            "1700000000000",
-            "9" * 5000,
-            "2024-05-01T12:00:60",
-            "1970-01-01T00:00+01:00",
-        ),
-    ],
-)
-def test_what_is_no_time_is_refused(text: str) -> None:
-    if text == "2024":  # seconds, as any number
-        assert read_time(text) == (2024, "2024")
-        return
-    with pytest.raises(TimeTextError):
-        read_time(text)
 
 
 # Bad rows
@@ -434,7 +376,7 @@ def test_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch) -> 
                 [Path("a.csv")],
                 f"n{count}",
                 Path("dataset"),
-                sources.Wishes({"user": None, "item": None, "time": None}),
+                sources.ReaderOptions({"user": None, "item": None, "time": None}),
             ),
             progress=False,
         )

@@ -12,7 +12,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_model, get_trainer, init_seed
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from recbole_adrrec.integration import ranking as evaluation
+from recbole_adrrec.integration import ranking
 from recbole_adrrec.integration.ranking import RowScores
 
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "MAP", "Precision", "GAUC", "ItemCoverage", "AveragePopularity"]
@@ -68,7 +68,7 @@ def mask_some(loader: Any, trainer: Any, form: str) -> None:
 
 def by_recbole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let RecBole's own method score and mask, and RecBole's collector count, whole batches."""
-    monkeypatch.setattr(evaluation, "score_by_rows", lambda trainer, original, batch: original(trainer, batch))
+    monkeypatch.setattr(ranking, "score_by_rows", lambda trainer, score, batch: score(batch))
 
 
 @pytest.mark.parametrize("masked", [None, "pairs", "table"])
@@ -78,7 +78,7 @@ def test_the_metrics_are_the_same_to_the_last_digit(
 ) -> None:
     found = []
     for block in (1, 5_000, 1 << 22):
-        monkeypatch.setitem(evaluation.BLOCK_SCORES, "cpu", block)
+        monkeypatch.setitem(ranking.BLOCK_SCORES, "cpu", block)
         found.append(evaluated(model, small, masked=masked)[0])
     by_recbole(monkeypatch)
     whole, _ = evaluated(model, small, masked=masked)
@@ -95,7 +95,7 @@ def test_no_tensor_holds_all_scores(model: str, small: dict[str, Any], monkeypat
         "topk": [5],
         "valid_metric": "NDCG@5",
     }
-    monkeypatch.setitem(evaluation.BLOCK_SCORES, "cpu", 4_000)
+    monkeypatch.setitem(ranking.BLOCK_SCORES, "cpu", 4_000)
     _, by_rows = evaluated(model, small, **tiny)
     by_recbole(monkeypatch)
     _, whole = evaluated(model, small, **tiny)

@@ -15,7 +15,9 @@ from recbole_adrrec import cli
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.integration import register as plugin
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, captured_weights
-from recbole_adrrec.tools import explain, pictures
+from recbole_adrrec.tools import explain, plots
+from recbole_adrrec.tools.page import GAPS
+from recbole_adrrec.tools.page import page as html
 
 MODELS = {
     "ADRRec": {"relative_kernels": ["sinusoid", "distance"], "mixture": "heads", "n_heads": None},
@@ -97,7 +99,7 @@ def test_reasons_are_the_weights_of_the_last_query(recommenders, name):
     shown = LENGTH - (name in CLOZE)
     assert reasons.items == items[-shown:]
     assert reasons.times.tolist() == times[-shown:].tolist()
-    assert reasons.asks_itself == (name in CLOZE)
+    assert reasons.has_mask_key == (name in CLOZE)
     assert reasons.is_refined == (name.startswith("AWRSR") and "none" not in name)
     assert reasons.recommended == next(iter(recommender.recommend(user, top=5)))[1]
     if "none" not in name and "AWRSR" in name:
@@ -152,7 +154,7 @@ def test_curves_are_what_relative_kernels_add_to_scores(recommenders, name):
     reasons = explain.explain(recommender, user, moment)
     layers, moments = last_scores(recommender.model, recommender.rows([user], moment))
     asked = float(moments.query_time[0, -1])
-    if reasons.asks_itself or "told" in name:
+    if reasons.has_mask_key or "told" in name:
         assert reasons.query_time == asked
     gaps = {
         "seconds": asked - moments.key_time[0].double().numpy(),
@@ -261,11 +263,13 @@ def test_other_models_and_users_are_refused(recommenders):
 # Pictures
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_has_a_picture_that_says_something(recommenders, name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["ADRRec", "ADRRec adaptive cloze", "ADRRec absolute", "STOSA", "TiSASRec", "AWRSR mix"]
+)
+def test_every_kind_of_model_has_a_picture_that_says_something(recommenders, name, tmp_path):
     reasons = explain.explain(recommenders(name), recommenders(name).users[4])
     file = tmp_path / "picture.png"
-    file.write_bytes(pictures.png(reasons, {}, dots=60))
+    file.write_bytes(plots.png(reasons, {}, dots=60))
     with Image.open(file) as picture:
         picture.load()
         assert picture.width == 14 * 60
@@ -283,7 +287,7 @@ def test_a_page_has_titles_weights_and_kernels_and_needs_nothing_else(recommende
     recommender = recommenders("ADRRec")
     reasons = explain.explain(recommender, recommender.users[4])
     titles = {item: f"<b>$1 & $2</b> of {item} ☃" for item in recommender.items}
-    page = pictures.page(reasons, titles)
+    page = html(reasons, titles)
     text = page.decode()
     for item in reasons.items:
         assert f"&lt;b&gt;$1 &amp; $2&lt;/b&gt; of {item} ☃" in text
@@ -297,13 +301,13 @@ def test_a_page_has_titles_weights_and_kernels_and_needs_nothing_else(recommende
     for word in ("sinusoid", "distance", "gap in seconds", "gap in hours", "gap in days", "time (UTC)", "layer 2"):
         assert word in drawing
     (kernel, *_) = [kernel for kernel in reasons.kernels if kernel.unit == "seconds"]
-    for value in kernel.curve(np.array([gap for _, gap in pictures.GAPS], dtype=float)):
+    for value in kernel.curve(np.array([gap for _, gap in GAPS], dtype=float)):
         assert f">{value:.3f}<" in text
 
 
 def test_a_page_has_the_gates_of_each_head(recommenders):
     reasons = explain.explain(recommenders("ADRRec adaptive"), recommenders("ADRRec adaptive").users[4])
-    page = pictures.page(reasons, {})
+    page = html(reasons, {})
     text, drawing = page.decode(), svg(page)
     for gate in reasons.gates.ravel():
         assert f">{gate:.3f}<" in text
@@ -311,39 +315,64 @@ def test_a_page_has_the_gates_of_each_head(recommenders):
     for word in ("gap_bias, head 2", "position, head 1", "gap in places", "gap in days", "layer 2", "gate of the last"):
         assert word in drawing
     assert "gap_bias, layer 2, head 2" in text
-    absolute = pictures.page(explain.explain(recommenders("ADRRec absolute"), "196"), {})
+    absolute = html(explain.explain(recommenders("ADRRec absolute"), "196"), {})
     assert "day, head 2" in svg(absolute)
     assert "gap in" not in svg(absolute)
     for name in ("ADRRec", "TiSASRec"):
-        assert "gate" not in svg(pictures.page(explain.explain(recommenders(name), "196"), {}))
+        assert "gate" not in svg(html(explain.explain(recommenders(name), "196"), {}))
 
 
 def test_refined_weights_stand_beside_plain_ones(recommenders):
     reasons = explain.explain(recommenders("AWRSR mix"), recommenders("AWRSR mix").users[4])
-    text = pictures.page(reasons, {}).decode()
+    text = html(reasons, {}).decode()
     assert text.count("layer 1, before") == text.count("layer 1, refined") == 1
     for weights in (*reasons.plain, *reasons.refined):
         assert f">{100 * weights[0, 0]:.2f}<" in text
-    plain = pictures.page(explain.explain(recommenders("STOSA"), recommenders("STOSA").users[0]), {}).decode()
+    plain = html(explain.explain(recommenders("STOSA"), recommenders("STOSA").users[0]), {}).decode()
     assert "layer 1" in plain
     assert "refined" not in plain
 
 
+def test_the_part_of_the_trend_stands_beside_each_item(recommenders):
+    recommender = recommenders("AWRSR trend")
+    head = recommender.model.head
+    user = recommender.users[4]
+    at = int(recommender.history(user)[1][-1]) + 86_400
+    head.trend.items.data.normal_(0, 2, generator=torch.Generator().manual_seed(2))
+    try:
+        reasons = explain.explain(recommender, user, at, top=8)
+        trend, head.trend = head.trend, None
+        without = dict(next(iter(recommender.recommend(user, at, len(recommender.items))))[1])
+    finally:
+        head.trend = trend
+        trend.items.data.zero_()
+    want = [score - without[item] for item, score in reasons.recommended]
+    np.testing.assert_allclose(reasons.trend, want, rtol=1e-3, atol=1e-4)
+    assert np.ptp(want) > 0.1
+    text = html(reasons, {}).decode()
+    for part in reasons.trend:
+        assert f"of which the trend adds {part:+.4f}" in text
+    assert plots.png(reasons, {}, dots=40).startswith(b"\x89PNG")
+    plain = explain.explain(recommenders("STOSA"), user)
+    assert plain.trend == []
+    assert "trend" not in html(plain, {}).decode()
+
+
 def test_models_without_kernels_of_gaps_say_so(recommenders):
-    page = pictures.page(explain.explain(recommenders("STOSA"), recommenders("STOSA").users[0]), {})
+    page = html(explain.explain(recommenders("STOSA"), recommenders("STOSA").users[0]), {})
     assert "STOSA has no kernel of the gap" in svg(page)
     assert "gap in hours" not in svg(page)
 
 
 def test_earlier_events_share_a_line_and_their_weights(recommenders):
     reasons = explain.explain(recommenders("ADRRec"), recommenders("ADRRec").users[4])
-    page = pictures.page(reasons, {}, shown=4)
+    page = html(reasons, {}, shown=4)
     assert f"{len(reasons.items) - 4} earlier events together" in svg(page)
-    folded = pictures._folded(reasons, reasons.plain[0], 4)
+    folded = plots._folded(reasons, reasons.plain[0], 4)
     assert folded.shape == (5, 4)
     np.testing.assert_allclose(folded.sum(0), 1, rtol=1e-5)
     np.testing.assert_allclose(folded[0], reasons.plain[0][:, -1])
-    assert "earlier events" not in svg(pictures.page(reasons, {}, shown=12))
+    assert "earlier events" not in svg(html(reasons, {}, shown=12))
 
 
 def test_one_event_can_be_drawn(recommenders):
@@ -352,7 +381,7 @@ def test_one_event_can_be_drawn(recommenders):
         single = recommender.append(["ann"], recommender.items[:1], [893_286_638])
         reasons = explain.explain(single, "ann", at=893_286_638)
         assert len(reasons.items) == 1
-        assert pictures.png(reasons, {}, dots=40).startswith(b"\x89PNG")
+        assert plots.png(reasons, {}, dots=40).startswith(b"\x89PNG")
 
 
 # The command line

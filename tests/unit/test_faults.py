@@ -18,12 +18,13 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset
-from recbole.trainer import Trainer
+from recbole.trainer.trainer import Trainer
 from test_resume import break_off, files, write_tiny
 
 from recbole_adrrec import cli
 from recbole_adrrec.files import AtomicFile
-from recbole_adrrec.integration import checkpoints, training
+from recbole_adrrec.integration.checkpoint import load_checkpoint
+from recbole_adrrec.integration.trainer import ResumableTrainer
 
 HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 START = 1_600_000_000
@@ -171,8 +172,7 @@ def test_unusual_data_work_and_lose_nothing(
     assert train() == 0
     assert "test metrics over" in capsys.readouterr().out
     (best,) = set(Path("saved").glob("*.pth")) - set(Path("saved").glob("*-last.pth"))
-    carried = checkpoints.load(best)["recbole_adrrec"]["histories"]
-    assert len(carried["items"]) == n_events
+    assert len(load_checkpoint(best)["data"]["events"]["items"]) == n_events
 
 
 def test_names_and_orders_are_those_of_the_file() -> None:
@@ -253,7 +253,6 @@ def spoil_loss(monkeypatch: pytest.MonkeyPatch, value: float, epoch: int = 1) ->
         return train_epoch(self, train_data, epoch_idx, loss, *args[1:], **kwargs)
 
     monkeypatch.setattr(Trainer, "_train_epoch", spoiled)
-    training.continuing.cache_clear()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -269,7 +268,7 @@ def test_a_loss_that_is_not_finite_ends_training_with_the_best_model_whole(
         f"clip_grad_norm: {{max_norm: 5}}; {best} has the best model so far"
     )
     for file in (best, last):
-        state = checkpoints.load(file)
+        state = load_checkpoint(file)
         assert state["training"]["whole_epochs"] == 1
         assert all(torch.isfinite(each).all() for each in state["state_dict"].values())
 
@@ -287,10 +286,9 @@ def test_weights_that_are_not_finite_are_never_saved(
         return loss
 
     monkeypatch.setattr(Trainer, "_train_epoch", spoil)
-    training.continuing.cache_clear()
     assert train("--epochs=3") == 2
     assert "is no longer finite after epoch 1: training diverged" in told(capsys)
-    assert {checkpoints.load(file)["training"]["whole_epochs"] for file in files(Path("saved"))} == {1}
+    assert {load_checkpoint(file)["training"]["whole_epochs"] for file in files(Path("saved"))} == {1}
 
 
 def test_a_killed_loader_process_is_told_in_a_line(
@@ -308,13 +306,13 @@ def test_a_killed_loader_process_is_told_in_a_line(
         return collate(self, index)
 
     monkeypatch.setattr(WindowTrainDataLoader, "collate_fn", die)
-    save_last = training.ContinuedTraining._save_last
+    save_last = ResumableTrainer._save_last
 
     def mark(self: Any) -> None:
         save_last(self)
         marker.touch()
 
-    monkeypatch.setattr(training.ContinuedTraining, "_save_last", mark)
+    monkeypatch.setattr(ResumableTrainer, "_save_last", mark)
     assert train("--worker=2", "--epochs=3") == 2
     _, last = files(Path("saved"))
     error = told(capsys)
@@ -360,7 +358,7 @@ def test_a_full_disk_while_the_last_state_is_saved_costs_nothing_but_that_file(
     assert train("--epochs=3") == 0
     assert "test metrics over" in capsys.readouterr().out
     (best,) = Path("saved").glob("*")  # neither a last state nor a part of one
-    assert checkpoints.load(best)["training"]["has_best"]
+    assert load_checkpoint(best)["training"]["has_best"]
 
 
 def test_a_full_disk_while_the_best_model_is_saved_leaves_the_earlier_one_whole(
@@ -472,11 +470,4 @@ def test_the_broken_off_epoch_of_an_interruption_is_not_counted(
     break_off(monkeypatch, epoch=1, step=1)
     assert train("--epochs=3") == 130
     assert "interrupted; the best model so far is saved in" in capsys.readouterr().err
-    assert checkpoints.load(files(Path("saved"))[1])["training"]["whole_epochs"] == 1
-
-
-@pytest.fixture(autouse=True)
-def fresh_trainers() -> Any:
-    """Trainers are made anew once ``Trainer`` is itself again."""
-    yield
-    training.continuing.cache_clear()
+    assert load_checkpoint(files(Path("saved"))[1])["training"]["whole_epochs"] == 1

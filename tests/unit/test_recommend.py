@@ -5,22 +5,19 @@ import io
 import json
 import subprocess
 import sys
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import read_events, write_dataset
-from trained import train
+from trained import saved, train
 
 import recbole_adrrec
 from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
-from recbole_adrrec.integration import carried
-from recbole_adrrec.integration import patches as compat
 from recbole_adrrec.integration import register as plugin
-from recbole_adrrec.tools.recommend import iso, seconds
+from recbole_adrrec.integration.checkpoint import load_checkpoint
+from recbole_adrrec.times import iso
 
 LEARNED = {"epochs": 1, "learning_rate": 0.03}
 """Until something is learned, kernels have no say in ADRRec."""
@@ -86,20 +83,6 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def stored(path):
-    return torch.load(path, weights_only=False)
-
-
-def saved(path, change):
-    """A copy of a checkpoint with something changed, and digests that fit again."""
-    checkpoint = stored(path)
-    change(checkpoint)
-    other = Path("changed.pth").resolve()
-    with plugin.command_line({}, strict=False):
-        compat.checkpoints.save(checkpoint, other)
-    return other
-
-
 # The same answers as the trained model's
 
 
@@ -156,7 +139,7 @@ def test_loading_disturbs_no_random_numbers_and_needs_no_data(checkpoints):
     recommender = recbole_adrrec.load(str(path))
     assert torch.equal(torch.rand(3), want)
     assert len(recommender.users) == 60
-    assert recommender.carried.user_field == "user_id"
+    assert recommender.data.user_field == "user_id"
 
 
 def test_a_checkpoint_keeps_the_clock_of_its_training_data(checkpoints):
@@ -199,7 +182,7 @@ def test_items_met_later_than_the_moment_are_not_seen_yet(adrrec):
     assert offered == set(adrrec.items) - before
     assert len(before) < len(set(items))
     later = sum(int(time) > middle for time in times)
-    assert f"at: {later:,} events are later than the moment asked" in answers.notes[0]
+    assert f"at: {later:,} events are later than the moment" in answers.notes[0]
 
 
 def test_equal_scores_come_in_the_order_of_items(adrrec, monkeypatch):
@@ -256,7 +239,7 @@ def test_models_that_are_not_told_say_so(adrrec, checkpoints):
 
 
 def test_a_moment_far_from_training_is_told(told, caplog):
-    first, last = told.carried.days
+    first, last = told.data.days
     answers = told.recommend(told.users[0], at=(last + 400) * DAY)
     assert f"400 days outside the days of training, {iso(first * DAY)} to {iso(last * DAY)}" in answers.notes[-1]
     assert answers.notes[-1] in caplog.text
@@ -275,38 +258,6 @@ def test_each_user_may_have_a_moment_and_the_default_is_the_last_event(told):
     assert told.recommend(users).at.tolist() == [max(int(told.history(user)[1][-1]) for user in told.users)] * 3
     with pytest.raises(OptionError, match="at: 2 moments for 3 users"):
         told.recommend(users, at=moments[:2])
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("2024-05-01", datetime(2024, 5, 1)),
-        ("2024-05-01T12:00", datetime(2024, 5, 1, 12)),
-        ("2024-05-01 12:00:30Z", datetime(2024, 5, 1, 12, 0, 30)),
-        ("2024-05-01T12:00+02:00", datetime(2024, 5, 1, 10)),
-        ("2024-05-01T12:00:00.9-0330", datetime(2024, 5, 1, 15, 30)),
-    ],
-)
-def test_moments_are_utc_unless_they_have_an_offset(text, want):
-    assert seconds(text) == int(want.replace(tzinfo=timezone.utc).timestamp())
-
-
-def test_moments_as_numbers_and_datetimes():
-    assert seconds("@1714564800") == seconds("1714564800") == seconds(1714564800.7) == 1714564800
-    assert seconds("@2024") == 2024
-    assert seconds(datetime(2024, 5, 1)) == seconds("2024-05-01")
-    assert seconds(datetime(2024, 5, 1, tzinfo=timezone(timedelta(hours=-5)))) == seconds("2024-05-01T05:00")
-    assert abs(seconds("now") - datetime.now(timezone.utc).timestamp()) < 60
-    assert (iso(0), iso(seconds("2024-05-01T12:00"))) == ("1970-01-01", "2024-05-01T12:00:00Z")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    ["2024", "20240501", "yesterday", "2024-13-01", "2024-05-01T25:00", "", "1714564800000", -1, 1e12, None, True],
-)
-def test_what_is_no_moment_is_refused(wrong):
-    with pytest.raises(OptionError, match=r"^at: "):
-        seconds(wrong)
 
 
 # New events
@@ -401,7 +352,7 @@ def test_models_that_learned_users_refuse_new_ones(checkpoints):
 
 def test_unknown_users_are_refused_with_similar_names_or_left_out(adrrec):
     user = adrrec.users[0]
-    with pytest.raises(DataError, match=f"'{user}x' is unknown; did you mean .*'{user}'"):
+    with pytest.raises(DataError, match=f"'{user}x' is unknown; did you mean {user}[?]"):
         adrrec.recommend(f"{user}x")
     answers = adrrec.recommend([f"{user}x", user, "other"], skip_unknown=True)
     assert answers.users == [user]
@@ -432,59 +383,6 @@ def test_more_items_than_there_are(adrrec):
     assert frame["score"].notna().all()
 
 
-def test_checkpoints_without_names_say_what_to_do(checkpoints):
-    old = saved(checkpoints("ADRRec").path, lambda checkpoint: checkpoint.pop(carried.KEY))
-    with pytest.raises(CheckpointError, match=r"carries no names of users and items.*train it again"):
-        recbole_adrrec.load(old)
-
-
-def rename(checkpoint):
-    checkpoint[carried.KEY]["items"]["text"] = "x" + checkpoint[carried.KEY]["items"]["text"][1:]
-
-
-def swap_items(checkpoint):
-    items = checkpoint[carried.KEY]["histories"]["items"]
-    items[:2] = items[:2].flip(0) if items[0] != items[1] else items[:2] % 7 + 1
-
-
-def shorten(checkpoint):
-    checkpoint[carried.KEY]["histories"]["times"] = checkpoint[carried.KEY]["histories"]["times"][:-1]
-
-
-def grow_items(checkpoint):
-    packed = carried._pack([*carried._unpack(checkpoint[carried.KEY]["items"], "items"), "one more"])
-    checkpoint[carried.KEY]["items"] = packed
-    prints = checkpoint[carried.KEY]["fingerprint"]
-    prints["items"] = carried._hash_names(packed)
-    prints["names"] = carried._hash_names(checkpoint[carried.KEY]["users"], packed)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (rename, "items don't match their fingerprint"),
-        (swap_items, "events don't match their fingerprint"),
-        (shorten, "events don't match their fingerprint"),
-        (grow_items, "weights don't fit its own options and its [0-9,]+ items"),
-        (lambda checkpoint: checkpoint[carried.KEY].pop("days"), "a part of what it carries is missing"),
-        (lambda checkpoint: checkpoint[carried.KEY].update(format=99), "saved by a later version"),
-        (lambda checkpoint: checkpoint[carried.KEY].update(days=[5, 3]), "days of training"),
-        (lambda checkpoint: checkpoint[carried.KEY].update(n_users=7), "another number of users"),
-        (lambda checkpoint: checkpoint[carried.KEY].update(users=3), "names of users can't be read"),
-        (lambda checkpoint: checkpoint.update({carried.KEY: "text"}), "not what this package writes"),
-        (lambda checkpoint: checkpoint["state_dict"].popitem(), "weights don't fit"),
-        (
-            lambda checkpoint: checkpoint["config"].final_config_dict.update(n_layers=0.5),
-            "can't be made from the options",
-        ),
-    ],
-)
-def test_what_was_changed_is_refused(checkpoints, change, message):
-    with pytest.raises(CheckpointError, match=message) as refused:
-        recbole_adrrec.load(saved(checkpoints("ADRRec").path, change))
-    assert "\n" not in str(refused.value)
-
-
 def test_missing_and_truncated_files_are_refused(checkpoints):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         recbole_adrrec.load("nowhere.pth")
@@ -494,9 +392,7 @@ def test_missing_and_truncated_files_are_refused(checkpoints):
 
 
 def test_a_compiled_model_answers_without_being_compiled(checkpoints, adrrec):
-    path = saved(
-        checkpoints("ADRRec").path, lambda checkpoint: checkpoint["config"].final_config_dict.update(compile=True)
-    )
+    path = saved(checkpoints("ADRRec").path, lambda checkpoint: checkpoint["config"]["options"].update(compile=True))
     recommender = recbole_adrrec.load(path)
     assert not recommender.model.compiled
     user = adrrec.users[0]
@@ -515,68 +411,12 @@ def test_an_unknown_device_is_refused(checkpoints):
         recbole_adrrec.load(checkpoints("ADRRec").path, device="abacus")
 
 
-def test_what_is_carried_is_plain_data(checkpoints):
-    Path("plain.pth").parent.mkdir(exist_ok=True)
-    torch.save(stored(checkpoints("ADRRec").path)[carried.KEY], "plain.pth")
-    found = torch.load("plain.pth", weights_only=True)
-    assert found["version"] == recbole_adrrec.__version__
-    assert found["histories"]["items"].dtype == torch.int32
-
-
-# Weights of other data
-
-
-def swapped_items(folder):
-    """The same numbers of everything, with two items that changed names."""
-    head, rows = read_events()
-    users = dict.fromkeys(row[0] for row in rows)
-    kept = set(list(users)[:60])
-    rows = [row for row in rows if row[0] in kept]
-    names = list(dict.fromkeys(row[1] for row in rows))
-    swap = {names[0]: names[1], names[1]: names[0]}
-    write_dataset(folder, "small", head, [[row[0], swap.get(row[1], row[1]), *row[2:]] for row in rows])
-    return folder
-
-
-def test_weights_are_refused_with_other_data_of_the_same_size(checkpoints, small_data, tmp_path):
-    run = checkpoints("ADRRec")
-    other = swapped_items(tmp_path / "other")
-    with plugin.command_line({}, strict=False):
-        stranger = train("ADRRec", other, tmp_path / "elsewhere", epochs=1)
-        with pytest.raises(CheckpointError, match=r"made for other data: .* other names"):
-            stranger.trainer.evaluate(stranger.test_data, model_file=str(run.path))
-        friend = train("ADRRec", small_data, tmp_path / "same", epochs=1)
-    assert friend.trainer.evaluate(friend.test_data, model_file=str(run.path))
-
-
-def test_loading_with_raw_data_that_changed_is_refused(checkpoints, tmp_path):
-    load = __import__("recbole.quick_start", fromlist=["x"]).load_data_and_model
-    other = swapped_items(tmp_path / "other") / "small"
-    moved = saved(
-        checkpoints("ADRRec").path,
-        lambda checkpoint: checkpoint["config"].final_config_dict.update(data_path=str(other)),
-    )
-    with plugin.command_line({}, strict=False), pytest.raises(CheckpointError, match="made for other data"):
-        load(str(moved))
-
-
-def test_other_events_of_the_same_users_and_items_are_told_apart(checkpoints):
-    run = checkpoints("ADRRec")
-    found = stored(run.path)[carried.KEY]
-    assert carried.other_data(found, run.train_data._dataset) is None
-    found["fingerprint"]["events"] = "0"
-    assert "other events" in carried.other_data(found, run.train_data._dataset)
-    found["fingerprint"]["names"] = "0"
-    assert "other names" in carried.other_data(found, run.train_data._dataset)
-    assert carried.other_data(None, run.train_data._dataset) is None
-
-
 def test_checkpoint_data_false_leaves_users_out(small_data, tmp_path):
     with plugin.command_line({}, strict=False):
         run = train("TiSASRec", small_data, tmp_path / "saved", checkpoint_data=False)
-    found = stored(run.path)[carried.KEY]
+    found = load_checkpoint(run.path)["data"]
     assert found["users"] is None
-    assert found["histories"] is None
+    assert found["events"] is None
     recommender = recbole_adrrec.load(run.path)
     assert recommender.users == []
     with pytest.raises(DataError, match="checkpoint_data: false"):
@@ -585,16 +425,6 @@ def test_checkpoint_data_false_leaves_users_out(small_data, tmp_path):
         recommender.recommend("196")
     more = recommender.append(["196"] * 2, recommender.items[:2], [893_286_638, 893_286_700])
     assert len(more.recommend("196").frame()) == 10
-
-
-@pytest.mark.parametrize("names", [[], [""], ["a", "", "b\nc\td", "Ünïcødé ☃", "a\0b"]])
-def test_names_of_any_kind_are_kept(names):
-    assert carried._unpack(carried._pack(names), "users") == names
-
-
-def test_two_of_one_name_are_refused():
-    with pytest.raises(carried.Damaged, match="one name"):
-        carried._unpack(carried._pack(["a", "a"]), "items")
 
 
 # The command line

@@ -7,8 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-from simulated import write_study
-from study import report
+from simulated import reported_study
 
 VOID = {"meta", "link", "img", "source", "br"}
 CHROMIUM = next(
@@ -44,9 +43,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The page's file, its text and its tags."""
-    root = tmp_path_factory.mktemp("study")
-    write_study(root)
-    path = report.write(root)["html"]
+    path = reported_study(tmp_path_factory)[1]["html"]
     text = path.read_text(encoding="utf-8")
     return path, text, Page(text)
 

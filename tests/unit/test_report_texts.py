@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 import report as report_command
-from simulated import LEAVE_ONE_OUT, write_run, write_settings, write_study
+from simulated import LEAVE_ONE_OUT, reported_study, write_run, write_settings, write_study
 from study import plots, report
-from study.report import Heading, Shown, Table, analyse, blocks_of, escape_latex, markdown, number, p_value
+from study.analysis import analyse
+from study.document import Figure, Heading, Table, duration, escape_latex, number, p_value, render
+from study.report import blocks_of
 from study.results import Results
 from study.statistics import Verdict
 
@@ -19,9 +21,7 @@ from recbole_adrrec.errors import DataError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A written study with its report."""
-    root = tmp_path_factory.mktemp("study")
-    write_study(root)
-    return root, report.write(root)
+    return reported_study(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_protocols_never_share_a_table(folder):
     assert len(analysis.tables) == 3
     for table in analysis.tables:
         for entry in table.entries.values():
-            assert {run.protocol for run in entry.runs} == {table.protocol}
+            assert {run.table for run in entry.runs} == {table.key}
     for split, candidates, seen, query_time in (
         ("temporal", "full", "all", False),
         ("leave_one_out", "pop100", "all", False),
@@ -108,7 +108,7 @@ def test_shuffled_ties_have_a_table_of_their_own(tmp_path):
     write_run(tmp_path, "SASRec", 2)
     write_run(tmp_path, "SASRec", 1, protocol={**LEAVE_ONE_OUT, "ties": "shuffled"})
     analysis = analyse(Results.read(tmp_path))
-    assert ["ties shuffled" in table.protocol.title for table in analysis.tables] == [False, True]
+    assert ["ties shuffled" in table.key.title for table in analysis.tables] == [False, True]
     assert all(not entry.missing for table in analysis.tables for entry in table.entries.values())
 
 
@@ -238,11 +238,11 @@ def test_nothing_is_ever_nan(folder, tmp_path):
 
 def test_every_figure_says_what_made_it(folder):
     root, _ = folder
-    figures = [block for block in blocks_of(analyse(Results.read(root))) if isinstance(block, Shown)]
+    figures = [block for block in blocks_of(analyse(Results.read(root))) if isinstance(block, Figure)]
     kinds = {figure.name.split("-")[0] for figure in figures}
-    assert kinds == {"quality", "time", "ablation", "length", "robustness", "heads", "kernels", "attention"}
+    assert kinds == {"quality", "time", "ablation", "length", "robustness", "heads"}
     for figure in figures:
-        facts = dict(figure.made.facts)
+        facts = dict(figure.provenance.facts)
         assert set(facts) >= {"Command", "Commit", "Versions", "Seeds", "Wall time", "Hardware"}
         assert facts["Command"].startswith("python benchmarks/")
         assert facts["Commit"] == "0123abc"
@@ -292,8 +292,8 @@ def test_results_and_tests_do_not_depend_on_times(folder, tmp_path):
 
 def test_markdown_keeps_its_columns():
     table = Table("a | b", ("x|y", "z_"), (("1|2\n3", "<b>*"),), "t")
-    text = markdown([Heading("h # *", 1), table])
-    assert text == "# h \\# \\*\n\na \\| b\n\n| x\\|y | z\\_ |\n| --- | ---: |\n| 1\\|2 3 | \\<b\\>\\* |\n"
+    text = render("report.md", [Heading("h # *", 1), table])
+    assert text == "# h \\# \\*\n\na \\| b\n\n| x\\|y | z\\_ |\n| --- | ---: |\n| 1\\|2 3 | \\<b\\>\\* |\n\n"
 
 
 def test_latex_is_escaped():
@@ -318,7 +318,7 @@ def test_latex_tables_are_whole(folder):
 
 def test_numbers_as_text():
     assert (number(None), number(0.12345), p_value(0.0004), p_value(0.0449)) == ("–", "0.1235", "<0.001", "0.045")
-    assert [report.duration(seconds) for seconds in (3.21, 75, 7322)] == ["3.2 s", "1 min 15 s", "2 h 02 min"]
+    assert [duration(seconds) for seconds in (3.21, 75, 7322)] == ["3.2 s", "1 min 15 s", "2 h 02 min"]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_numbers_as_text():
         (lambda root: (root / "runs" / "x.json").write_text("[]"), "x.json: not a JSON object"),
         (lambda root: (root / "runs" / "x.json").write_text("{}"), "x.json: label is missing"),
         (lambda root: next(root.glob("runs/*.npz")).write_bytes(b"PK"), "not readable as arrays"),
-        (lambda root: write_settings(root, reference={}), "reference is unknown; known are title"),
+        (lambda root: write_settings(root, reference={}), "unknown key reference; did you mean references"),
         (lambda root: [path.unlink() for path in root.glob("runs/*")], "no finished runs"),
     ],
 )

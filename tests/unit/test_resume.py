@@ -15,17 +15,17 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
-from recbole.model.sequential_recommender.sasrec import SASRec
 from recbole.quick_start import run_recbole
-from recbole.trainer import Trainer
+from recbole.trainer.trainer import Trainer
 from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, OptionError
-from recbole_adrrec.integration import checkpoints, training
-from recbole_adrrec.integration import patches as compat
-from recbole_adrrec.integration.carried import Carried
-from recbole_adrrec.integration.digests import digest
+from recbole_adrrec.integration import resume
+from recbole_adrrec.integration.checkpoint import load_checkpoint
+from recbole_adrrec.integration.checkpoint_data import CheckpointData
+from recbole_adrrec.integration.fingerprint import fingerprint
+from recbole_adrrec.integration.trainer import ResumableTrainer
 
 EPOCHS = 4
 CUT = 2  # whole epochs before training is broken off
@@ -92,7 +92,6 @@ def break_off(monkeypatch: pytest.MonkeyPatch, epoch: int = CUT, step: int = 2) 
         return train_epoch(self, train_data, epoch_idx, calculate_loss, *args[1:], **kwargs)
 
     monkeypatch.setattr(Trainer, "_train_epoch", train_and_break)
-    training.continuing.cache_clear()
 
 
 def files(folder: Path) -> tuple[Path, Path]:
@@ -113,12 +112,11 @@ def whole_and_continued(model: str, options: dict[str, Any], monkeypatch: pytest
                 break_off(patched)
                 with pytest.raises(BrokenOffError):
                     run_recbole(model=model, dataset="tiny", config_dict=given)
-            training.continuing.cache_clear()
             scramble()
             given["resume"] = str(files(folder)[1])
-            assert checkpoints.load(given["resume"])["training"]["whole_epochs"] == CUT
+            assert load_checkpoint(given["resume"])["training"]["whole_epochs"] == CUT
         result = run_recbole(model=model, dataset="tiny", config_dict=given)
-        found.append((result, [checkpoints.load(file) for file in files(folder)]))
+        found.append((result, [load_checkpoint(file) for file in files(folder)]))
     return found
 
 
@@ -133,11 +131,11 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert list(one["state_dict"]) == list(other["state_dict"])
     for name, value in one["state_dict"].items():
         assert torch.equal(value, other["state_dict"][name]), name
-    assert digest(one["optimizer"]) == digest(other["optimizer"])
+    assert fingerprint(one["optimizer"]) == fingerprint(other["optimizer"])
     for name in ("epoch", "cur_step", "best_valid_score"):
         assert one[name] == other[name], name
     for name in ("whole_epochs", "best_valid_result", "train_loss", "random", "has_best"):
-        assert digest(one["training"][name]) == digest(other["training"][name]), name
+        assert fingerprint(one["training"][name]) == fingerprint(other["training"][name]), name
 
 
 VARIANTS = {
@@ -176,7 +174,7 @@ def test_a_continued_run_ends_at_the_weights_of_an_unbroken_one(
 
 
 def test_the_comparison_would_find_a_lost_random_state(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "set_random_state", lambda state, loaders: None)
+    monkeypatch.setattr(resume, "set_random_state", lambda state, loaders: None)
     (_, unbroken), (_, resumed) = whole_and_continued("ADRRec", tiny, monkeypatch)
     with pytest.raises(AssertionError):
         assert_same(unbroken[1], resumed[1])
@@ -185,7 +183,7 @@ def test_the_comparison_would_find_a_lost_random_state(tiny: dict[str, Any], mon
 def test_early_stopping_counts_on(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.update(learning_rate=1e-12, stopping_step=2, epochs=30, valid_metric="NDCG@5", hidden_dropout_prob=0.0)
     # From the second epoch on no epoch is better, so that every one of them counts.
-    evaluate = Trainer.evaluate
+    evaluate = ResumableTrainer.evaluate
     scores = {"n": 0}
 
     def worse_and_worse(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -195,7 +193,7 @@ def test_early_stopping_counts_on(tiny: dict[str, Any], monkeypatch: pytest.Monk
             scores["n"] += 1
         return result
 
-    monkeypatch.setattr(Trainer, "evaluate", worse_and_worse)
+    monkeypatch.setattr(ResumableTrainer, "evaluate", worse_and_worse)
     (whole, unbroken), (continued, resumed) = whole_and_continued("ADRRec", tiny, monkeypatch)
     assert unbroken[1]["cur_step"] == 3
     assert unbroken[1]["training"]["whole_epochs"] == 4
@@ -215,12 +213,12 @@ def test_early_stopping_counts_on(tiny: dict[str, Any], monkeypatch: pytest.Monk
 def test_a_longer_run_continues_a_finished_one(tiny: dict[str, Any]) -> None:
     folder = Path(tiny["checkpoint_dir"])
     run_recbole(model="ADRRec", dataset="tiny", config_dict={**tiny, "epochs": EPOCHS})
-    whole = checkpoints.load(files(folder)[1])
+    whole = load_checkpoint(files(folder)[1])
     shorter = folder.with_name("shorter")
     run_recbole(model="ADRRec", dataset="tiny", config_dict={**tiny, "epochs": 2, "checkpoint_dir": str(shorter)})
     last = files(shorter)[1]
     run_recbole(model="ADRRec", dataset="tiny", config_dict={**tiny, "resume": str(last)})
-    assert_same(whole, checkpoints.load(last))
+    assert_same(whole, load_checkpoint(last))
 
 
 def test_the_best_model_can_be_continued_too(tiny: dict[str, Any]) -> None:
@@ -228,11 +226,11 @@ def test_the_best_model_can_be_continued_too(tiny: dict[str, Any]) -> None:
     tiny = {**tiny, "learning_rate": 0.3}  # The best epoch is not the last.
     run_recbole(model="ADRRec", dataset="tiny", config_dict=tiny)
     best, last = files(folder)
-    whole = checkpoints.load(last)
-    assert checkpoints.load(best)["training"]["whole_epochs"] <= EPOCHS
+    whole = load_checkpoint(last)
+    assert load_checkpoint(best)["training"]["whole_epochs"] <= EPOCHS
     last.unlink()
     run_recbole(model="ADRRec", dataset="tiny", config_dict={**tiny, "resume": str(best)})
-    assert_same(whole, checkpoints.load(last))
+    assert_same(whole, load_checkpoint(last))
 
 
 @pytest.mark.parametrize("seed", [2020, 7])
@@ -242,7 +240,7 @@ def test_one_seed_gives_the_same_weights_twice(seed: int, tiny: dict[str, Any]) 
         folder = Path(tiny["checkpoint_dir"]) / name
         given = {**tiny, "seed": seed, "epochs": 2, "lni_weight": 0.5, "checkpoint_dir": str(folder)}
         run_recbole(model="ADRRec", dataset="tiny", config_dict=given)
-        found.append([checkpoints.load(file) for file in files(folder)])
+        found.append([load_checkpoint(file) for file in files(folder)])
         scramble()
     for one, other in zip(*found, strict=True):
         assert_same(one, other)
@@ -252,8 +250,8 @@ def test_one_seed_gives_the_same_weights_twice(seed: int, tiny: dict[str, Any]) 
             dataset="tiny",
             config_dict={**tiny, "epochs": 2, "lni_weight": 0.5, "checkpoint_dir": str(folder / "third")},
         )
-        third = checkpoints.load(files(folder / "third")[1])
-        assert digest(dict(third["state_dict"])) != digest(dict(found[0][1]["state_dict"]))
+        third = load_checkpoint(files(folder / "third")[1])
+        assert fingerprint(dict(third["state_dict"])) != fingerprint(dict(found[0][1]["state_dict"]))
 
 
 # Killed processes
@@ -262,7 +260,7 @@ KILLED = """
 import os, signal, sys
 import recbole_adrrec
 recbole_adrrec.register()
-from recbole.trainer import Trainer
+from recbole.trainer.trainer import Trainer
 from recbole_adrrec import cli
 
 train_epoch = Trainer._train_epoch
@@ -310,7 +308,7 @@ def test_a_killed_process_is_continued_from_the_command_line(
     last = files(tmp_path / "killed")[1]
     assert cli.main([f"--resume={last}"]) == 0
     for one, other in zip(files(tmp_path / "whole"), files(tmp_path / "killed"), strict=True):
-        assert_same(checkpoints.load(one), checkpoints.load(other))
+        assert_same(load_checkpoint(one), load_checkpoint(other))
     assert "test metrics" in capsys.readouterr().out
 
 
@@ -333,7 +331,6 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert (
         f"interrupted; the best model so far is saved in {best}; go on with --resume={last}" in capsys.readouterr().err
     )
-    training.continuing.cache_clear()
 
 
 @pytest.mark.slow
@@ -352,7 +349,7 @@ def test_two_processes_are_continued_as_one_is(tiny: dict[str, Any], tmp_path: P
     run(*command_line(tiny, epochs=2, checkpoint_dir=tmp_path / "shorter"))
     run(f"--resume={files(tmp_path / 'shorter')[1]}", "--epochs=3")
     for one, other in zip(files(tmp_path / "whole"), files(tmp_path / "shorter"), strict=True):
-        assert_same(checkpoints.load(one), checkpoints.load(other))
+        assert_same(load_checkpoint(one), load_checkpoint(other))
 
 
 # What is refused
@@ -437,13 +434,13 @@ def damaged(file: Path, how: str, folder: Path) -> Path:
     elif how == "empty":
         copy.write_bytes(b"")
     elif how == "a bit flipped in the weights":
-        weights = checkpoints.load(copy)["state_dict"]["item_embedding.weight"].numpy().tobytes()
+        weights = load_checkpoint(copy)["state_dict"]["item_embedding.weight"].numpy().tobytes()
         at = whole.index(weights) + 40
         copy.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     elif how == "no model beside it":
         next(each for each in folder.glob("*.pth") if each != copy).unlink()
     else:
-        state = checkpoints.load(copy)
+        state = load_checkpoint(copy)
         tamper[how](state)
         torch.save(state, copy)
     return copy
@@ -457,8 +454,8 @@ tamper: dict[str, Any] = {
     "weights changed": _scale,
     "counter changed": lambda state: state.update(cur_step=7),
     "random state changed": lambda state: state["training"]["random"][0]["torch"].zero_(),
-    "option changed": lambda state: state["config"].final_config_dict.update(learning_rate=0.5),
-    "digest removed": lambda state: state.pop("digest"),
+    "option changed": lambda state: state["config"]["options"].update(learning_rate=0.5),
+    "fingerprint removed": lambda state: state.pop("fingerprint"),
     "state of training removed": lambda state: state.pop("training"),
 }
 
@@ -484,12 +481,12 @@ def test_a_damaged_checkpoint_is_refused_and_never_half_loaded(
     assert str(file) in error
     assert "Traceback" not in error
     trainer = make_trainer(trained[1])
-    weights, optimizer = digest(dict(trainer.model.state_dict())), digest(trainer.optimizer.state_dict())
+    weights, optimizer = fingerprint(dict(trainer.model.state_dict())), fingerprint(trainer.optimizer.state_dict())
     trainer.config["resume"] = str(file)
     with pytest.raises(CheckpointError):
         trainer.resume_checkpoint(file)
-    assert digest(dict(trainer.model.state_dict())) == weights
-    assert digest(trainer.optimizer.state_dict()) == optimizer
+    assert fingerprint(dict(trainer.model.state_dict())) == weights
+    assert fingerprint(trainer.optimizer.state_dict()) == optimizer
     assert trainer.start_epoch == 0
 
 
@@ -507,16 +504,16 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_loaded(
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path, users=20, items=9, seed=5)
     trainer = make_trainer({**trained[1], "data_path": str(tmp_path)})
-    before = digest(dict(trainer.model.state_dict()))
+    before = fingerprint(dict(trainer.model.state_dict()))
     with pytest.raises(CheckpointError, match=r"doesn.t fit: .*bias_tables.0 is \(2, 11\) there and \(2, 10\) here"):
         trainer.resume_checkpoint(trained[0])
-    assert digest(dict(trainer.model.state_dict())) == before
+    assert fingerprint(dict(trainer.model.state_dict())) == before
 
 
 def test_models_that_train_in_their_own_way_say_so(tiny: dict[str, Any]) -> None:
     config = Config(model="S3Rec", dataset="tiny", config_dict={**tiny, "resume": "x.pth", "train_stage": "finetune"})
     with pytest.raises(OptionError, match="S3Rec trains in a way of its own"):
-        training.check(config)
+        resume.check_resume(config)
 
 
 # Files
@@ -524,13 +521,13 @@ def test_models_that_train_in_their_own_way_say_so(tiny: dict[str, Any]) -> None
 
 def test_checkpoint_last_sets_how_often(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    save_last = training.ContinuedTraining._save_last
+    save_last = ResumableTrainer._save_last
 
     def counted(self: Any) -> None:
         saved.append(self._whole_epochs)
         save_last(self)
 
-    monkeypatch.setattr(training.ContinuedTraining, "_save_last", counted)
+    monkeypatch.setattr(ResumableTrainer, "_save_last", counted)
     run_recbole(model="ADRRec", dataset="tiny", config_dict={**tiny, "epochs": 5, "checkpoint_last": 2})
     assert saved == [2, 4, 5]
     folder = Path(tiny["checkpoint_dir"]).with_name("none")
@@ -548,19 +545,12 @@ def test_checkpoint_last_sets_how_often(tiny: dict[str, Any], monkeypatch: pytes
 
 
 def test_the_last_state_leaves_out_names_and_events(trained: tuple[Path, dict[str, Any]]) -> None:
-    last = checkpoints.load(trained[0])
+    last = load_checkpoint(trained[0])
     (best,) = set(trained[0].parent.glob("*.pth")) - {trained[0]}
-    assert "recbole_adrrec" in checkpoints.load(best)
-    assert "recbole_adrrec" not in last
+    assert "data" in load_checkpoint(best)
+    assert "data" not in last
     with pytest.raises(CheckpointError, match=f"ask the best model beside it, {best}"):
-        Carried.of(last, str(trained[0]))
-
-
-def test_saving_again_gives_the_same_digest(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    state = checkpoints.load(trained[0])
-    checkpoints.save(state, tmp_path / "copy.pth")
-    assert checkpoints.load(tmp_path / "copy.pth")["digest"] == state["digest"]
-    assert compat.load_checkpoint(tmp_path / "copy.pth")["config"].model_class is not SASRec
+        CheckpointData.of(last, str(trained[0]))
 
 
 def test_another_file_is_no_state_of_training(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import ablate
 import pytest
 import yaml
+from engine.store import differences
 from study import plan as plans
+from study import study_file
 from study.plan import Entry, Protocol, RunSpec
 
-from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError, UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "benchmarks" / "configs"
@@ -20,7 +21,7 @@ SMALL: dict[str, Any] = {"datasets": ["ml-100k"], "models": ["ADRRec", "SASRec"]
 
 
 def load(**given: Any) -> plans.Plan:
-    return plans.load(None, {**SMALL, **given})
+    return study_file.load(None, {**SMALL, **given})
 
 
 def write(path: Path, **study: Any) -> Path:
@@ -40,7 +41,7 @@ def test_every_combination_is_run_once_seed_by_seed() -> None:
 
 def test_a_run_survives_json() -> None:
     spec = load(options={"epochs": 3}, temporal={"times": ["1998-01-01", "1998-02-01"]}).specs()[0]
-    again = RunSpec.from_json(spec.to_json())
+    again = RunSpec.of(json.loads(json.dumps(asdict(spec))))
     assert (again.id, again.protocol, again.options) == (spec.id, spec.protocol, {"epochs": 3})
     assert again.temporal == {"times": [883612800, 886291200]}
 
@@ -54,12 +55,12 @@ def test_the_command_line_goes_above_the_file_and_an_entry_above_the_rest(tmp_pa
         dataset_options={"ml-100k": {"epochs": 3, "hidden_size": 16}},
         seeds=3,
     )
-    plan = plans.load(file)
+    plan = study_file.load(file)
     sasrec, ours = plan.specs()[:2]
     assert plan.name == "mine"
     assert dict(sasrec.options) == {"epochs": 3, "hidden_size": 16}
     assert dict(ours.options) == {"epochs": 4, "hidden_size": 16, "n_layers": 1}
-    forced = plans.load(file, {"models": ["ours"], "seeds": [7], "options": {"epochs": 1}})
+    forced = study_file.load(file, {"models": ["ours"], "seeds": [7], "options": {"epochs": 1}})
     (only,) = forced.specs()
     assert (only.label, only.model, only.seed) == ("ours", "ADRRec", 7)
     assert dict(only.options) == {"epochs": 1, "hidden_size": 16, "n_layers": 1}
@@ -80,9 +81,7 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
     ]
     assert len({plan.hash, *(load(**change).hash for change in changes)}) == len(changes) + 1
     assert replace(plan, data={"ml-100k": "other"}).hash != plan.hash
-    assert plans.differences(load(seeds=3).stated(), plan.stated()) == [
-        "seeds ([2020, 2021] there, [2020, 2021, 2022] here)"
-    ]
+    assert differences(load(seeds=3).stated(), plan.stated()) == ["seeds ([2020, 2021] there, [2020, 2021, 2022] here)"]
 
 
 @pytest.mark.parametrize(
@@ -91,30 +90,33 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
         ({"modles": []}, "unknown key modles; did you mean models"),
         ({"models": ["SASReck"]}, "models: there is no model 'SASReck'; did you mean SASRec"),
         ({"models": [{"model": "ADRRec", "option": {}}]}, "did you mean options"),
-        ({"models": ["ADRRec", "ADRRec"]}, "ADRRec stands there twice"),
+        ({"models": [{"model": "ADRRec", "reference": "SASReck"}]}, "reference: 'SASReck' is none of ADRRec"),
+        ({"models": ["ADRRec", "ADRRec"]}, "ADRRec is listed twice"),
         ({"models": []}, "models: nothing is named"),
         ({"datasets": ["ml-100kk"]}, "ml-100kk.*did you mean ml-100k"),
         ({"datasets": []}, "datasets: nothing is named"),
         ({"datasets": [{"label": "a"}]}, "names no data set; give its name"),
-        ({"datasets": [{"name": "ml-100k", "labl": "a"}]}, "'labl' is none of .*did you mean label"),
+        ({"datasets": [{"name": "ml-100k", "labl": "a"}]}, "unknown key labl; did you mean label"),
         ({"datasets": [{"name": "ml-100k", "data_path": 3}]}, "data_path: 3 is not a text"),
-        ({"datasets": ["ml-100k", {"name": "ml-100k"}]}, "ml-100k stands there twice"),
+        ({"datasets": ["ml-100k", {"name": "ml-100k"}]}, "ml-100k is listed twice"),
         ({"test": "perhaps"}, "test: 'perhaps' is neither true nor false"),
         ({"metrics": ["NDGC"]}, "did you mean NDCG"),
-        ({"metrics": ["GAUC"]}, "'GAUC' is no metric with a value for each user"),
-        ({"valid_metric": "NDCG@7"}, "not computed; metrics and topk give"),
+        ({"metrics": ["GAUC"]}, "metrics: 'GAUC' is none of Recall"),
+        ({"valid_metric": "NDCG@7"}, "valid_metric: 'NDCG@7' is none of Recall@5"),
         ({"topk": [0]}, "topk: .*at least 1"),
-        ({"seeds": 0}, "choose at least 1"),
-        ({"seeds": [1, 1]}, "listed twice"),
+        ({"seeds": 0}, "seeds: 0 is not a whole number of at least 1"),
+        ({"seeds": [1, 1]}, "seeds: 1 is listed twice"),
         ({"shuffled_ties": 3}, "shuffled_ties: 3 .* 0 to 2"),
         ({"options": {"epoch": 1}}, "unknown option epoch; did you mean epochs"),
-        ({"options": {"seed": 1}}, "seed is set by the study itself; say it by seeds"),
-        ({"options": {"eval_args": {}}}, "say it by protocols"),
+        ({"options": {"seed": 1}}, "seed is set by the study itself; set it by seeds"),
+        ({"options": {"eval_args": {}}}, "set it by protocols"),
         ({"dataset_options": {"ml-1k": {}}}, "did you mean ml-100k"),
         ({"protocols": [{"split": "leave-one-out"}]}, "did you mean leave_one_out"),
         ({"protocols": [{"spilt": "temporal"}]}, "did you mean split"),
         ({"protocols": ["temporal-pop10"]}, "did you mean pop100"),
-        ({"protocols": ["temporal", {"split": "temporal"}]}, "stands there twice"),
+        ({"protocols": ["temporal-full-all-more"]}, "unknown key a fourth part"),
+        ({"protocols": ["temporal", {"split": "temporal"}]}, "listed twice"),
+        ({"also_ranked": ["temporal"]}, "also_ranked: temporal-full-all: split: 'temporal' is none of leave_one_out"),
         ({"temporal": {"target": "last"}}, "did you mean targets"),
         ({"keep_models": "maybe"}, "keep_models: 'maybe' is neither true nor false"),
         ({"tuned": "no-such-folder"}, "there is no folder .*no-such-folder"),
@@ -127,13 +129,13 @@ def test_what_no_study_could_use_is_refused(given: dict[str, Any], message: str)
 
 def test_a_wrong_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"study file .*mine.yaml: unknown key dataset; did you mean datasets"):
-        plans.load(write(tmp_path / "mine.yaml", dataset=["ml-100k"]))
+        study_file.load(write(tmp_path / "mine.yaml", dataset=["ml-100k"]))
 
 
 def test_tuned_settings_lie_under_an_entrys_own(tmp_path: Path) -> None:
     protocol = Protocol()
     for label, chosen in (("SASRec", {"n_heads": 4}), ("ADRRec", {"n_layers": 3, "time_unit": 1})):
-        file = plans.tuned_file(tmp_path, "ml-100k", label, protocol)
+        file = study_file.tuned_file(tmp_path, "ml-100k", label, protocol)
         file.write_text(yaml.safe_dump({"options": chosen, "value": 0.1}))
     models = ["SASRec", "ADRRec", {"label": "flat", "model": "ADRRec", "options": {"n_layers": 1}}]
     plan = load(models=models, tuned=str(tmp_path), options={"n_layers": 2, "epochs": 5})
@@ -144,13 +146,13 @@ def test_tuned_settings_lie_under_an_entrys_own(tmp_path: Path) -> None:
     ]
     with pytest.raises(OptionError, match="no settings of TiSASRec on ml-100k"):
         load(models=["TiSASRec"], tuned=str(tmp_path))
-    plans.tuned_file(tmp_path, "ml-100k", "SASRec", protocol).write_text("options: {n_hed: 4}")
+    study_file.tuned_file(tmp_path, "ml-100k", "SASRec", protocol).write_text("options: {n_hed: 4}")
     with pytest.raises(OptionError, match="unknown option n_hed; did you mean n_heads"):
         load(models=["SASRec"], tuned=str(tmp_path))
 
 
 def test_a_study_file_lets_tuning_go_above_its_options(tmp_path: Path) -> None:
-    plans.tuned_file(tmp_path, "ml-100k", "ADRRec", Protocol()).write_text("options: {n_layers: 3}")
+    study_file.tuned_file(tmp_path, "ml-100k", "ADRRec", Protocol()).write_text("options: {n_layers: 3}")
     file = write(
         tmp_path / "mine.yaml",
         datasets="ml-100k",
@@ -158,22 +160,7 @@ def test_a_study_file_lets_tuning_go_above_its_options(tmp_path: Path) -> None:
         options={"n_layers": 2},
         tuned=str(tmp_path),
     )
-    assert [spec.options["n_layers"] for spec in plans.load(file).specs()[:2]] == [3, 1]
-
-
-PLANNED = {
-    *("norm_order", "drop_residual", "input_position", "input_norm", "input_scale", "final_norm", "activation"),
-    *("inner_dropout_prob", "item_head", "mixture", "n_heads", "trend_rank", "lni_form", "negatives"),
-    *("label_smoothing", "temperature", "day_spacing", "refinement_maps"),
-}
-"""Options of ``configs/parts.yaml`` that a version without them may lack."""
-
-
-def allow_planned(given: Any, model: str, strict: bool, where: str, warn: bool = True) -> None:
-    check_names({name: given[name] for name in set(given) - PLANNED}, model, strict, where, warn)
-
-
-check_names = options.check_names
+    assert [spec.options["n_layers"] for spec in study_file.load(file).specs()[:2]] == [3, 1]
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
@@ -185,13 +172,8 @@ def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monke
             file, load(models=["ADRRec", "AWRSR", "SASRec", "BERT4Rec", "TiSASRec", "MEANTIME", "STOSA"])
         )
         return
-    monkeypatch.setattr(plans, "fingerprint", lambda plan, dataset: "")
-    if file.stem == "parts":
-        monkeypatch.setattr(options, "check_names", allow_planned)
-        _, plan = ablate.planned({"groups": "parts"}, str(file), {})
-        assert not plan.test
-    else:
-        plan = plans.load(file, read_tuned=False)
+    monkeypatch.setattr(study_file, "fingerprint", lambda plan, dataset: "")
+    plan = study_file.load(file, read_tuned=False)
     assert plan.name == file.stem
     assert plan.specs()
 
@@ -225,7 +207,6 @@ def test_one_data_set_can_stand_in_a_study_under_two_labels(small_data: Path, tm
     assert second.id == "small_copy-SASRec-leave_one_out-full-all-s2020"
     assert (second.dataset, second.data_name) == ("small copy", "small")
     assert second.data_path == str(tmp_path / "other")
-    assert RunSpec.from_json(second.to_json()) == replace(second, metrics=list(second.metrics), topk=list(second.topk))
     assert dict(first.options) == shared
     assert dict(second.options) == {**shared, **own}
     assert plan.data["small"] != plan.data["small copy"]
@@ -233,8 +214,14 @@ def test_one_data_set_can_stand_in_a_study_under_two_labels(small_data: Path, tm
     assert str(tmp_path) not in str(plan.stated())
 
 
+def test_references_are_compared_and_not_measured() -> None:
+    models = [{"model": "ADRRec", "reference": "SASRec"}, "SASRec"]
+    assert load(models=models).hash == load(models=["ADRRec", "SASRec"]).hash
+
+
 def test_what_was_added_later_is_stated_where_it_is_used() -> None:
-    assert not {"sources", "test"} & set(load().stated())
+    assert not {"sources", "test", "also_ranked"} & set(load().stated())
+    assert load(also_ranked=["leave_one_out-full-unseen"]).hash != load().hash
     assert load(test=False).stated()["test"] is False
     assert load(test=False).hash != load().hash
     assert [spec.test for spec in load(test=False).specs()] == [False] * 4

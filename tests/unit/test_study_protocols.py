@@ -12,8 +12,7 @@ from conftest import write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_seed
-from study import plan as plans
-from study import protocols, runs, ties
+from study import protocols, runs, study_file, tied_timestamps
 from study.plan import Protocol
 
 from recbole_adrrec.errors import DataError
@@ -29,7 +28,7 @@ def spec_of(folder: Path, protocol: str, dataset: str = "small", model: str = "A
     study = {"datasets": [dataset], "models": [model], "seeds": 1, "protocols": [protocol], "metrics": ["NDCG", "MRR"]}
     topk = [2] if dataset == "tiny" else [10, 20]
     ranking = {"topk": topk, "valid_metric": f"NDCG@{topk[0]}"}
-    return plans.load(None, {**study, **ranking, "options": given, "data_path": str(folder)}).specs()[0]
+    return study_file.load(None, {**study, **ranking, "options": given, "data_path": str(folder)}).specs()[0]
 
 
 def session_of(folder: Path, scratch: Path, protocol: str, **given: Any) -> runs.Session:
@@ -188,7 +187,7 @@ def test_ties_are_measured(tmp_path: Path, monkeypatch: Any) -> None:
     rows = [[user, item, str(time)] for user, each in times.items() for time, item in zip(each, "abc", strict=False)]
     write_dataset(tmp_path, "tiny", HEAD, rows)
     session = session_of(tmp_path, tmp_path, "leave_one_out-full-all", dataset="tiny")
-    assert ties.measure(session.test_data._dataset) == pytest.approx(
+    assert tied_timestamps.measure(session.test_data._dataset) == pytest.approx(
         {
             "users": 4,
             "events": 10,
@@ -206,7 +205,7 @@ def test_shuffling_changes_the_order_of_ties_alone(small_data: Path, tmp_path: P
     for seed in (None, 1, 1, 2):
         dataset = create_dataset(config)
         if seed is not None:
-            ties.shuffle(dataset, seed)
+            tied_timestamps.shuffle(dataset, seed)
         train, *_ = dataset.build()
         orders.append(
             {user: list(zip(*map(torch.Tensor.tolist, each), strict=True)) for user, *each in train.histories()}

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.children import child_environment
 from recbole.config import Config
 from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
 from study import plan as plans
-from study import runs
+from study import runs, study_file
+from study.plan import Protocol
+from study.results import by_user
 
 from recbole_adrrec.integration import register as plugin
 
@@ -49,7 +52,7 @@ def spec_of(folder: Path, model: str = "ADRRec", **study: Any) -> plans.RunSpec:
         "topk": [5, 10],
     }
     options = {**OPTIONS, **study.pop("options", {})}
-    plan = plans.load(None, {**given, **study, "options": options, "data_path": str(folder)}, "the command")
+    plan = study_file.load(None, {**given, **study, "options": options, "data_path": str(folder)}, "the command")
     return plan.specs()[0]
 
 
@@ -68,7 +71,7 @@ def test_rows_have_the_mean_that_recbole_reports_to_its_last_digit(places: int) 
     ranks = [sorted(generator.choice(60, generator.integers(1, 9), replace=False) + 1) for _ in range(501)]
     struct = collected(ranks, 20, [len(each) for each in ranks])
     names = ["Recall", "MRR", "NDCG", "Hit", "MAP", "Precision"]
-    assert tuple(names) == plans.METRICS
+    assert tuple(names) == study_file.METRICS
     config = {"metrics": names, "topk": [1, 5, 20], "metric_decimal_place": places}
     evaluator = Evaluator(config)
     theirs, ours = evaluator.evaluate(struct), runs.per_row(evaluator, struct)
@@ -95,10 +98,10 @@ def test_rows_have_the_values_of_the_definitions() -> None:
 def test_users_with_several_rows_count_once() -> None:
     users = np.array(["b", "a", "b", "c", "b"])
     values = np.array([1.0, 0.5, 0.0, 0.25, 0.5])
-    found = runs.by_user(users, {"ndcg@10": values})
+    found = by_user(users, {"ndcg@10": values})
     assert found["users"].tolist() == ["a", "b", "c"]
     assert found["ndcg@10"].tolist() == [0.5, 0.5, 0.25]
-    single = runs.by_user(users[1:4], {"ndcg@10": values[1:4]})
+    single = by_user(users[1:4], {"ndcg@10": values[1:4]})
     assert (single["users"].tolist(), single["ndcg@10"].tolist()) == (["a", "b", "c"], [0.5, 0.0, 0.25])
 
 
@@ -133,6 +136,27 @@ def test_a_run_gives_what_recbole_itself_gives(
     assert torch.load(record["saved"], weights_only=False)["config"]["model"] == model
 
 
+def test_one_training_is_ranked_under_two_protocols(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unseen, everything = "leave_one_out-full-unseen", "leave_one_out-full-all"
+    study = {"protocols": [unseen], "also_ranked": [unseen, everything], "topk": [50, 100]}
+    spec = spec_of(small_data, "SASRec", valid_metric="NDCG@50", options={"epochs": 1}, **study)
+    assert spec.also_ranked == [everything]
+    runs.run_one(spec, tmp_path)
+    alone = replace(spec, protocol=Protocol.of(everything), also_ranked=(), suffix="-alone")
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*.json")}
+    own, other = found[spec.id], found[spec.id.replace("unseen", "all")]
+    assert len(found) == 2
+    assert (other["protocol"]["seen"], other["trained_by"], other["curve"]) == ("all", spec.id, own["curve"])
+    assert other["metrics"]["mrr@100"] < own["metrics"]["mrr@100"]  # items seen before rank above some targets
+    users = [np.load(tmp_path / "runs" / f"{name}.npz")["users"].tolist() for name in found]
+    assert users[0] == users[1]
+    runs.run_one(alone, tmp_path)
+    assert json.loads(runs.record_path(tmp_path, alone).read_text())["metrics"] == other["metrics"]
+
+
 def test_the_epoch_named_best_is_the_one_that_is_tested(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,11 +168,11 @@ def test_the_epoch_named_best_is_the_one_that_is_tested(
     assert record["best_epoch"] == torch.load(record["saved"], weights_only=False)["epoch"]
 
 
-def test_a_trial_never_asks_the_test_data(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_never_ranks_the_test_data(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def refuse(_: Any) -> None:
-        raise AssertionError("the test data was asked")
+        raise AssertionError("the test data was ranked")
 
     monkeypatch.setattr(runs.Session, "test", refuse)
     spec = replace(spec_of(small_data), test=False)
@@ -174,7 +198,7 @@ def test_successive_targets_give_each_user_one_value(
 
 def test_a_run_that_cannot_be_is_recorded_with_its_error(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, options={"user_inter_num_interval": "[5000,inf)"})
-    assert runs.execute(spec.to_json(), str(tmp_path)) == "failed"
+    assert runs.RunChild(spec, tmp_path).finish() == "failed"
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
     assert record["error"].startswith("small: filtering left nothing")
     assert (record["label"], record["metrics"], record["status"]) == ("ADRRec", {}, "failed")
@@ -183,10 +207,9 @@ def test_a_run_that_cannot_be_is_recorded_with_its_error(small_data: Path, tmp_p
 
 def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
-    child = runs.Child(spec.to_json(), str(tmp_path))
+    child = runs.RunChild(spec, tmp_path)
     wait_for(lambda: "epoch 0 training" in child.log.read_text(errors="replace"))
     os.kill(child.process.pid, signal.SIGKILL)
-    child.process.wait()
     assert child.finish() == "failed"
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
     assert record["error"].startswith("the process was killed by SIGKILL")
@@ -195,15 +218,16 @@ def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_
 
 def test_a_run_ends_with_the_process_that_started_it(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
-    (tmp_path / "spec.json").write_text(spec.to_json())
+    (tmp_path / "spec.json").write_text(json.dumps(asdict(spec)))
     starter = (
-        "import sys, time; from study import runs; "
-        "child = runs.Child(open(sys.argv[1]).read(), sys.argv[2]); "
+        "import json, pathlib, sys, time; from study import plan, runs; "
+        "spec = plan.RunSpec.of(json.loads(pathlib.Path(sys.argv[1]).read_text())); "
+        "child = runs.RunChild(spec, pathlib.Path(sys.argv[2])); "
         "print(child.process.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", starter, str(tmp_path / "spec.json"), str(tmp_path)],
-        env=runs.child_environment(),
+        env=child_environment(),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -228,5 +252,5 @@ def alive(pid: int) -> bool:
 def wait_for(condition: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)

@@ -1,17 +1,22 @@
-"""Synthetic events: counts, shapes, files, and the plan made from small copies."""
+"""Synthetic events: counts, shapes, and files."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
-from measure import planning
+
+
+def generate(**given):
+    """Users, items and times of all events."""
+    events = pd.concat(synthetic.blocks(**given))
+    return tuple(events[name].to_numpy() for name in ("user", "item", "time"))
 
 
 @pytest.fixture(scope="module")
 def events():
-    return synthetic.generate(users=3000, items=2000, events=200_000, seed=7)
+    return generate(users=3000, items=2000, events=200_000, seed=7)
 
 
 def test_sizes_are_those_asked_for(events):
@@ -66,8 +71,8 @@ def test_events_come_in_sessions_with_ties(events):
 
 
 def test_same_seed_same_events_other_seed_others(events):
-    again = synthetic.generate(users=3000, items=2000, events=200_000, seed=7)
-    other = synthetic.generate(users=3000, items=2000, events=200_000, seed=8)
+    again = generate(users=3000, items=2000, events=200_000, seed=7)
+    other = generate(users=3000, items=2000, events=200_000, seed=8)
     for one, two, three in zip(events, again, other, strict=True):
         assert (one == two).all()
         assert not (one == three).all()
@@ -78,14 +83,14 @@ def test_blocks_are_whole_users_and_together_all_events(monkeypatch):
     parts = list(synthetic.blocks(users=100, items=50, events=5000, seed=1))
     assert len(parts) > 5
     for before, after in pairwise(parts):
-        assert after.users[0] == before.users[-1] + 1
-    assert sum(len(part.users) for part in parts) == 5000
+        assert after.user.iloc[0] == before.user.iloc[-1] + 1
+    assert sum(len(part) for part in parts) == 5000
 
 
 @pytest.mark.parametrize(("users", "items", "number"), [(10, 5, 49), (0, 5, 10), (3, 0, 100)])
 def test_impossible_sizes_are_refused(users, items, number):
     with pytest.raises(ValueError, match=r"must be at least one|at least 5 events each need"):
-        synthetic.generate(users=users, items=items, events=number)
+        generate(users=users, items=items, events=number)
 
 
 def test_file_holds_the_events_and_recbole_reads_it(tmp_path, monkeypatch):
@@ -94,7 +99,7 @@ def test_file_holds_the_events_and_recbole_reads_it(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     path = synthetic.write(tmp_path, "made", users=40, items=30, events=900, seed=3, progress=False)
-    users, items, times = synthetic.generate(users=40, items=30, events=900, seed=3)
+    users, items, times = generate(users=40, items=30, events=900, seed=3)
     head, *rows = path.read_text().splitlines()
     assert head == "user_id:token\titem_id:token\ttimestamp:float"
     cells = np.array([row.split("\t") for row in rows], dtype=np.int64)
@@ -113,10 +118,10 @@ def test_file_holds_the_events_and_recbole_reads_it(tmp_path, monkeypatch):
 
 
 def test_no_file_is_left_when_writing_stops(tmp_path, monkeypatch):
-    def broken(*args):
+    def broken(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "lines", broken)
+    monkeypatch.setattr(pd.DataFrame, "to_csv", broken)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write(tmp_path, "made", users=10, items=10, events=100, progress=False)
     assert list((tmp_path / "made").iterdir()) == []
@@ -130,62 +135,3 @@ def test_command_line_writes_and_refuses(tmp_path, capsys):
     assert "20 users with at least 5 events each need 100" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         synthetic.main(["--users", "20"])
-
-
-def point(events, **result):
-    # Training needs more than loading at these sizes, and grows less.
-    stages = {"dataset": {"peak_mib": 400 + events / 1e4}, "training": {"peak_mib": 440 + events / 1e6}}
-    peak = max(stage["peak_mib"] for stage in stages.values())
-    found = {"prepare_s": events / 1e5, "peak_mib": peak, "steps_s": 9.0, "stages": stages}
-    return {"users": events // 100, "events": events, "error": None, "result": {**found, "epoch_s": [1.0], **result}}
-
-
-def test_plan_extrapolates_along_a_line_and_says_so():
-    points = [point(100_000, epoch_s=[1.0]), point(300_000, epoch_s=[3.0])]
-    *measured, whole = planning.estimate(points, users=10_000, events=1_000_000)
-    assert [row["how"] for row in measured] == ["measured", "measured"]
-    assert whole["how"] == "extrapolated"
-    assert whole["peak_mib"] == pytest.approx(500)
-    assert whole["load_s"] == pytest.approx(10)
-    assert whole["steps_s"] == pytest.approx(9)
-    assert whole["epoch_s"] == pytest.approx(10)
-    assert whole["stages"] is None
-
-
-def test_plan_never_extrapolates_less_than_was_measured():
-    points = [point(100_000), point(300_000)]
-    for one, peak in zip(points, (900.0, 700.0), strict=True):
-        one["result"]["stages"]["training"]["peak_mib"] = peak
-    assert planning.estimate(points, users=10_000, events=1_000_000)[-1]["peak_mib"] == 900
-
-
-def test_plan_measures_the_whole_where_it_fits():
-    points = [point(100_000), point(1_000_000)]
-    assert [row["how"] for row in planning.estimate(points, users=10_000, events=1_000_000)] == ["measured"] * 2
-
-
-def test_plan_needs_a_size_that_could_be_measured():
-    failed = {"users": 10, "events": 100, "result": None, "error": "killed by signal 9"}
-    with pytest.raises(ValueError, match="killed by signal 9"):
-        planning.estimate([failed], users=10, events=100)
-
-
-def test_plan_runs_and_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
-    command = ["--plan", "--users", "200", "--items", "50", "--events", "4000", "--fractions", "0.2", "0.4"]
-    command += ["--length", "10", "--batch", "64", "--steps", "2", "--threads", "1", "--out", str(tmp_path)]
-    command += ["--option", "hidden_size=16", "--option", "lni_weight=0", "--json", str(tmp_path / "plan.json")]
-    assert synthetic.main(command) == 0
-    text = capsys.readouterr().out
-    assert text.count("measured") == 2
-    assert text.count("extrapolated") == 1
-    monkeypatch.setattr(planning, "call", lambda *args, **kwargs: pytest.fail("measured again"))
-    assert synthetic.main(command) == 0
-    assert capsys.readouterr().out == text
-
-
-def test_plan_refuses_what_is_no_fraction():
-    arguments = SimpleNamespace(fractions=[0.0, 1.0], option=[], json=None)
-    with pytest.raises(ValueError, match="--fractions"):
-        planning.run(arguments, None)
-    with pytest.raises(ValueError, match="NAME=VALUE"):
-        planning.run(SimpleNamespace(fractions=[1.0], option=["epochs"], json=None), None)

@@ -1,0 +1,1 @@
+"""Child processes, stored results and provenance, shared by all benchmarks."""

@@ -1,0 +1,282 @@
+"""Checkpoints: plain data, written whole, and read without running anything that a file brings.
+
+A checkpoint is one dict of tensors, numbers, strings, lists and dicts, which ``torch.load(weights_only=True)`` reads:
+
+- ``format``, ``version``: of this layout, and of the package that wrote it;
+- ``config``: ``model``, ``dataset``, ``options`` (all of them) and ``given`` (those that the user gave), as values;
+- ``epoch``, ``cur_step``, ``best_valid_score``, ``state_dict``, ``other_parameter``, ``optimizer``: RecBole's entries;
+- ``training``: what training goes on from (:mod:`recbole_adrrec.integration.trainer`);
+- ``data``: names and events (:mod:`recbole_adrrec.integration.checkpoint_data`);
+- ``fingerprint``: of all the others.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import importlib
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.integration.fingerprint import fingerprint
+from recbole_adrrec.version import __version__
+
+FORMAT = 2
+"""Of this layout; 1 was that of version 0.1, which pickled RecBole's ``Config``."""
+
+ENUMS = {"MODEL_TYPE": "ModelType", "MODEL_INPUT_TYPE": "InputType", "eval_type": "EvaluatorType"}
+"""Options whose values are enums of ``recbole.utils.enum_type``; they are stored by name."""
+
+
+# Writing
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value as nested lists, dicts, numbers, strings and tensors.
+
+    Raises
+    ------
+    CheckpointError
+        It holds something else; ``where`` says of what.
+    """
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Mapping):
+        return {plain(key, where): plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        entries = [plain(entry, where) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise CheckpointError(
+        f"{where} is of type {type(value).__name__}, which checkpoints don't hold; train with saved=False"
+    )
+
+
+def plain_option(value: Any) -> Any:
+    """The value of an option as it is stored and compared; what is no plain value by its text."""
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, int | float) else str(key): plain_option(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_option(entry) for entry in value]
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, np.generic):
+        value = value.item()
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def config_entry(config: Any) -> dict[str, Any]:
+    """The entry ``config`` of a checkpoint, from RecBole's ``Config``."""
+    return {
+        "model": str(config.model),
+        "dataset": str(config.dataset),
+        "options": plain_option(config.final_config_dict),
+        "given": plain_option(config.external_config_dict),
+    }
+
+
+def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+    """Save a checkpoint, completely or not at all.
+
+    Parameters
+    ----------
+    entries : mapping
+        Everything but ``format``, ``version`` and ``fingerprint``.
+    file : str or path-like
+        A file that stands there stays until the new one is complete.
+
+    Raises
+    ------
+    OSError
+        It can't be written, for instance since the disk is full.
+    CheckpointError
+        An entry is no plain data.
+    """
+    state = {**{name: plain(entry, name) for name, entry in entries.items()}, "format": FORMAT, "version": __version__}
+    state.pop("fingerprint", None)
+    state["fingerprint"] = fingerprint(state)
+    try:
+        with AtomicFile(os.fspath(file)) as handle:
+            torch.save(state, handle)
+    except RuntimeError as error:
+        # torch speaks of its writer, not of the disk.
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, os.fspath(file)) from error
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The error of the system behind another one."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# Reading
+
+
+def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
+    """Load a checkpoint; runs nothing that the file brings.
+
+    Parameters
+    ----------
+    file : str or path-like
+    map_location
+        As of ``torch.load``; whatever else is given is ignored.
+
+    Returns
+    -------
+    dict
+        Its entries, see above.
+
+    Raises
+    ------
+    CheckpointError
+        There is no such file, it is truncated or was changed since it was saved, it is not a checkpoint of this
+        package, or one of version 0.1 or of RecBole alone.
+    """
+    path = os.fspath(file)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_reason(path, str(error))}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or a truncated one ({first_line(error)}); train again or take another copy"
+        ) from error
+    if not isinstance(checkpoint, dict) or type(checkpoint.get("format")) is not int:
+        raise CheckpointError(f"{path}: not a checkpoint of recbole_adrrec")
+    if checkpoint["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path}: saved by a later version, {checkpoint.get('version')}, in a format unknown to this one"
+        )
+    expected = checkpoint.pop("fingerprint", None)
+    if fingerprint(checkpoint) != expected:
+        raise CheckpointError(f"{path}: damaged, or changed since it was saved; take another copy or train again")
+    if not _is_well_formed(checkpoint):
+        raise CheckpointError(f"{path}: its options or weights are not what this package writes; train again")
+    checkpoint["fingerprint"] = expected
+    return checkpoint
+
+
+def _is_well_formed(checkpoint: dict[str, Any]) -> bool:
+    config, weights = checkpoint.get("config"), checkpoint.get("state_dict")
+    return (
+        isinstance(config, dict)
+        and all(isinstance(config.get(name), str) for name in ("model", "dataset"))
+        and all(isinstance(config.get(name), dict) for name in ("options", "given"))
+        and isinstance(weights, dict)
+        and all(isinstance(value, Tensor) for value in weights.values())
+    )
+
+
+def _reason(path: str, text: str) -> str:
+    """The objection of ``torch.load``, in one line."""
+    found = re.search(r"GLOBAL (\S+) was not an allowed global|unsupported GLOBAL (\S+)", text)
+    name = (found[1] or found[2]) if found else ""
+    if name.startswith("recbole.config.") or "operand 149" in text:
+        return (
+            "saved by version 0.1 or by RecBole alone, in a format that may run code when it is read; if you trust the "
+            f"file, convert it once: python -m recbole_adrrec upgrade-checkpoint {path} -o NEW --trust"
+        )
+    if name:
+        return f"holds {name}, which checkpoints don't; not loaded, since it may run code"
+    return f"not a checkpoint, or a damaged one ({first_line(text)})"
+
+
+def first_line(error: object) -> str:
+    """The line of an error that says what is wrong."""
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = found[1] if found else (lines or [type(error).__name__])[0]
+    return line.partition(". ")[0].rstrip(".")  # the first sentence; torch adds advice for its developers
+
+
+def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Any:
+    """RecBole's ``Config`` with the options of a checkpoint.
+
+    It is made without its constructor, which passes every string to ``eval``.
+
+    Raises
+    ------
+    CheckpointError
+        An option has an impossible value.
+    """
+    config_class = importlib.import_module("recbole.config").Config
+    enums = importlib.import_module("recbole.utils.enum_type")
+    utils = importlib.import_module("recbole.utils")
+    stored = copy.deepcopy(checkpoint["config"])
+    options = stored["options"]
+    try:
+        for name, kind in ENUMS.items():
+            if options.get(name) is not None:
+                options[name] = getattr(enums, kind)[options[name]]
+        options["device"] = torch.device(options["device"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
+    teacher = options.get("teacher")
+    if teacher is not None and (not str(teacher).isidentifier() or hasattr(builtins, str(teacher))):
+        # model/context_aware_recommender/kd_dagfm.py:44 evaluates it.
+        raise CheckpointError(f"{path}: its option teacher is {teacher!r}, not the name of a model; not loaded")
+    config = config_class.__new__(config_class)
+    config.compatibility_settings()  # as its constructor does, for `np.float` and others that RecBole uses
+    config._init_parameters_category()
+    config.yaml_loader = config._build_yaml_loader()
+    config.model, config.dataset = stored["model"], stored["dataset"]
+    config.model_class = utils.get_model(stored["model"])
+    config.file_config_dict, config.cmd_config_dict, config.internal_config_dict = {}, {}, {}
+    config.variable_config_dict = config.external_config_dict = stored["given"]
+    config.final_config_dict = options
+    return config
+
+
+# Weights
+
+
+def shape_difference(stored: Mapping[str, Any], model: torch.nn.Module) -> str | None:
+    """The first parameter or buffer that has another shape in a model than in stored weights."""
+
+    def shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+
+    have, want = shapes(stored), shapes(model.state_dict())
+    for name in sorted({*have, *want}):
+        if have.get(name) != want.get(name):
+            return f"{name} is {have.get(name, 'absent')} there and {want.get(name, 'absent')} here"
+    return None
+
+
+def load_weights(model: Any, checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Load the weights of a checkpoint into a RecBole model, all of them or none.
+
+    Raises
+    ------
+    CheckpointError
+        They don't fit the model.
+    """
+    difference = shape_difference(checkpoint["state_dict"], model)
+    if difference is not None:
+        raise CheckpointError(
+            f"{path} doesn't fit this {type(model).__name__}: {difference}; it was made for another model, with other "
+            "data or other options"
+        )
+    model.load_state_dict(checkpoint["state_dict"])
+    model.load_other_parameter(checkpoint.get("other_parameter"))

@@ -1,0 +1,259 @@
+"""The data in a checkpoint, so that it answers without the raw files and is not taken for other data's.
+
+RecBole's checkpoints hold weights by row number and no word on whose rows they are: with another data file, or other
+filters, the same numbers belong to other items. Ours hold the names of users and items in the order of their ids,
+every user's events, the days of training, and fingerprints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recbole_adrrec.data.rows import Events, PrefixRows
+from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.integration.fingerprint import fingerprint
+
+PADDING = "[PAD]"
+"""RecBole's name of row 0, which is no user and no item."""
+
+
+class CorruptCheckpoint(Exception):  # noqa: N818 - becomes a CheckpointError that names the file
+    """The data of a checkpoint is not as it was written; the text says which part."""
+
+
+# Writing
+
+
+def data_entry(config: Any, dataset: Any) -> dict[str, Any] | None:
+    """The entry ``data`` of a checkpoint.
+
+    Parameters
+    ----------
+    config : Config
+        ``checkpoint_data: false`` leaves users and their events out.
+    dataset : Dataset
+        The training part; its events are those of validation and test too.
+
+    Returns
+    -------
+    dict or None
+        Plain data; None for data sets of other kinds than ours.
+    """
+    rows = getattr(dataset, "inter_feat", None)
+    if not isinstance(rows, PrefixRows):
+        return None
+    names, events = _names(dataset), _pack_events(dataset, rows.events)
+    days = dataset.trained_days(include_targets=True)
+    kept = config["checkpoint_data"] is not False
+    return {
+        "dataset": str(dataset.dataset_name),
+        "fields": {"user": dataset.uid_field, "item": dataset.iid_field, "time": dataset.time_field},
+        "n_users": int(dataset.user_num),
+        "users": names["users"] if kept else None,
+        "items": names["items"],
+        "events": events if kept else None,
+        "days": [int(days[0]), int(days[-1])],
+        "fingerprint": {"names": fingerprint(names), "events": fingerprint(events)},
+    }
+
+
+def training_fingerprint(loader: Any) -> str:
+    """Fingerprint of the events of a training loader and of which of them are predicted."""
+    rows = loader._dataset.inter_feat
+    events = getattr(rows, "events", None)
+    columns = events.columns if events is not None else rows.interaction
+    return fingerprint([dict(columns), getattr(rows, "targets", None)])
+
+
+def check_same_data(checkpoint: Mapping[str, Any], dataset: Any, path: Any) -> None:
+    """Refuse weights that were trained on other users, items or events than those of a data set.
+
+    RecBole compares shapes alone, so that weights of other data would be taken for others' items.
+
+    Raises
+    ------
+    CheckpointError
+        They were; nothing is raised where nothing is known of one of the two.
+    """
+    rows, stored = getattr(dataset, "inter_feat", None), checkpoint.get("data")
+    if not isinstance(rows, PrefixRows) or stored is None:
+        return
+    prints = stored["fingerprint"]
+    if "names" not in prints:
+        return
+    if prints["names"] != fingerprint(_names(dataset)):
+        difference = "users and items with other names, or in another order"
+    elif prints["events"] != fingerprint(_pack_events(dataset, rows.events)):
+        difference = "the same users and items, but other events"
+    else:
+        return
+    raise CheckpointError(
+        f"{path}: made for other data: it knows {difference}, than {dataset.dataset_name} has now; restore the data "
+        "file and its filters, or train again"
+    )
+
+
+def _names(dataset: Any) -> dict[str, Any]:
+    fields = {"users": dataset.uid_field, "items": dataset.iid_field}
+    return {name: pack([str(token) for token in dataset.field2id_token[at][1:]]) for name, at in fields.items()}
+
+
+def _pack_events(dataset: Any, events: Events) -> dict[str, Any]:
+    """Number of events of each user, and all items and times; times as int32 from the first one where they fit."""
+    times, origin = events.columns[dataset.time_field], 0
+    if not times.is_floating_point() and len(times):
+        low, high = int(times.min()), int(times.max())
+        if high - low < 2**31:
+            origin, times = low, (times.long() - low).int()
+    counts = torch.bincount(events.columns[dataset.uid_field].long(), minlength=dataset.user_num)[1:].int()
+    return {"counts": counts, "items": events.columns[dataset.iid_field].int(), "times": times, "origin": origin}
+
+
+def pack(names: Sequence[str]) -> dict[str, Any]:
+    """Names as one text and the number of characters of each, which a million of them are read from at once."""
+    return {"text": "".join(names), "lengths": torch.tensor([len(name) for name in names], dtype=torch.int32)}
+
+
+# Reading
+
+
+def unpack(packed: Any, what: str) -> list[str]:
+    """Names from what :func:`pack` made of them.
+
+    Raises
+    ------
+    CorruptCheckpoint
+        It is something else, or two names are equal.
+    """
+    try:
+        text, lengths = packed["text"], packed["lengths"]
+        ends = lengths.long().cumsum(0).tolist()
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise CorruptCheckpoint(f"its names of {what} can't be read") from error
+    if not isinstance(text, str) or bool((lengths < 0).any()) or (ends[-1] if ends else 0) != len(text):
+        raise CorruptCheckpoint(f"its names of {what} can't be read")
+    names = [text[start:end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
+    if len(set(names)) != len(names):
+        raise CorruptCheckpoint(f"two of its {what} have one name")
+    return names
+
+
+@dataclass(frozen=True)
+class CheckpointData:
+    """The data in a checkpoint, read and checked.
+
+    Attributes
+    ----------
+    dataset : str
+        Name of the data set.
+    user_field, item_field, time_field : str
+        Names of the columns.
+    users, items : list of str
+        Names by id; entry 0 is padding. ``users`` is padding alone with ``checkpoint_data: false``.
+    events : Events
+        Users, items and times (seconds since 1970, UTC) sorted by user, then time; none with ``checkpoint_data:
+        false``.
+    n_users : int
+        User ids of training, padding included, whether their names are stored or not.
+    days : tuple of int
+        First and last day that training shows, in days since 1970-01-01 (UTC).
+    version : str
+        Version of this package that wrote it.
+    """
+
+    dataset: str
+    user_field: str
+    item_field: str
+    time_field: str
+    users: list[str]
+    items: list[str]
+    events: Events
+    n_users: int
+    days: tuple[int, int]
+    version: str
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any], path: str) -> CheckpointData:
+        """Read the data of a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint : dict
+            As :func:`recbole_adrrec.integration.checkpoint.load_checkpoint` gives it.
+        path : str
+            Its file, for messages.
+
+        Raises
+        ------
+        CheckpointError
+            It has none, or something else than was written.
+        """
+        stored = checkpoint.get("data")
+        best = (checkpoint.get("training") or {}).get("best_file")
+        if stored is None and best is not None and Path(path).stem.endswith("-last"):
+            raise CheckpointError(
+                f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
+                f"beside it, {Path(path).with_name(best)}"
+            )
+        if stored is None:
+            raise CheckpointError(
+                f"{path}: carries no names of users and items, so its numbers can't be told apart (it was saved by "
+                "RecBole alone, or by a model with a data set of its own); train it again with this version"
+            )
+        try:
+            return cls._read(stored, str(checkpoint.get("version")))
+        except CorruptCheckpoint as error:
+            raise CheckpointError(
+                f"{path}: {error}; the file is damaged or was changed, take another copy or train again"
+            ) from error
+
+    @classmethod
+    def _read(cls, stored: Any, version: str) -> CheckpointData:
+        try:
+            dataset, fields = stored["dataset"], stored["fields"]
+            user, item, time = (fields[name] for name in ("user", "item", "time"))
+            first, last = stored["days"]
+            n_users, packed_users, packed_events = stored["n_users"], stored["users"], stored["events"]
+            items = unpack(stored["items"], "items")
+        except (TypeError, KeyError, ValueError) as error:
+            raise CorruptCheckpoint("a part of its data is missing") from error
+        texts, numbers = (dataset, user, item, time), (first, last, n_users)
+        if not all(isinstance(each, str) for each in texts) or not all(type(each) is int for each in numbers):
+            raise CorruptCheckpoint("its data is not what this package writes")
+        if first > last:
+            raise CorruptCheckpoint("its days of training can't be read")
+        users = [] if packed_users is None else unpack(packed_users, "users")
+        if packed_users is not None and len(users) != n_users - 1:
+            raise CorruptCheckpoint("it has another number of users than names")
+        columns = _read_events(packed_events, len(users), len(items))
+        events = Events.from_sorted(dict(zip((user, item, time), columns, strict=True)), user, n_users)
+        users, items = [PADDING, *users], [PADDING, *items]
+        return cls(dataset, user, item, time, users, items, events, n_users, (first, last), version)
+
+
+def _read_events(packed: Any, n_users: int, n_items: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Users, items and times of events."""
+    if packed is None:
+        return (torch.zeros(0, dtype=torch.int64),) * 3
+    try:
+        counts, items, times, origin = (packed[name] for name in ("counts", "items", "times", "origin"))
+        fits = (
+            counts.dtype == items.dtype == torch.int32
+            and times.dtype in (torch.int32, torch.int64, torch.float32, torch.float64)
+            and type(origin) is int
+            and counts.shape == (n_users,)
+            and bool((counts >= 0).all())
+            and items.shape == times.shape == (int(counts.sum()),)
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CorruptCheckpoint("its events can't be read") from error
+    if not fits or (len(items) and not 1 <= int(items.min()) <= int(items.max()) <= n_items):
+        raise CorruptCheckpoint("its events name items or users that it doesn't have")
+    users = torch.repeat_interleave(torch.arange(1, n_users + 1), counts.long())
+    return users, items.long(), times if times.is_floating_point() else times.long() + origin
