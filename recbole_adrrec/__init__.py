@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recbole_adrrec import models
+from recbole_adrrec.models import available_models as models
 from recbole_adrrec.version import __version__
 
 if TYPE_CHECKING:

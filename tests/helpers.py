@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import torch
 
-ADRREC_OPTIONS = {
+from recbole_adrrec.options import load_properties, property_names
+
+SMALL = {
     "n_layers": 2,
     "hidden_size": 16,
     "inner_size": 32,
@@ -12,66 +14,21 @@ ADRREC_OPTIONS = {
     "attn_dropout_prob": 0.0,
     "layer_norm_eps": 1e-5,
     "initializer_range": 0.5,
-    "n_heads": 2,
-    "norm_order": "post",
-    "drop_residual": False,
-    "input_position": True,
-    "input_norm": True,
-    "input_scale": False,
-    "final_norm": False,
-    "activation": "gelu",
-    "inner_dropout_prob": 0.0,
-    "item_head": "plain",
-    "mixture": "adaptive",
     "absolute_kernels": ["position", "day"],
-    "day_spacing": None,
     "relative_kernels": ["sinusoid", "distance"],
     "time_unit": 3600.0,
     "kernel_freq": 10000.0,
-    "grid_points": None,
     "max_distance": 3,
-    "objective": "causal",
-    "use_query_time": False,
     "mask_ratio": 0.3,
     "loss_type": "CE",
     "n_negatives": 4,
-    "negatives": "own",
-    "gbce_t": 0.75,
-    "label_smoothing": 0.0,
-    "temperature": None,
-    "trend_rank": 0,
-    "trend_spacing": 28,
-    "trend_decay": 1e-4,
-    "train_neg_sample_args": None,
-    "lni_form": "states",
-    "lni_weight": 0.0,
-    "lni_sigma": 0.1,
-    "lni_noise": "gaussian",
-    "lni_layers": None,
-    "lni_layer_weights": None,
-    "lni_stop_gradient": False,
-    "event_layout": "auto",
-    "recompute": False,
-    "compile": False,
-}
-
-# What the other models have beyond ADRRec's options.
-OTHER_OPTIONS = {
     "time_span": 12,
-    "published_padding_attention": False,
     "pvn_weight": 0.1,
-    "published_mean_bypass": False,
     "refinement": "simple",
-    "backbone": "sasrec",
-    "refinement_maps": "distance",
-    "refinement_rank": None,
-    "refinement_start": None,
-    "refinement_layers": None,
-    "refinement_heads": None,
-    "refinement_value_map": False,
 }
+"""What tests have in place of the models' defaults."""
 
-OF_MODEL = {"MEANTIME": {"objective": "cloze"}}
+OF_MODEL = {"MEANTIME": {"relative_kernels": ["sinusoid", "log1p"], "use_query_time": False}, "STOSA": {"n_heads": 2}}
 
 RECBOLE_OPTIONS = {
     "USER_ID_FIELD": "user_id",
@@ -81,6 +38,7 @@ RECBOLE_OPTIONS = {
     "ITEM_LIST_LENGTH_FIELD": "item_length",
     "NEG_PREFIX": "neg_",
     "MAX_ITEM_LIST_LENGTH": 7,
+    "train_neg_sample_args": None,
     "device": torch.device("cpu"),
     "seed": 2020,
 }
@@ -89,9 +47,12 @@ N_ITEMS = 20
 FIRST_TIME = 1_300_000_000
 
 
-def options(**changes):
+def options(model="", **changes):
     """All models' options with RecBole's, a small model."""
-    return {**RECBOLE_OPTIONS, **ADRREC_OPTIONS, **OTHER_OPTIONS, **changes}
+    found = dict(RECBOLE_OPTIONS)
+    for name in (*property_names("model"), model):
+        found |= load_properties("model", name)
+    return {**found, **SMALL, **OF_MODEL.get(model, {}), **changes}
 
 
 def dataset(n_items=N_ITEMS, days=None):
@@ -111,8 +72,9 @@ def dataset(n_items=N_ITEMS, days=None):
 def build(model_class, seed=0, dtype=torch.float64, data=None, **changes):
     """Make a model with seeded weights, biases included, in evaluation mode."""
     torch.manual_seed(seed)
-    changes = {**OF_MODEL.get(model_class.__name__, {}), **changes}
-    model = model_class(options(**changes), dataset() if data is None else data).to(dtype)
+    # RecBole's own models take what all of ours have.
+    given = options(model_class.options_class.model if hasattr(model_class, "options_class") else "", **changes)
+    model = model_class(given, dataset() if data is None else data).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

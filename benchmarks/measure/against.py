@@ -20,6 +20,7 @@ import yaml
 
 from measure.tables import Row, median, medians, text
 from measure.variants import CE, Variant
+from recbole_adrrec.options import SASREC_BLOCK
 
 if TYPE_CHECKING:
     from measure.session import Job, Session
@@ -47,16 +48,7 @@ SASREC: dict[str, Any] = {
     "backbone": "sasrec",
     "refinement": "none",
     "n_heads": 2,
-    "norm_order": "post",
-    "drop_residual": False,
-    "input_position": True,
-    "input_norm": True,
-    "input_scale": False,
-    "final_norm": False,
-    "activation": "gelu",
-    "inner_dropout_prob": 0.0,
-    "item_head": "plain",
-    "layer_norm_eps": 1e-12,
+    **SASREC_BLOCK,
 }
 """RecBole's SASRec."""
 

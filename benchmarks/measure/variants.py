@@ -51,7 +51,7 @@ class Variant:
         # Imported here: children import this module with packages of other versions.
         from recbole_adrrec.options import known_options
 
-        return [] if self.source == "peer" else sorted(set(self.options) - known_options(self.model))
+        return [] if self.source == "peer" else sorted(set(self.options) - known_options())
 
 
 _SASREC = {"backbone": "sasrec", "refinement": "none"}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
 
 
 def one_of(value: Any, known: Collection[str], key: str) -> Any:

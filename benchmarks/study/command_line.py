@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
 from study import checks
 from study.study_file import KEYS
 

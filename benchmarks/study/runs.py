@@ -206,8 +206,7 @@ class Session:
 
         train, valid, test = (each._dataset for each in (self.train_data, self.valid, self.test_data))
         items = train.iid_field
-        shown = train._shown_events(train.inter_feat, include_targets=True)
-        trained = np.unique(train.inter_feat.events.columns[items][shown].numpy())
+        (trained,) = train.shown_events(True, items)
         targets = test.inter_feat[items].numpy()
         return {
             "items": train.item_num - 1,
@@ -215,7 +214,7 @@ class Session:
             "valid_rows": len(valid.inter_feat),
             "test_rows": len(test.inter_feat),
             "test_users": len(np.unique(test.inter_feat[test.uid_field].numpy())),
-            "test_targets_never_trained": int((~np.isin(targets, trained)).sum()),
+            "test_targets_never_trained": int((~np.isin(targets, trained.numpy())).sum()),
             "test_targets_met_before": _met_before(test),
             "ties": tied_timestamps.measure(test),
             "split": getattr(train, "split_counts", None),

@@ -11,7 +11,7 @@ from recbole_adrrec import options
 from recbole_adrrec.cli import commands
 from recbole_adrrec.cli.usage import MODEL, usage
 from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Settings of how threads of OpenMP wait."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
 
 COMMANDS = {
     "recommend": "top items of users at a moment, from a checkpoint alone",

@@ -336,11 +336,11 @@ class SequenceDataset(SequentialDataset):
             Whether the times of the training targets count too, as with ``use_query_time`` or a cloze objective;
             else a user's last training event is predicted but its time never seen.
         """
-        return whole_days(self._shown_events(include_targets)[1]).unique()
+        return whole_days(*self.shown_events(include_targets, self.time_field)).unique()
 
     def time_scale(self, include_targets: bool) -> tuple[float, float]:
         """Resolution and span of the training times, in seconds, as of ``times.time_scale``; see ``trained_days``."""
-        resolution, span = time_scale(*self._shown_events(include_targets))
+        resolution, span = time_scale(*self.shown_events(include_targets, self.uid_field, self.time_field))
         self.logger.info(
             f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
             "time_unit and kernel_freq are unset"
@@ -352,13 +352,14 @@ class SequenceDataset(SequentialDataset):
 
         TiSASRec's unit of time; 1 for users without two training events of different times.
         """
-        return smallest_gaps(*self._shown_events(include_targets=True), self.user_num)
+        users, timestamps = self.shown_events(True, self.uid_field, self.time_field)
+        return smallest_gaps(users, timestamps, self.user_num)
 
-    def _shown_events(self, include_targets: bool) -> tuple[Tensor, Tensor]:
-        """Users and timestamps of the events from each user's first to the last that rows show, or predict."""
+    def shown_events(self, include_targets: bool, *fields: str) -> tuple[Tensor, ...]:
+        """Columns of the events from each user's first to the last that rows show, or predict; see ``trained_days``."""
         rows = self.inter_feat
         if not isinstance(rows, PrefixRows):
-            return rows[self.uid_field], rows[self.time_field]
+            return tuple(rows[field] for field in fields)
         targets = rows.targets.long()
         first = rows.events.first(targets)
         edge = torch.zeros(len(rows.events) + 1, dtype=torch.int64)
@@ -367,7 +368,7 @@ class SequenceDataset(SequentialDataset):
         edge[user_first] += 1
         edge[last[user_first] + int(include_targets)] -= 1
         shown = (edge[:-1].cumsum(0) > 0).nonzero().squeeze(1)
-        return rows.events.column(self.uid_field, shown), rows.events.columns[self.time_field][shown]
+        return tuple(rows.events.column(field, shown) for field in fields)
 
     def histories(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each user's id, items and times, in order of time."""

@@ -1,12 +1,6 @@
-"""Models: each reads its options and joins layers.
-
-The package can be called: ``recbole_adrrec.models()`` lists the names of the models that it registers.
-"""
+"""Models: each joins layers as its options say."""
 
 from __future__ import annotations
-
-import sys
-import types
 
 MODULES = {
     "ADRRec": "recbole_adrrec.models.adrrec",
@@ -15,13 +9,9 @@ MODULES = {
     "STOSA": "recbole_adrrec.models.stosa",
     "TiSASRec": "recbole_adrrec.models.tisasrec",
 }
-"""Name of each model that RecBole is told about, and the module that holds it."""
+"""Name of each model that ``register`` makes known to RecBole, and the module that holds it."""
 
 
-class _ModelsPackage(types.ModuleType):
-    def __call__(self) -> list[str]:
-        """Names of the models that ``register`` makes known to RecBole."""
-        return sorted(MODULES)
-
-
-sys.modules[__name__].__class__ = _ModelsPackage
+def available_models() -> list[str]:
+    """Names of the models that ``register`` makes known to RecBole, sorted."""
+    return sorted(MODULES)

@@ -14,50 +14,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.noise import NOISE_FORMS, Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
+from recbole_adrrec.layers.noise import Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
 from recbole_adrrec.losses import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
-from recbole_adrrec.models.base import Targets
-from recbole_adrrec.models.block import Block
-from recbole_adrrec.models.mix import MixAttentionRecommender
+from recbole_adrrec.models.base import SequenceRecommender, Targets
+from recbole_adrrec.models.components import build_trend
+from recbole_adrrec.models.mix import mix_components
+from recbole_adrrec.options.schema import ADRRecOptions
 
 NEVER = -1e9
 """Logit of a candidate that is not compared."""
 
 
-class ADRRec(MixAttentionRecommender):
+class ADRRec(SequenceRecommender):
     """Mix-attention over kernels of position, time and distance, trained with noise in its layers.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those of ``properties/model/ADRRec.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data; see ``MixAttentionRecommender``.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
+    Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/ADRRec.yaml``.
     """
 
+    options: ADRRecOptions
+    options_class = ADRRecOptions
     _ratio_is_due = True
-    """Whether the next training batch is the first of its epoch."""
+    """True while the next training batch is the first of its epoch."""
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, Block.of(config), config["mixture"], config["max_distance"], with_trend=True)
-        self.lni_form = config["lni_form"]
-        self.lni_weight = config["lni_weight"]
-        if self.lni_form not in NOISE_FORMS:
-            raise ValueError(f"lni_form: {self.lni_form}; must be one of {', '.join(NOISE_FORMS)}")
-        if self.lni_weight < 0:
-            raise ValueError(f"lni_weight: {self.lni_weight}; must be at least 0")
+        super().__init__(config, dataset)
+        options, stats = self.options, self.data_stats(dataset)
+        trend = build_trend(options, stats)
+        self.set_components(mix_components(options, stats), trend)
         self.noise = LayerwiseNoise(
-            n_layers=config["n_layers"],
-            sigma=config["lni_sigma"],
-            noise=config["lni_noise"],
-            layers=config["lni_layers"],
-            layer_weights=config["lni_layer_weights"],
-            stop_gradient=config["lni_stop_gradient"],
+            n_layers=options.n_layers,
+            sigma=options.lni_sigma,
+            noise=options.lni_noise,
+            layers=options.lni_layers,
+            layer_weights=options.lni_layer_weights,
+            stop_gradient=options.lni_stop_gradient,
             seed=config["seed"],
         )
 
@@ -67,24 +57,25 @@ class ADRRec(MixAttentionRecommender):
         return super().train(mode)
 
     def _training_loss(self, encode: Encode, layout: Layout, targets: Targets) -> Tensor:
-        if not (self.training and self.lni_weight > 0):
+        form, weight = self.options.lni_form, self.options.lni_weight
+        if not (self.training and weight > 0):
             return super()._training_loss(encode, layout, targets)
         valid = None if layout.packed else layout.valid
-        if self.lni_form == "noisy":
+        if form == "noisy":
             states, _ = self.noise.inject(encode, valid)
             return self._loss_of(states[-1], targets)
         passes = self.noise(encode, valid)
         loss = self._loss_of(passes.clean[-1], targets)
-        if self.lni_form == "states":
+        if form == "states":
             penalty = self.noise.penalty(passes, valid)
         else:
             penalty = self._divergence(passes.clean[-1], passes.noisy[-1], targets) * targets.share
-        penalty = self.lni_weight * penalty
+        penalty = weight * penalty
         self._log_ratio(penalty, loss)
         return loss + penalty
 
     def _divergence(self, clean: Tensor, noisy: Tensor, targets: Targets) -> Tensor:
-        """How far the predictions of the two passes are apart, Float[]."""
+        """Divergence of the predictions of the two passes, Float[]."""
         logits, width = self._candidate_logits(clean, targets)
         others, _ = self._candidate_logits(noisy, targets)
         rows = max(1, BLOCK_SCORES.get(clean.device.type, BLOCK_SCORES_ELSEWHERE) // width)
@@ -124,5 +115,6 @@ class ADRRec(MixAttentionRecommender):
         if due and not self.compiled and self.logger.isEnabledFor(logging.DEBUG):
             ratio = gradient_ratio(penalty, loss, self.encoder.parameters())
             self.logger.debug(
-                f"lni_form {self.lni_form}: gradient on the encoder, noise's over loss's norm: {100 * ratio:.3g} %"
+                f"lni_form {self.options.lni_form}: gradient on the encoder, noise's over loss's norm: "
+                f"{100 * ratio:.3g} %"
             )

@@ -6,26 +6,23 @@ publishes no code: ``docs/interpretation.md`` states our forms.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
-from recbole_adrrec.models.base import Facts, Parts, PartsBuilder, Refine, SequenceRecommender, trend_of
-from recbole_adrrec.models.block import Block
-from recbole_adrrec.models.mix import mix_parts
-from recbole_adrrec.models.sasrec import sasrec_parts
-from recbole_adrrec.models.stosa import stosa_parts
-from recbole_adrrec.models.tisasrec import tisasrec_parts
+from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, build_trend
+from recbole_adrrec.models.mix import mix_components
+from recbole_adrrec.models.sasrec import sasrec_components
+from recbole_adrrec.models.stosa import stosa_components
+from recbole_adrrec.models.tisasrec import tisasrec_components
+from recbole_adrrec.options.schema import AWRSROptions
 
-
-def _mix_parts(config: Any, facts: Facts, refine: Refine) -> Parts:
-    return mix_parts(config, facts, Block.of(config), config["mixture"], config["max_distance"], refine)
-
-
-BACKBONES: dict[str, PartsBuilder] = {
-    "sasrec": sasrec_parts,
-    "stosa": stosa_parts,
-    "tisasrec": tisasrec_parts,
-    "mix": _mix_parts,
+BACKBONES: dict[str, Callable[[AWRSROptions, DataStats, Refine], ModelComponents]] = {
+    "sasrec": sasrec_components,
+    "stosa": stosa_components,
+    "tisasrec": tisasrec_components,
+    "mix": mix_components,
 }
 
 
@@ -35,31 +32,24 @@ class AWRSR(SequenceRecommender):
     Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/AWRSR.yaml``.
     """
 
+    options: AWRSROptions
+    options_class = AWRSROptions
+
     def __init__(self, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset, use_query_time=config["use_query_time"])
-        self.refinement = config["refinement"]
-        if self.refinement not in ("none", *REFINEMENTS):
-            raise ValueError(f"refinement: {self.refinement}; must be none or one of {', '.join(REFINEMENTS)}")
-        if config["backbone"] not in BACKBONES:
-            raise ValueError(f"backbone: {config['backbone']}; must be one of {', '.join(BACKBONES)}")
-        layers = config["refinement_layers"]
-        if layers is not None and not set(layers) <= set(range(1, config["n_layers"] + 1)):
-            raise ValueError(f"refinement_layers: {layers}; must be layer numbers from 1 to {config['n_layers']}")
+        super().__init__(config, dataset)
+        stats = self.data_stats(dataset)
+        components = BACKBONES[self.options.backbone](self.options, stats, self._refinement)
+        self.set_components(components, build_trend(self.options, stats))
 
-        def refine(layer: int, n_heads: int) -> Refinement | None:
-            if self.refinement == "none" or (layers is not None and layer not in layers):
-                return None
-            extra = {
-                "value": {"value_map": config["refinement_value_map"]},
-                "additive": {"start": config["refinement_start"]},
-            }.get(self.refinement, {})
-            return REFINEMENTS[self.refinement](
-                n_heads,
-                self.max_seq_length,
-                config["refinement_rank"],
-                config["refinement_heads"],
-                config["refinement_maps"],
-                **extra,
-            )
-
-        self.join(BACKBONES[config["backbone"]](config, self.facts, refine), trend_of(config, self.facts))
+    def _refinement(self, layer: int, n_heads: int) -> Refinement | None:
+        """Refinement of a layer, by its number from 1; None where it is not refined."""
+        options = self.options
+        kind, layers = options.refinement, options.refinement_layers
+        if kind == "none" or (layers is not None and layer not in layers):
+            return None
+        own: dict[str, dict[str, Any]] = {
+            "value": {"value_map": options.refinement_value_map},
+            "additive": {"start": options.refinement_start},
+        }
+        rank, heads, maps = options.refinement_rank, options.refinement_heads, options.refinement_maps
+        return REFINEMENTS[kind](n_heads, self.max_seq_length, rank, heads, maps, **own.get(kind, {}))

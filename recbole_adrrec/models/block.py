@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -12,77 +10,54 @@ from recbole_adrrec.layers.attention import Attention
 from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import Facts, Parts
+from recbole_adrrec.models.components import DataStats, ModelComponents
+from recbole_adrrec.options.schema import BlockOptions
 
 
-@dataclass(frozen=True)
-class Block:
-    """Where norms, dropout and positions stand; named and explained in ``properties/model/ADRRec.yaml``."""
-
-    norm_order: str
-    drop_residual: bool
-    input_position: bool
-    input_norm: bool
-    input_scale: bool
-    final_norm: bool
-    activation: str
-    inner_dropout_prob: float
-    item_head: str
-
-    @classmethod
-    def of(cls, config: Any) -> Block:
-        """The block that the options describe."""
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
-
-
-def block_parts(
-    config: Any, facts: Facts, block: Block, attention: Callable[[int], Attention], kernels: nn.Module, knows_time: bool
-) -> Parts:
-    """Parts of a model with this block.
+def block_components(
+    options: BlockOptions,
+    stats: DataStats,
+    attention: Callable[[int], Attention],
+    kernels: nn.Module,
+    knows_time: bool,
+) -> ModelComponents:
+    """Components of a model with this block.
 
     Parameters
     ----------
-    config : recbole.config.Config
-        Options; widths, depth, dropout and epsilon are read.
-    facts : Facts
-        Facts of the data.
-    block : Block
-        Where norms, dropout and positions stand.
+    options : BlockOptions
+        Widths, depth, dropout, and where norms, dropout and positions stand.
+    stats : DataStats
+        Statistics of the data.
     attention : callable
         Makes the attention of a layer, by its number from 1.
-    kernels : Module
-        See ``Parts``.
-    knows_time : bool
-        Whether the kernels read times.
+    kernels, knows_time
+        See ``ModelComponents``.
     """
-    size, dropout, eps = config["hidden_size"], config["hidden_dropout_prob"], config["layer_norm_eps"]
+    size, dropout, eps = options.hidden_size, options.hidden_dropout_prob, options.layer_norm_eps
     layers = [
         TransformerLayer(
             attention(number),
-            FeedForward(size, config["inner_size"], block.inner_dropout_prob, block.activation),
+            FeedForward(size, options.inner_size, options.inner_dropout_prob, options.activation),
             attention_norm=nn.LayerNorm(size, eps),
             feed_forward_norm=nn.LayerNorm(size, eps),
             dropout=dropout,
-            order=block.norm_order,
-            drop_residual=block.drop_residual,
+            order=options.norm_order,
+            drop_residual=options.drop_residual,
         )
-        for number in range(1, config["n_layers"] + 1)
+        for number in range(1, options.n_layers + 1)
     ]
     embedding = ItemEmbedding(
-        facts.n_rows,
+        stats.n_rows,
         size,
         dropout,
-        scale=size**0.5 if block.input_scale else 1.0,
-        n_positions=facts.max_seq_length if block.input_position else None,
-        layer_norm_eps=eps if block.input_norm else None,
+        scale=size**0.5 if options.input_scale else 1.0,
+        n_positions=stats.max_seq_length if options.input_position else None,
+        layer_norm_eps=eps if options.input_norm else None,
     )
-    projected = block.item_head == "projected"
-    return Parts(
-        embedding,
-        kernels,
-        TransformerEncoder(layers, nn.LayerNorm(size, eps) if block.final_norm else None),
-        ProjectedItemHead(size, facts.n_items, eps, config["temperature"])
-        if projected
-        else ItemHead(facts.n_items, config["temperature"]),
-        knows_time=knows_time,
-    )
+    encoder = TransformerEncoder(layers, nn.LayerNorm(size, eps) if options.final_norm else None)
+    if options.item_head == "projected":
+        head: ItemHead = ProjectedItemHead(size, stats.n_items, eps, options.temperature)
+    else:
+        head = ItemHead(stats.n_items, options.temperature)
+    return ModelComponents(embedding, kernels, encoder, head, knows_time=knows_time)

@@ -15,50 +15,39 @@ from recbole_adrrec.layers.gaussian import GaussianOutput, PerPart, WassersteinA
 from recbole_adrrec.layers.heads import GaussianItemHead
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import Facts, NoKernels, Parts, Refine, SequenceRecommender, unrefined
+from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.components import DataStats, ModelComponents, NoKernels, Refine, unrefined
+from recbole_adrrec.options.schema import STOSAOptions
 
 
-def stosa_layer(config: Any, refinement: Refinement | None = None) -> TransformerLayer:
-    """One layer of STOSA.
+def stosa_layer(options: STOSAOptions, refinement: Refinement | None = None) -> TransformerLayer:
+    """One layer of STOSA, its weights refined or not.
 
     Means and covariances share the norm behind the attention, as in the public code; each has its own feed-forward.
-
-    Parameters
-    ----------
-    config : recbole.config.Config
-        Options; those of ``properties/model/STOSA.yaml`` are read.
-    refinement : Refinement, optional
-        Of the layer's weights.
     """
-    size, inner_size, eps = config["hidden_size"], config["inner_size"], config["layer_norm_eps"]
+    size, inner_size, eps = options.hidden_size, options.inner_size, options.layer_norm_eps
     return TransformerLayer(
-        WassersteinAttention(size, config["n_heads"], config["attn_dropout_prob"], refinement),
+        WassersteinAttention(size, options.heads, options.attn_dropout_prob, refinement),
         PerPart(lambda: FeedForward(size, inner_size, dropout=0.0, activation="elu")),
         nn.LayerNorm(size, eps),
         PerPart(lambda: nn.LayerNorm(size, eps)),
-        config["hidden_dropout_prob"],
+        options.hidden_dropout_prob,
         order="post",
-        finish=GaussianOutput(config["published_mean_bypass"]),
+        finish=GaussianOutput(options.published_mean_bypass),
     )
 
 
-def stosa_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
-    """Parts of STOSA; arguments as for every ``PartsBuilder``."""
-    numbers = range(1, config["n_layers"] + 1)
-    embedding = GaussianItemEmbedding(
-        facts.n_rows,
-        config["hidden_size"],
-        config["hidden_dropout_prob"],
-        facts.max_seq_length,
-        config["layer_norm_eps"],
-    )
-    return Parts(
-        item_embedding=embedding,
+def stosa_components(options: STOSAOptions, stats: DataStats, refine: Refine = unrefined) -> ModelComponents:
+    """Components of STOSA."""
+    size, dropout, eps = options.hidden_size, options.hidden_dropout_prob, options.layer_norm_eps
+    numbers = range(1, options.n_layers + 1)
+    return ModelComponents(
+        item_embedding=GaussianItemEmbedding(stats.n_rows, size, dropout, stats.max_seq_length, eps),
         kernels=NoKernels(),
-        encoder=TransformerEncoder(stosa_layer(config, refine(number, config["n_heads"])) for number in numbers),
-        head=GaussianItemHead(facts.n_items),
+        encoder=TransformerEncoder(stosa_layer(options, refine(number, options.heads)) for number in numbers),
+        head=GaussianItemHead(stats.n_items),
         knows_time=False,
-        pvn_weight=config["pvn_weight"],
+        pvn_weight=options.pvn_weight,
     )
 
 
@@ -68,6 +57,9 @@ class STOSA(SequenceRecommender):
     Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/STOSA.yaml``.
     """
 
+    options: STOSAOptions
+    options_class = STOSAOptions
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.join(stosa_parts(config, self.facts))
+        self.set_components(stosa_components(self.options, self.data_stats(dataset)))

@@ -14,33 +14,28 @@ from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.intervals import IntervalAttention, LeftPaddedEncoder, TimeIntervals
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import Facts, Parts, Refine, SequenceRecommender, unrefined
+from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, unrefined
+from recbole_adrrec.options.schema import TiSASRecOptions
 
 
-def tisasrec_parts(config: Any, facts: Facts, refine: Refine = unrefined) -> Parts:
-    """Parts of TiSASRec.
-
-    Reads the options of ``properties/model/TiSASRec.yaml``; arguments as for every ``PartsBuilder``.
-    """
-    size, n_heads, eps = config["hidden_size"], config["n_heads"], config["layer_norm_eps"]
-    width, dropout, left_padded = (
-        facts.max_seq_length,
-        config["hidden_dropout_prob"],
-        config["published_padding_attention"],
-    )
+def tisasrec_components(options: TiSASRecOptions, stats: DataStats, refine: Refine = unrefined) -> ModelComponents:
+    """Components of TiSASRec."""
+    size, heads, eps = options.hidden_size, options.heads, options.layer_norm_eps
+    width, dropout = stats.max_seq_length, options.hidden_dropout_prob
+    left_padded = options.published_padding_attention
 
     def layer(number: int) -> nn.Module:
-        attention = IntervalAttention(size, n_heads, config["attn_dropout_prob"], refine(number, n_heads))
+        attention = IntervalAttention(size, heads, options.attn_dropout_prob, refine(number, heads))
         norms = nn.LayerNorm(size, eps), nn.LayerNorm(size, eps)
         return TransformerLayer(attention, FeedForward(size, size, dropout, "relu"), *norms, dropout, order="query")
 
-    layers, norm = [layer(number + 1) for number in range(config["n_layers"])], nn.LayerNorm(size, eps)
-    gaps = facts.smallest_gaps()
-    return Parts(
-        ItemEmbedding(facts.n_rows, size, dropout, scale=size**0.5),
-        TimeIntervals(size, width, config["time_span"], gaps, dropout, left_padded),
+    layers, norm = [layer(number + 1) for number in range(options.n_layers)], nn.LayerNorm(size, eps)
+    return ModelComponents(
+        ItemEmbedding(stats.n_rows, size, dropout, scale=size**0.5),
+        TimeIntervals(size, width, options.time_span, stats.smallest_gaps(), dropout, left_padded),
         LeftPaddedEncoder(layers, norm, width) if left_padded else TransformerEncoder(layers, norm),
-        ItemHead(facts.n_items, config["temperature"]),
+        ItemHead(stats.n_items, options.temperature),
         packs_rows=not left_padded,
     )
 
@@ -51,6 +46,9 @@ class TiSASRec(SequenceRecommender):
     Arguments and errors as for ``SequenceRecommender``; options in ``properties/model/TiSASRec.yaml``.
     """
 
+    options: TiSASRecOptions
+    options_class = TiSASRecOptions
+
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        self.join(tisasrec_parts(config, self.facts))
+        self.set_components(tisasrec_components(self.options, self.data_stats(dataset)))

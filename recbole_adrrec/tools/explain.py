@@ -264,8 +264,9 @@ class RelativeTerm:
         key = torch.zeros(1 if places else len(gap), width, dtype=torch.float64, device=gap.device)
         place = torch.arange(width, device=key.device).expand(key.shape)
         query = key if places else gap.unsqueeze(1)
-        times = SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool))
-        score = self.kernel(times, self.projected.dtype)
+        score = self.kernel(
+            SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype
+        )
         shape = (len(key), 1, width, -1)
         found = score(self.projected[0].expand(shape), self.constant[0].expand(shape))
         added = found[0, 0, span - 1, span - 1 - gap.long()] if places else found.flatten()
@@ -302,7 +303,7 @@ def _interval_kernels(
     """``q_i . RK_r / sqrt(dh)`` of each head, ``r`` by the gap in units of the user's own."""
     model = recommender.model
     with torch.no_grad(), recommender.units():
-        _, moments, _ = model._asked(row)
+        _, moments, _ = model._inference_inputs(row)
         unit = float(model.kernels.units(moments))
         table = part.table(model.kernels.interval_key.weight)  # [H, S, dh]
         scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu().numpy()

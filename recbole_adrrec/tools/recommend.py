@@ -27,8 +27,8 @@ from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.mix import TIMELESS
-from recbole_adrrec.options.rules import suggestion
+from recbole_adrrec.options import suggestion
+from recbole_adrrec.options.schema import TIMELESS_KERNELS
 from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds
 from recbole_adrrec.tools.histories import Histories, Queries
 from recbole_adrrec.tools.recommendations import Recommendations
@@ -135,7 +135,7 @@ class Recommender:
         kernels = self.model.kernels
         # TiSASRec's intervals are those between events.
         names = [*kernels.absolute_names, *kernels.relative_names] if isinstance(kernels, MixKernels) else []
-        return self.model.head.trend is not None or not TIMELESS.issuperset(names)
+        return self.model.head.trend is not None or not TIMELESS_KERNELS.issuperset(names)
 
     @property
     def last_time(self) -> int | None:

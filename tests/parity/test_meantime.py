@@ -122,7 +122,7 @@ def golden_model(request):
     tokens, times = right_padded(tokens, length), right_padded(times, length)
     labels = right_padded(golden["input.labels"], length)
     inside = torch.arange(tokens.size(1)) < length.unsqueeze(1)
-    moments = model._moments(times, times, length)
+    moments = model._sequence_times(times, times, length)
     with captured_weights(model) as weights:
         hidden = model(tokens * inside, moments)
     has_target = (labels > 0) & inside

@@ -9,6 +9,7 @@ from recbole_adrrec.layers.heads import GaussianItemHead
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.losses import bayesian_personalized_ranking, positive_versus_negative
 from recbole_adrrec.models.stosa import stosa_layer
+from recbole_adrrec.options.schema import STOSAOptions
 from tests import helpers
 from tests.parity.golden_files import GOLDEN, close, load, load_weights
 
@@ -30,11 +31,13 @@ def golden_layer():
     golden, meta = load(GOLDEN / "stosa_layer.npz")
     parameters = {name[6:]: value for name, value in golden.items() if name.startswith("param.")}
     layer = stosa_layer(
-        helpers.options(
-            hidden_size=meta["hidden"],
-            inner_size=len(parameters["mean_intermediate.dense_1.weight"]),
-            n_heads=meta["heads"],
-            layer_norm_eps=meta["layer_norm_eps"],
+        STOSAOptions.read(
+            helpers.options(
+                hidden_size=meta["hidden"],
+                inner_size=len(parameters["mean_intermediate.dense_1.weight"]),
+                n_heads=meta["heads"],
+                layer_norm_eps=meta["layer_norm_eps"],
+            )
         )
     ).double()
     names = parameter_names()

@@ -65,7 +65,7 @@ def golden_model(request):
     rows = {name: right_padded(golden[f"input.{name}"], length) * inside for name in ("tokens", "pos", "neg")}
     # Ours takes padding to be one unit before the first event; the golden rows have other distances there.
     model.kernels.intervals = lambda time, unit: golden["input.time_matrix"]
-    moments = model._moments(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
+    moments = model._sequence_times(*[right_padded(times, length)] * 2, length, torch.zeros_like(length))
     return golden, model, names, rows, moments
 
 

@@ -135,7 +135,7 @@ def last_scores(model, row):
         part.score_parts = watch(part, part.score_parts)
     try:
         with torch.no_grad(), captured_weights(model.encoder):
-            items, moments, _ = model._asked(row)
+            items, moments, _ = model._inference_inputs(row)
             model(items, moments)
     finally:
         for part in parts:
@@ -207,7 +207,7 @@ def test_curves_of_tisasrec_are_what_intervals_add_to_scores(recommenders):
     reasons = explain.explain(recommender, user)
     row = recommender.rows([user])
     model = recommender.model
-    _, moments, _ = model._asked(row)
+    _, moments, _ = model._inference_inputs(row)
     gaps = (moments.key_time[0, -1] - moments.key_time[0]).double().numpy()
     index = model.kernels.intervals(moments.key_time, model.kernels.units(moments))[0, -1]
     queries = []

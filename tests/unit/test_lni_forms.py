@@ -49,7 +49,7 @@ def plain_predictions(model, batch, weight):
     """Loss and penalty with whole score matrices, from the model's own two passes."""
     shown = model._training_batch(batch)
     torch.manual_seed(0)
-    layout, encode = model._encoder_of(shown.items, shown.moments)
+    layout, encode = model._encoder_of(shown.items, shown.times)
     passes = model.noise(encode, None if layout.packed else layout.valid)
     has_target = shown.targets > 0
     scores = []
@@ -115,7 +115,7 @@ def test_the_noisy_form_is_the_loss_on_noisy_states_whatever_its_weight():
     assert losses[1e-3] == losses[2.0] != losses[0.0]
     model = model_of("noisy")
     shown = model._training_batch(batch)
-    layout, encode = model._encoder_of(shown.items, shown.moments)
+    layout, encode = model._encoder_of(shown.items, shown.times)
     states, _ = model.noise.inject(encode, None if layout.packed else layout.valid)
     torch.testing.assert_close(losses[2.0], model._loss_of(states[-1], model._targets_of(shown, layout)))
     tiny = loss_of(model_of("noisy", lni_sigma=1e-9), batch)

@@ -1,15 +1,19 @@
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+import recbole_adrrec
 from recbole_adrrec import options
-from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
+from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS
+from recbole_adrrec.layers.noise import NOISES
+from recbole_adrrec.layers.refinement import REFINEMENT_MAPS, REFINEMENTS
 from recbole_adrrec.layers.transformer import ACTIVATIONS
-from recbole_adrrec.models.block import Block
-from recbole_adrrec.models.mix import TIMELESS
-from recbole_adrrec.options import rules
+from recbole_adrrec.losses import LOSSES, SMOOTHED_LOSSES
+from recbole_adrrec.models.awrsr import BACKBONES
+from recbole_adrrec.options import MODEL_OPTIONS, SASREC_BLOCK, names, properties, rules, schema
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")
@@ -17,16 +21,18 @@ FILES = [("overall", "overall"), *(("model", name) for name in MODELS), *(("data
 
 
 def rules_of(kind, name):
-    return {"overall": rules.OVERALL_RULES, "model": rules.MODEL_RULES.get(name), "dataset": rules.DATASET_RULES}[kind]
+    return {"overall": rules.OVERALL_RULES, "model": rules.MODEL_RULES.get(name), "dataset": rules.RECBOLE_RULES}[kind]
 
 
 def recbole_yaml(name):
-    text = (options._recbole() / "properties" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (properties.recbole_folder() / "properties" / f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
 
 
 def test_names():
-    assert MODELS == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
+    assert (
+        MODELS == recbole_adrrec.models() == list(MODEL_OPTIONS) == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
+    )
     assert DATASETS == ["amazon-beauty", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]
 
@@ -42,15 +48,24 @@ def test_defaults_are_copies():
     assert options.load_properties("model", "ADRRec")["absolute_kernels"] == []
 
 
-@pytest.mark.parametrize(("kind", "name"), FILES)
-def test_every_option_has_a_rule_and_every_rule_an_option(kind, name):
-    assert set(options.load_properties(kind, name)) == set(rules_of(kind, name))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_field_without_a_value_is_an_option(model):
+    """And options that only some models have are those models' constants in the others."""
+    fields = dataclasses.fields(MODEL_OPTIONS[model])
+    own = set(options.load_properties("model", model))
+    assert {field.name for field in fields if field.default is dataclasses.MISSING} <= own
+    assert own <= {field.name for field in fields}
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
 def test_defaults_follow_their_rules(kind, name):
-    for option, default in options.load_properties(kind, name).items():
-        assert rules_of(kind, name)[option].fault(default) is None, option
+    known = rules_of(kind, name)
+    defaults = options.load_properties(kind, name)
+    if kind == "overall":
+        assert set(defaults) == set(known)
+    for option, default in defaults.items():
+        assert option not in known or known[option].fault(default) is None, option
+    assert kind == "dataset" or set(defaults) <= set(known)
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
@@ -73,7 +88,7 @@ def test_every_option_is_explained_with_its_type(kind, name):
 def test_yaml_round_trip(kind, name, flow):
     defaults = options.load_properties(kind, name)
     written = yaml.safe_dump(defaults, default_flow_style=flow, sort_keys=False)
-    assert options._load_yaml(written, name) == defaults
+    assert properties.load_yaml(written, name) == defaults
 
 
 @pytest.mark.parametrize(("kind", "name"), FILES)
@@ -97,8 +112,9 @@ def test_defaults_together_can_run(model, dataset):
 
 def test_meantime_is_adrrec_without_its_own_parts():
     adrrec, meantime = options.load_properties("model", "ADRRec"), options.load_properties("model", "MEANTIME")
-    extra = {"max_distance", "train_batch_size", "n_heads", "mixture", "event_layout", *Block.__dataclass_fields__}
+    extra = {"max_distance", "train_batch_size", "n_heads", "mixture", "event_layout", *SASREC_BLOCK}
     extra |= {name for name in adrrec if name.startswith(("lni_", "trend_"))}
+    extra -= {"layer_norm_eps"}
     assert set(adrrec) - set(meantime) == extra
     assert set(meantime) <= set(adrrec)
     assert meantime["relative_kernels"] == ["sinusoid", "log1p"]
@@ -106,47 +122,39 @@ def test_meantime_is_adrrec_without_its_own_parts():
     assert (adrrec["objective"], meantime["objective"]) == ("causal", "cloze")
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME"])
-def test_comments_name_every_kernel(model):
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME", "TiSASRec"])
+def test_comments_name_every_choice(model):
     meanings = options.comments("model", model)
-    for option, names in (
-        ("absolute_kernels", rules._absolute_kernels()),
-        ("relative_kernels", rules._gap_kernels() if model == "MEANTIME" else rules._relative_kernels()),
-    ):
-        for name in names:
-            assert name in meanings[option]
+    for option, rule in rules.MODEL_RULES[model].items():
+        choice = getattr(rule, "entry", rule)
+        for name in getattr(choice, "names", ()) if option not in ("objective", "train_rows") else ():
+            assert name in meanings[option], (option, name)
 
 
-def test_time_kernels_are_kernels():
-    assert {*rules._absolute_kernels(), *rules._relative_kernels()} >= rules.TIME_KERNELS
-    assert {*rules._absolute_kernels(), *rules._relative_kernels()} - rules.TIME_KERNELS == {
-        "position",
-        "constant",
-        "distance",
-        "distance_bias",
-    }
-    assert rules.TIME_KERNELS.isdisjoint(TIMELESS)
-    assert {*rules._absolute_kernels(), *rules._relative_kernels()} == rules.TIME_KERNELS | TIMELESS
+def choices(model, option):
+    rule = rules.MODEL_RULES[model][option]
+    return list(getattr(rule, "entry", rule).names)
 
 
 def test_choices_are_those_that_exist():
-    assert set(rules._BLOCK_RULES["activation"].names) < set(ACTIVATIONS)
-    assert {name for name, kernel in RELATIVE_KERNELS.items() if kernel.is_bias} == rules.BIAS_KERNELS
-    assert set(rules._BLOCK_RULES) == {
-        *Block.__dataclass_fields__,
-        "n_heads",
-        "mixture",
-        "event_layout",
-        "time_unit",
-        "kernel_freq",
-    }
+    assert choices("ADRRec", "absolute_kernels") == list(ABSOLUTE_KERNELS)
+    assert choices("ADRRec", "relative_kernels") == list(RELATIVE_KERNELS)
+    assert choices("ADRRec", "loss_type") == list(LOSSES)
+    assert choices("ADRRec", "lni_noise") == list(NOISES)
+    assert choices("AWRSR", "refinement") == ["none", *REFINEMENTS]
+    assert choices("AWRSR", "refinement_maps") == list(REFINEMENT_MAPS)
+    assert choices("AWRSR", "backbone") == list(BACKBONES)
+    assert set(choices("ADRRec", "activation")) < set(ACTIVATIONS)
+    assert {name for name, kernel in RELATIVE_KERNELS.items() if kernel.is_bias} == schema.BIAS_KERNELS
+    assert {*ABSOLUTE_KERNELS, *RELATIVE_KERNELS} > schema.TIMELESS_KERNELS
+    (smoothed,) = (each for each in schema.DEPENDENCIES if each.name == "label_smoothing")
+    assert smoothed.values == SMOOTHED_LOSSES
 
 
-def test_adrrecs_block_is_sasrecs_by_default():
-    adrrec, awrsr = options.load_properties("model", "ADRRec"), options.load_properties("model", "AWRSR")
-    names = [*Block.__dataclass_fields__, "layer_norm_eps"]
-    assert {name: adrrec[name] for name in names} == {name: awrsr[name] for name in names}
-    assert (adrrec["n_heads"], awrsr["n_heads"]) == (None, 2)
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR"])
+def test_the_default_block_is_sasrecs(model):
+    defaults = options.load_properties("model", model)
+    assert {name: defaults[name] for name in SASREC_BLOCK} == SASREC_BLOCK
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -166,7 +174,7 @@ def test_data_sets_are_split_filtered_and_ranked_alike(dataset):
     assert settings["repeatable"] is True
     assert settings["val_interval"] is None
     assert settings["threshold"] is None
-    head = options._property_text("dataset", dataset).split("\n\n")[0]
+    head = properties._text("dataset", dataset).split("\n\n")[0]
     assert "https://" in head
 
 
@@ -177,12 +185,13 @@ def test_nothing_of_recboles_own_ml_100k_file_shines_through():
     assert odd <= set(options.load_properties("dataset", "ml-100k"))
 
 
-def test_dataset_options_are_recboles():
-    assert set(rules.DATASET_RULES) <= options._general_options()
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_dataset_options_are_recboles(dataset):
+    assert set(options.load_properties("dataset", dataset)) <= names.general_options()
 
 
 def test_checkout_without_install_finds_properties_beside_the_package(monkeypatch):
-    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
-    folder = options._properties.__wrapped__()
+    monkeypatch.setattr(properties.importlib.util, "find_spec", lambda name: None)
+    folder = properties._folder.__wrapped__()
     assert folder == Path(__file__).resolve().parents[2] / "properties"
     assert (folder / "overall.yaml").is_file()

@@ -1,5 +1,6 @@
 """Options of AWRSR, TiSASRec and STOSA that don't go together are refused with the reason, before data is read."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -7,8 +8,10 @@ from recbole.config import Config
 
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.refinement import REFINEMENTS
+from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import BACKBONES
-from recbole_adrrec.options.rules import MODEL_RULES
+from recbole_adrrec.options import MODEL_OPTIONS
+from tests import helpers
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
@@ -45,10 +48,6 @@ def test_taken(model, given):
     assert {name: made[name] for name in given} == given
 
 
-def test_choices_are_those_that_exist():
-    assert list(MODEL_RULES["AWRSR"]["backbone"].names) == list(BACKBONES)
-
-
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [
@@ -57,18 +56,22 @@ def test_choices_are_those_that_exist():
         ("AWRSR", {"refinement": "none", "refinement_rank": 8}, "refinement_rank: 8 means nothing"),
         ("AWRSR", {"refinement": "none", "refinement_layers": [1]}, "refinement_layers: .*means nothing"),
         ("AWRSR", {"refinement": "none", "refinement_heads": [1]}, "refinement_heads: .*means nothing"),
-        ("AWRSR", {"refinement_value_map": True}, "refinement_value_map: true is a part of refinement value"),
+        (
+            "AWRSR",
+            {"refinement_value_map": True},
+            "refinement_value_map: True means nothing with refinement additive; .*choose refinement value",
+        ),
         ("AWRSR", {"refinement": "none", "refinement_maps": "place"}, "refinement_maps: 'place' means nothing"),
         ("AWRSR", {"refinement_maps": "places"}, "refinement_maps: 'places' is none of distance, place; did you mean"),
         (
             "AWRSR",
             {"refinement": "simple", "refinement_start": 0.5},
-            "refinement_start: 0.5 is a part of refinement addi",
+            "refinement_start: 0.5 means nothing with refinement .*choose refinement additive",
         ),
         (
             "AWRSR",
             {"refinement": "none", "refinement_start": 0.5},
-            "refinement_start: 0.5 is a part of refinement addi",
+            "refinement_start: 0.5 means nothing with refinement .*choose refinement additive",
         ),
         ("AWRSR", {"refinement_start": 1}, "refinement_start: 1 is not a number above 0 and below 1"),
         ("AWRSR", {"refinement_rank": 0}, "refinement_rank: 0 is not a whole number of at least 1"),
@@ -105,29 +108,28 @@ def test_choices_are_those_that_exist():
             for model, own in (("ADRRec", {}), ("AWRSR", {"backbone": "mix"}))
         ),
         ("MEANTIME", {"relative_kernels": ["gap_bias"]}, "relative_kernels: entry 1: 'gap_bias' is none of sinusoid"),
-        *(
-            (model, {name: value}, f"{name}: {message}")
-            for model in ("ADRRec", "AWRSR")
-            for name, value, message in (
-                ("mixture", "adaptiv", "'adaptiv' is none of adaptive, heads; did you mean adaptive"),
-                ("norm_order", "query", "'query' is none of post, pre"),
-                ("drop_residual", 0, "0 is neither true nor false"),
-                ("input_position", "yes", "'yes' is neither true nor false"),
-                ("input_norm", 1, "1 is neither true nor false"),
-                ("input_scale", 8, "8 is neither true nor false"),
-                ("final_norm", "post", "'post' is neither true nor false"),
-                ("activation", "swish", "'swish' is none of gelu, gelu_tanh, relu"),
-                ("inner_dropout_prob", 1, "1 is not a number of at least 0 and below 1"),
-                ("item_head", "dense", "'dense' is none of plain, projected"),
-                ("day_spacing", 0, "0 is not a whole number of at least 1"),
-                ("day_spacing", 1.5, "1.5 is not a whole number"),
-                ("time_unit", 0, "0 is not a number above 0"),
-                ("kernel_freq", 1, "1 is not a number above 1"),
-            )
+        ("AWRSR", {"mixture": "adaptiv"}, "mixture: 'adaptiv' is none of adaptive, heads; did you mean adaptive"),
+        ("AWRSR", {"norm_order": "query"}, "norm_order: 'query' is none of post, pre"),
+        ("ADRRec", {"drop_residual": 0}, "drop_residual: 0 is neither true nor false"),
+        ("ADRRec", {"inner_dropout_prob": 1}, "inner_dropout_prob: 1 is not a number of at least 0 and below 1"),
+        ("ADRRec", {"day_spacing": 1.5}, "day_spacing: 1.5 is not a whole number of at least 1"),
+        ("ADRRec", {"time_unit": 0}, "time_unit: 0 is not a number above 0"),
+        ("MEANTIME", {"time_unit": None}, "time_unit: None is not a number above 0"),
+        (
+            "AWRSR",
+            {"published_padding_attention": True},
+            "published_padding_attention: True means nothing with backbone sasrec; .*choose backbone tisasrec",
         ),
-        ("AWRSR", {"published_padding_attention": True}, "makes no sense with backbone sasrec: only TiSASRec"),
-        ("AWRSR", {"published_mean_bypass": True, "backbone": "mix"}, "makes no sense with backbone mix: only STOSA"),
-        ("AWRSR", {"use_query_time": True, "backbone": "tisasrec"}, "makes no sense with backbone tisasrec"),
+        (
+            "AWRSR",
+            {"published_mean_bypass": True, "backbone": "mix"},
+            "means nothing with backbone mix .only its states have means",
+        ),
+        (
+            "AWRSR",
+            {"use_query_time": True, "backbone": "tisasrec"},
+            "use_query_time: True means nothing with backbone tisasrec",
+        ),
         ("AWRSR", {"loss_type": "BCE", "backbone": "stosa"}, "loss_type: BCE reads a score above 0 as likely"),
         ("STOSA", {"loss_type": "gBCE"}, "loss_type: gBCE reads a score above 0 as likely"),
         ("STOSA", {"hidden_size": 6}, "hidden_size: 6 cannot be divided among n_heads, 4"),
@@ -140,8 +142,16 @@ def test_choices_are_those_that_exist():
         ("TiSASRec", {"exact_time": False, "normalize_all": True}, "normalize_all: .*TiSASRec's intervals"),
         ("TiSASRec", {"train_neg_sample_args": NEGATIVES}, "contradicts loss_type CE"),
         ("TiSASRec", {"negatives": "common"}, "negatives: 'common' is none of own, shared"),
-        ("TiSASRec", {"negatives": "shared"}, "negatives: shared ones .* but loss_type is CE; choose negatives own"),
-        ("ADRRec", {"negatives": "shared", "loss_type": "gBCE"}, "negatives: shared ones .*loss_type is gBCE"),
+        (
+            "TiSASRec",
+            {"negatives": "shared"},
+            "negatives: 'shared' means nothing with loss_type CE .*choose loss_type sampled_softmax",
+        ),
+        (
+            "ADRRec",
+            {"negatives": "shared", "loss_type": "gBCE"},
+            "negatives: 'shared' means nothing with loss_type gBCE",
+        ),
         (
             "ADRRec",
             {"negatives": "shared", "loss_type": "sampled_softmax", "train_neg_sample_args": NEGATIVES},
@@ -149,14 +159,21 @@ def test_choices_are_those_that_exist():
         ),
         ("MEANTIME", {"label_smoothing": 1}, "label_smoothing: 1 is not a number of at least 0 and below 1"),
         *(
-            ("AWRSR", {"label_smoothing": 0.1, "loss_type": loss}, f"label_smoothing: 0.1 .*loss_type {loss} has none")
+            (
+                "AWRSR",
+                {"label_smoothing": 0.1, "loss_type": loss},
+                f"label_smoothing: 0.1 means nothing with loss_type {loss} ",
+            )
             for loss in ("BPR", "BCE", "gBCE")
         ),
-        ("STOSA", {"label_smoothing": 0.1}, "label_smoothing: 0.1 .*loss_type BPR has none"),
+        ("STOSA", {"label_smoothing": 0.1}, "label_smoothing: 0.1 means nothing with loss_type BPR "),
         ("TiSASRec", {"temperature": 0}, "temperature: 0 is not a number above 0"),
-        ("AWRSR", {"temperature": 0.1, "backbone": "stosa"}, "temperature: 0.1 goes with scores that are products"),
-        ("STOSA", {"temperature": 0.1}, "temperature: 0.1 goes with scores that are products"),
-        ("AWRSR", {"trend_rank": 4, "backbone": "stosa"}, "trend_rank: 4 goes with scores that are products"),
+        ("AWRSR", {"temperature": 0.1, "backbone": "stosa"}, "temperature: 0.1 means nothing with backbone stosa"),
+        (
+            "AWRSR",
+            {"trend_rank": 4, "backbone": "stosa"},
+            "trend_rank: 4 means nothing with backbone stosa .*minus a distance",
+        ),
         ("ADRRec", {"trend_rank": -1}, "trend_rank: -1 is not a whole number of at least 0"),
         ("ADRRec", {"trend_spacing": 0}, "trend_spacing: 0 is not a number above 0"),
         ("ADRRec", {"trend_decay": -1}, "trend_decay: -1 is not a number of at least 0"),
@@ -166,6 +183,31 @@ def test_choices_are_those_that_exist():
 def test_refused(model, given, message):
     with pytest.raises(OptionError, match=message):
         config(model, **given)
+
+
+@pytest.mark.parametrize("model", MODEL_OPTIONS)
+def test_options_are_one_frozen_object(model):
+    made = MODEL_OPTIONS[model].read(config(model))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.n_layers = 3
+    assert hash(made) == hash(MODEL_OPTIONS[model].read({}))  # an absent option has its default
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"event_layout": "grouped", "compile": True}, "event_layout: grouped .*without compile True; choose auto"),
+        (
+            {"event_layout": "jagged", "attn_dropout_prob": 0.2},
+            "event_layout: jagged .*without attn_dropout_prob 0.2, ",
+        ),
+        ({"event_layout": "jagged", "recompute": True}, "relative_kernels .*'distance'.*recompute True"),
+        ({"grid_points": 4}, r"grid_points: 4 means nothing without exponential or log1p .*\['sinusoid', 'distance'\]"),
+    ],
+)
+def test_contradictions_reach_a_model_that_is_built_by_hand(given, message):
+    with pytest.raises(OptionError, match=message):
+        helpers.build(ADRRec, **given)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +235,7 @@ def test_a_shared_files_trend_does_not_reach_a_model_without_one():
     assert config("TiSASRec", trend_rank=4)["trend_rank"] is None
 
 
-def test_negatives_that_are_asked_for_stay():
+def test_given_negatives_stay():
     made = config("ADRRec", loss_type="gBCE", train_neg_sample_args={"distribution": "popularity", "sample_num": 3})
     assert (made["train_neg_sample_args"]["distribution"], made["train_neg_sample_args"]["sample_num"]) == (
         "popularity",

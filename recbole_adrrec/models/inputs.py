@@ -1,0 +1,160 @@
+"""From RecBole's batches to a model's inputs: items, times, and the targets of training.
+
+Letters: ``B`` rows of a batch, ``L`` places, ``k`` negatives of each target.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor
+
+from recbole_adrrec.layers.objectives import (
+    append_event,
+    draw_cloze_mask,
+    known_times,
+    last_place,
+    next_times,
+    valid_places,
+)
+from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.options.schema import ModelOptions
+
+
+class TrainingRows(NamedTuple):
+    """Rows as the data layer gives them: targets and times are [B] or [B, L], negatives [B, k] or [B, L, k]."""
+
+    items: Tensor
+    time: Tensor
+    length: Tensor
+    user: Tensor | None
+    targets: Tensor
+    target_time: Tensor
+    negatives: Tensor | None
+
+
+class TrainingBatch(NamedTuple):
+    """Items shown, Int64[B, L]; their times; target items there, 0 for none; negatives, Int64[B, L, k]."""
+
+    items: Tensor
+    times: SequenceTimes
+    targets: Tensor
+    negatives: Tensor | None
+
+
+class SequenceInputs(SequentialRecommender):
+    """Sequential recommender that reads its options, and its inputs off RecBole's batches."""
+
+    options: ModelOptions
+    options_class: ClassVar[type[ModelOptions]]
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.options = self.options_class.read(config)
+        self.TIME = config["TIME_FIELD"]
+        self.TIME_SEQ = self.TIME + config["LIST_SUFFIX"]
+        self.objective = self.options.objective
+        self.use_query_time = self.options.use_query_time
+        self.mask_token = self.n_items
+        self.given_negatives = self.options.loss_type != "CE" and self.options.negatives == "own"
+        sampling = config["train_neg_sample_args"] or {}
+        self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
+
+    def _inference_inputs(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
+        """Items, times and lengths of rows whose next event is to be predicted."""
+        items, time, length, user = self._history(interaction)
+        query_time = interaction[self.TIME]
+        if self.objective == "causal":
+            return items, self._causal_times(time, length, query_time, user), length
+        if not self.use_query_time:
+            query_time = time.gather(1, last_place(length)).squeeze(1)
+        mask_token = torch.full_like(length, self.mask_token)
+        items = append_event(items, length, mask_token, self.max_seq_length)
+        time = append_event(time, length, query_time, self.max_seq_length)
+        length = (length + 1).clamp(max=self.max_seq_length)
+        return items, self._sequence_times(time, time, length, user), length
+
+    def _training_batch(self, interaction: Any) -> TrainingBatch:
+        negatives = interaction[self.NEG_ITEM_ID] if self.given_negatives else None
+        rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
+        if negatives is not None:
+            rows = self._with_negatives(rows, negatives)
+        return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
+
+    def _history(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Items and times, [B, L] each, cut to the longest row of the batch; lengths and users, [B]."""
+        length = interaction[self.ITEM_SEQ_LEN]
+        width = max(1, int(length.max()))
+        time = interaction[self.TIME_SEQ][:, :width]
+        # Inexact times are floats; float64 loses nothing more of them.
+        time = time.double() if time.is_floating_point() else time
+        has_user = self.USER_ID in interaction
+        return interaction[self.ITEM_SEQ][:, :width], time, length, interaction[self.USER_ID] if has_user else None
+
+    def _with_negatives(self, rows: TrainingRows, negatives: Tensor) -> TrainingRows:
+        """Give each row its ``k`` negatives; RecBole repeats the batch of prefix rows for each further one."""
+        if rows.targets.dim() == 2:
+            return rows._replace(negatives=negatives if negatives.dim() == 3 else negatives.unsqueeze(2))
+        count = len(negatives) // self.negatives_a_row
+        once = {name: value[:count] for name, value in rows._asdict().items() if value is not None}
+        return rows._replace(**once, negatives=negatives.view(self.negatives_a_row, count).T)
+
+    def _causal_batch(self, rows: TrainingRows) -> TrainingBatch:
+        items, time, length, user, targets, target_time, negatives = rows
+        last = last_place(length)
+        if targets.dim() == 1:
+
+            def at_last(value: Tensor) -> Tensor:
+                place = last.view(-1, 1, *[1] * (value.dim() - 1)).expand(-1, 1, *value.shape[1:])
+                return value.new_zeros(*items.shape, *value.shape[1:]).scatter(1, place, value.unsqueeze(1))
+
+            targets = at_last(targets)
+            negatives = None if negatives is None else at_last(negatives)
+        else:
+            width = items.size(1)
+            targets = targets[:, :width] * valid_places(length, width)
+            negatives = None if negatives is None else negatives[:, :width]
+            # The time of a last place without a target is undefined.
+            own = time.gather(1, last)
+            target_mask = targets.gather(1, last) > 0
+            target_time = torch.where(target_mask, target_time.gather(1, last).to(own.dtype), own).squeeze(1)
+        return TrainingBatch(items, self._causal_times(time, length, target_time, user), targets, negatives)
+
+    def _cloze_batch(self, rows: TrainingRows) -> TrainingBatch:
+        items, time, length, user, targets, target_time, negatives = rows
+        if targets.dim() == 1:
+            items = append_event(items, length, targets, self.max_seq_length)
+            time = append_event(time, length, target_time, self.max_seq_length)
+            length = (length + 1).clamp(max=self.max_seq_length)
+            valid = maskable = valid_places(length, items.size(1))
+            negatives = None if negatives is None else negatives.unsqueeze(1).expand(-1, items.size(1), -1)
+        else:
+            valid = valid_places(length, items.size(1))
+            maskable = valid & (targets[:, : items.size(1)] > 0)
+            negatives = None if negatives is None else negatives[:, : items.size(1)]
+        masked = draw_cloze_mask(maskable, valid, self.options.mask_ratio)
+        if not self.use_query_time:
+            time = known_times(time, valid & ~masked)
+        shown = items.masked_fill(masked, self.mask_token)
+        return TrainingBatch(shown, self._sequence_times(time, time, length, user), items * masked, negatives)
+
+    def _causal_times(self, time: Tensor, length: Tensor, last: Tensor, user: Tensor | None = None) -> SequenceTimes:
+        """SequenceTimes of a causal model; ``last`` is the query time of each row's last place, Tensor[B]."""
+        query_time = next_times(time, length, last) if self.use_query_time else time
+        return self._sequence_times(query_time, time, length, user)
+
+    def _sequence_times(
+        self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None
+    ) -> SequenceTimes:
+        """Join places and times, Tensor[B, L]; padding gets the time of the row's first event."""
+        width = key_time.size(1)
+        valid = valid_places(length, width)
+        position = torch.arange(width, device=length.device).expand_as(key_time)
+        if self.objective == "cloze":
+            position = position + (self.max_seq_length - length).unsqueeze(1)
+            position = position.clamp(max=self.max_seq_length - 1)
+        key = torch.where(valid, key_time, key_time[:, :1])
+        query = key if query_time is key_time else torch.where(valid, query_time, key_time[:, :1])
+        return SequenceTimes(position, query, key, valid, user)

@@ -1,0 +1,412 @@
+"""Options of each model, typed: a field's type is its rule, its default stands in ``properties/model/<Model>.yaml``.
+
+Frozen dataclasses rather than pydantic: they need no further dependency, and messages that name option, value and
+remedy come from the rule itself instead of a table that translates pydantic's.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_type_hints
+
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.options.properties import load_properties
+from recbole_adrrec.options.rule_types import COUNT, NATURAL, POSITIVE, ListOf, Number, Rule, rule_of
+
+AbsoluteKernel = Literal["position", "day", "constant", "hour", "weekday", "month"]
+GapKernel = Literal["sinusoid", "exponential", "log1p"]
+RelativeKernel = Literal["sinusoid", "exponential", "log1p", "distance", "gap_bias", "distance_bias"]
+Backbone = Literal["sasrec", "stosa", "tisasrec", "mix"]
+Loss = Literal["CE", "BPR", "BCE", "sampled_softmax", "gBCE"]
+
+TIMELESS_KERNELS = frozenset({"position", "constant", "distance", "distance_bias"})
+"""Kernels that read no times."""
+
+BIAS_KERNELS = frozenset({"gap_bias", "distance_bias"})
+"""Kernels that are a bias for each bucket of pairs, and so have no head of their own."""
+
+DEFAULT_HEADS = 2
+
+Count = Annotated[int, COUNT]
+Positive = Annotated[float, POSITIVE]
+AtLeastZero = Annotated[float, Number(low=0)]
+Dropout = Annotated[float, Number(low=0, high=1, below=True)]
+Inside = Annotated[float, Number(low=0, high=1, above=True, below=True)]
+Chosen = Annotated[tuple[int, ...], ListOf(COUNT, distinct=True, filled=True)]
+"""Numbers of some layers or heads, from 1."""
+
+
+class Dependency(NamedTuple):
+    """An option that acts only with some values of another; elsewhere it has to keep its default."""
+
+    name: str
+    other: str
+    values: tuple[str, ...]
+    reason: str = ""
+
+
+_REFINED = ("simple", "value", "additive", "stochastic")
+_PRODUCTS = "scores of STOSA are minus a distance, not products"
+DEPENDENCIES = (
+    Dependency("negatives", "loss_type", ("sampled_softmax",), "shared negatives are compared by a softmax"),
+    Dependency("label_smoothing", "loss_type", ("CE", "sampled_softmax"), "only a softmax has candidates to share it"),
+    Dependency("temperature", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
+    Dependency("trend_rank", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
+    Dependency("grid_points", "backbone", ("mix",), "only it has kernels that can be interpolated"),
+    Dependency("published_padding_attention", "backbone", ("tisasrec",)),
+    Dependency("published_mean_bypass", "backbone", ("stosa",), "only its states have means and covariances"),
+    Dependency("lni_layer_weights", "lni_form", ("states",)),
+    Dependency("lni_stop_gradient", "lni_form", ("states", "predictions")),
+    Dependency("refinement_start", "refinement", ("additive",)),
+    Dependency("refinement_value_map", "refinement", ("value",)),
+    Dependency("refinement_maps", "refinement", _REFINED),
+    Dependency("refinement_rank", "refinement", _REFINED),
+    Dependency("refinement_layers", "refinement", _REFINED),
+    Dependency("refinement_heads", "refinement", _REFINED),
+)
+
+
+Options = TypeVar("Options", bound="ModelOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options of every model. Fields with a value here are options of some models, and the others' constants."""
+
+    model: ClassVar[str]
+
+    n_layers: Count
+    hidden_size: Count
+    hidden_dropout_prob: Dropout
+    attn_dropout_prob: Dropout
+    layer_norm_eps: Positive
+    initializer_range: Positive
+    loss_type: Loss
+    n_negatives: Count
+    negatives: Literal["own", "shared"]
+    label_smoothing: Dropout
+    train_rows: Literal["prefix", "sequence"]
+    recompute: bool
+    compile: bool
+
+    backbone: Backbone = "mix"
+    objective: Literal["causal", "cloze"] = "causal"
+    mask_ratio: Inside = 0.2
+    use_query_time: bool = False
+    event_layout: Literal["auto", "padded", "grouped", "jagged"] = "auto"
+    n_heads: Count | None = None
+    gbce_t: Annotated[float, Number(low=0, high=1)] = 0.75
+    temperature: Positive | None = None
+    trend_rank: Annotated[int, NATURAL] = 0
+    trend_spacing: Positive = 28
+    trend_decay: AtLeastZero = 1e-4
+
+    @classmethod
+    @functools.cache
+    def rules(cls) -> dict[str, Rule]:
+        """Rule of each option in ``properties/model/<model>.yaml``."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: rule_of(hints[name]) for name in load_properties("model", cls.model)}
+
+    @classmethod
+    def read(cls: type[Options], config: Any) -> Options:
+        """Options of this model among those of a run.
+
+        Parameters
+        ----------
+        config : recbole.config.Config or Mapping
+            Options of a run; what is absent has its default.
+
+        Raises
+        ------
+        OptionError
+            Naming an option that its rule or another option refuses, its value and what would be right.
+        """
+        values: dict[str, Any] = {}
+        for name, value in load_properties("model", cls.model).items():
+            if name in config:
+                value = config[name]
+                cls.rules()[name].check(name, value)
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels in attention, absolute ones first."""
+        return ()
+
+    @property
+    def one_head_each(self) -> bool:
+        """Each kernel has an attention head of its own, whatever ``n_heads`` says."""
+        return False
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of each layer."""
+        return len(self.kernels) if self.one_head_each else self.n_heads or DEFAULT_HEADS
+
+    @property
+    def time_readers(self) -> list[str]:
+        """Parts that read times in seconds, as messages name them."""
+        kernels = [name for name in self.kernels if name not in TIMELESS_KERNELS]
+        intervals = ["TiSASRec's intervals"] if self.backbone == "tisasrec" else []
+        return [*kernels, *intervals, *(["the trend"] if self.trend_rank else [])]
+
+    def __post_init__(self) -> None:
+        defaults = load_properties("model", self.model)
+        for name, other, values, reason in DEPENDENCIES:
+            value, found = getattr(self, name, None), getattr(self, other, None)
+            if name in defaults and value != defaults[name] and found not in values:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise OptionError(
+                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, "
+                    f"or choose {other} {' or '.join(values)}"
+                )
+        self._check_width()
+        if self.backbone == "stosa" and self.loss_type in ("BCE", "gBCE"):
+            raise OptionError(
+                f"loss_type: {self.loss_type} reads a score above 0 as likely, but STOSA's are minus a distance and "
+                "never above 0; choose BPR, CE or sampled_softmax"
+            )
+        if self.use_query_time and self.backbone != "mix" and not self.trend_rank:
+            raise OptionError(
+                f"use_query_time: True means nothing with backbone {self.backbone} (only kernels of mix, or a trend, "
+                "read the time of a query); leave it out, or choose backbone mix"
+            )
+
+    def _check_width(self) -> None:
+        """Refuse a width that heads can't share, or an odd one where sines are paired with cosines."""
+        paired, width, heads = "sinusoid" in self.kernels, self.hidden_size, self.heads
+        step = math.lcm(heads, 2) if paired else heads
+        if width % step == 0:
+            return
+        among, remedy = f"n_heads, {heads}", ""
+        if self.one_head_each:
+            among, remedy = f"{heads} kernels (heads)", ", or change absolute_kernels/relative_kernels"
+        odd = "is odd, but the sinusoid kernel pairs sines with cosines"
+        fault = f"cannot be divided among {among}" if width % heads else odd
+        below = width // step * step
+        near = f"{below} or {below + step}" if below else f"{step}"
+        raise OptionError(f"hidden_size: {width} {fault}; choose a multiple of {step}, for instance {near}{remedy}")
+
+
+SASREC_BLOCK: Mapping[str, Any] = MappingProxyType(
+    {
+        "norm_order": "post",
+        "drop_residual": False,
+        "input_position": True,
+        "input_norm": True,
+        "input_scale": False,
+        "final_norm": False,
+        "activation": "gelu",
+        "inner_dropout_prob": 0.0,
+        "item_head": "plain",
+        "layer_norm_eps": 1e-12,
+    }
+)
+"""The Transformer block of RecBole's SASRec, as options: the default of ADRRec and AWRSR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions(ModelOptions):
+    """Options of models whose Transformer block can be chosen: where norms, dropout and positions stand."""
+
+    inner_size: Count
+    norm_order: Literal["post", "pre"]
+    drop_residual: bool
+    input_position: bool
+    input_norm: bool
+    input_scale: bool
+    final_norm: bool
+    activation: Literal["gelu", "gelu_tanh", "relu"]
+    inner_dropout_prob: Dropout
+    item_head: Literal["plain", "projected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixOptions(BlockOptions):
+    """Options of models with kernels in their attention."""
+
+    absolute_kernels: tuple[AbsoluteKernel, ...]
+    relative_kernels: tuple[RelativeKernel, ...]
+    day_spacing: Count | None
+    time_unit: Positive | None
+    kernel_freq: Annotated[float, Number(low=1, above=True)] | None
+    grid_points: Count | None
+    max_distance: Count | None = None
+    mixture: Literal["adaptive", "heads"] = "heads"
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """See :class:`ModelOptions`: none on another backbone than mix."""
+        return (*self.absolute_kernels, *self.relative_kernels) if self.backbone == "mix" else ()
+
+    @property
+    def one_head_each(self) -> bool:
+        """See :class:`ModelOptions`."""
+        return self.backbone == "mix" and self.mixture == "heads"
+
+    def __post_init__(self) -> None:
+        if self.grid_points and self.backbone == "mix" and not {"exponential", "log1p"} & {*self.kernels}:
+            raise OptionError(
+                f"grid_points: {self.grid_points} means nothing without exponential or log1p among relative_kernels, "
+                f"{list(self.relative_kernels)}; leave it out"
+            )
+        if self.one_head_each and not self.kernels:
+            raise OptionError(
+                f"absolute_kernels, relative_kernels: both are empty, but {self.model} has one attention head per "
+                "kernel and needs at least one"
+            )
+        biases = BIAS_KERNELS.intersection(self.kernels)
+        if self.one_head_each and biases:
+            raise OptionError(
+                f"relative_kernels: {', '.join(sorted(biases))} adds to the scores of all heads and has none of its "
+                "own; choose mixture adaptive, or another kernel"
+            )
+        super().__post_init__()
+        self._check_layout()
+
+    def _check_layout(self) -> None:
+        """Refuse what needs padding in layouts without it, and what is more than products of queries and keys."""
+        unfit: dict[str, Any] = {}
+        if self.event_layout in ("grouped", "jagged"):
+            unfit["compile"] = self.compile
+            unfit["published_padding_attention"] = getattr(self, "published_padding_attention", False)
+        if self.event_layout == "jagged":
+            unfit["attn_dropout_prob"] = self.attn_dropout_prob
+            unfit["relative_kernels"] = list(self.relative_kernels if self.backbone == "mix" else ())
+            unfit["refinement"] = getattr(self, "refinement", "none").removeprefix("none")
+            unfit["recompute"] = self.recompute
+            unfit["backbone"] = self.backbone if self.backbone in ("stosa", "tisasrec") else ""
+        found = ", ".join(f"{name} {value!r}" for name, value in unfit.items() if value)
+        if found:
+            more = " and computes products of queries and keys alone" if self.event_layout == "jagged" else ""
+            raise OptionError(
+                f"event_layout: {self.event_layout} leaves padding out{more}, without {found}; choose auto, or change "
+                "those"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEANTIMEOptions(MixOptions):
+    """Options of MEANTIME, and the block of its public code."""
+
+    model: ClassVar[str] = "MEANTIME"
+
+    objective: Literal["cloze"]
+    relative_kernels: tuple[GapKernel, ...]
+    time_unit: Positive
+    kernel_freq: Annotated[float, Number(low=1, above=True)]
+
+    norm_order: Literal["post", "pre"] = "pre"
+    drop_residual: bool = True
+    input_position: bool = False
+    input_norm: bool = False
+    input_scale: bool = False
+    final_norm: bool = False
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    item_head: Literal["plain", "projected"] = "projected"
+    inner_dropout_prob: Dropout = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inner_dropout_prob", self.hidden_dropout_prob)
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADRRecOptions(MixOptions):
+    """Options of ADRRec."""
+
+    model: ClassVar[str] = "ADRRec"
+
+    lni_form: Literal["states", "predictions", "noisy"]
+    lni_weight: AtLeastZero
+    lni_sigma: Positive
+    lni_noise: Literal["gaussian", "uniform", "in_manifold"]
+    lni_layers: Chosen | None
+    lni_layer_weights: Annotated[tuple[float, ...], ListOf(Number(low=0), filled=True)] | None
+    lni_stop_gradient: bool
+    train_batch_size: Count
+
+    def __post_init__(self) -> None:
+        if self.one_head_each and self.n_heads is not None:
+            raise OptionError(
+                f"n_heads: {self.n_heads} means nothing with mixture heads, which has one head for each of its "
+                f"{self.heads} kernels; leave it out, or choose mixture adaptive"
+            )
+        super().__post_init__()
+        depth = self.n_layers
+        if self.lni_layers and max(self.lni_layers) > depth:
+            raise OptionError(
+                f"lni_layers: there is no layer {max(self.lni_layers)} among n_layers ({depth}); layers count from 1"
+            )
+        noisy = len(self.lni_layers or range(depth))
+        if self.lni_layer_weights and len(self.lni_layer_weights) != noisy:
+            raise OptionError(
+                f"lni_layer_weights: {len(self.lni_layer_weights)} weights for {noisy} layers "
+                f"({'lni_layers' if self.lni_layers else 'n_layers'}); give one for each"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiSASRecOptions(ModelOptions):
+    """Options of TiSASRec."""
+
+    model: ClassVar[str] = "TiSASRec"
+
+    n_heads: Count
+    time_span: Count
+    published_padding_attention: bool
+    backbone: Backbone = "tisasrec"
+
+
+@dataclass(frozen=True, kw_only=True)
+class STOSAOptions(ModelOptions):
+    """Options of STOSA."""
+
+    model: ClassVar[str] = "STOSA"
+
+    n_heads: Count
+    inner_size: Count
+    pvn_weight: AtLeastZero
+    published_mean_bypass: bool
+    backbone: Backbone = "stosa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
+    """Options of AWRSR: those of its backbones, and of the refinement."""
+
+    model: ClassVar[str] = "AWRSR"
+
+    n_heads: Count
+    backbone: Backbone
+    refinement: Literal["none", "simple", "value", "additive", "stochastic"]
+    refinement_maps: Literal["distance", "place"]
+    refinement_rank: Count | None
+    refinement_start: Inside | None
+    refinement_layers: Chosen | None
+    refinement_heads: Chosen | None
+    refinement_value_map: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        source = "one head for each kernel" if self.one_head_each else "n_heads"
+        for name, chosen, most, unit, counted in (
+            ("refinement_layers", self.refinement_layers, self.n_layers, "layer", "n_layers"),
+            ("refinement_heads", self.refinement_heads, self.heads, "head", source),
+        ):
+            if chosen and max(chosen) > most:
+                raise OptionError(
+                    f"{name}: there is no {unit} {max(chosen)} among {most} ({counted}); they count from 1"
+                )
+
+
+MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
+    each.model: each for each in (ADRRecOptions, AWRSROptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
+}
+"""Options of each of our models, by its name."""
