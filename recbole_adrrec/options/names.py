@@ -74,6 +74,10 @@ def _our_options() -> frozenset[str]:
     return frozenset(load_properties("overall")).union(*models)
 
 
+WITHOUT_YAML = ("LightGBM", "Random", "XGBoost")
+"""Models of RecBole without a YAML file by their name."""
+
+
 def _model_options(model: str) -> frozenset[str] | None:
     """Options that ``model`` itself reads, or None for somebody else's model."""
     if model in property_names("model"):
@@ -84,8 +88,8 @@ def _model_options(model: str) -> frozenset[str] | None:
 @functools.cache
 def model_names() -> list[str]:
     """Names of all models that can be run, ours and RecBole's, sorted."""
-    theirs = (file.stem for file in (recbole_folder() / "properties" / "model").glob("*.yaml"))
-    return sorted({*property_names("model"), *theirs})
+    theirs = {file.stem for file in (recbole_folder() / "properties" / "model").glob("*.yaml")}
+    return sorted({*property_names("model"), *(theirs - {"lightgbm", "xgboost"}), *WITHOUT_YAML})
 
 
 def check_model(name: Any) -> str:

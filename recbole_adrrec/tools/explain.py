@@ -185,7 +185,7 @@ def _trend(recommender: Recommender, items: list[str], time: int) -> list[float]
         return []
     numbers = torch.tensor([recommender.data.items.index(item) for item in items], device=device)
     moment: Tensor = trend(torch.tensor([time], device=device))
-    return (trend.of_items(numbers) @ moment[0]).tolist()
+    return (trend.item_factors(numbers) @ moment[0]).tolist()
 
 
 def head_names(model: nn.Module) -> list[str]:
