@@ -181,7 +181,9 @@ def test_gates_are_those_of_the_last_query(recommenders, name):
     reasons = explain.explain(recommender, user)
     found = []
     parts = [part for part in recommender.model.modules() if isinstance(part, AdaptiveMixAttention)]
-    handles = [part.gates.register_forward_hook(lambda _, __, gates: found.append(gates.flatten(0, -2)[-1])) for part in parts]
+    handles = [
+        part.gates.register_forward_hook(lambda _, __, gates: found.append(gates.flatten(0, -2)[-1])) for part in parts
+    ]
     recommender.model.explain(recommender.rows([user]))
     for handle in handles:
         handle.remove()
@@ -212,7 +214,10 @@ def test_curves_of_tisasrec_are_what_intervals_add_to_scores(recommenders):
     index = model.kernels.intervals(moments.key_time, model.kernels.units(moments))[0, -1]
     queries = []
     attentions = [layer.attention for layer in model.encoder.layers]
-    handles = [part.query.register_forward_hook(lambda _, __, out: queries.append(out.flatten(0, -2)[-1])) for part in attentions]
+    handles = [
+        part.query.register_forward_hook(lambda _, __, out: queries.append(out.flatten(0, -2)[-1]))
+        for part in attentions
+    ]
     model.explain(row)
     for handle in handles:
         handle.remove()
