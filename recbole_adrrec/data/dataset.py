@@ -387,9 +387,9 @@ class SequenceDataset(SequentialDataset):
     def histories(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each user's id, items and times, in order of time."""
         events = self.inter_feat.events
-        users = events.column(self.uid_field, torch.arange(len(events)))
-        ids, counts = users.unique_consecutive(return_counts=True)
-        parts = counts.tolist()
-        items = events.columns[self.iid_field].long().split(parts)
-        times = events.columns[self.time_field].split(parts)
+        everything = torch.arange(len(events))
+        ids, counts = events.column(self.uid_field, everything).unique_consecutive(return_counts=True)
+        items, times = (
+            events.column(field, everything).split(counts.tolist()) for field in (self.iid_field, self.time_field)
+        )
         yield from zip(ids.tolist(), items, times, strict=True)

@@ -63,7 +63,7 @@ class Events:
 
 
 def _narrow(values: Tensor) -> Tensor:
-    """Int64 ids as int32 where they fit; times (beyond 2**31 from 2038 on) keep their width by their size."""
+    """Int64 values as int32 where all are below 2**30; ``Events.column`` gives them back as int64."""
     fits = values.dtype == torch.int64 and (values.numel() == 0 or int(values.max()) < 2**30)
     return values.int() if fits else values
 

@@ -178,7 +178,7 @@ class ProjectedAttention(Attention):
 
 
 class DotProductAttention(ProjectedAttention):
-    """``q_i . k_j / sqrt(dh)`` (Vaswani et al., NeurIPS 2017; SASRec, ICDM 2018)."""
+    """Attention by scaled dot products, ``q_i . k_j / sqrt(dh)`` (Vaswani et al., NeurIPS 2017; SASRec, ICDM 2018)."""
 
 
 class MixAttention(ProjectedAttention):

@@ -4,7 +4,8 @@ A relative kernel adds ``(P phi(i, j)) . (q_i + b)`` to a score (MEANTIME, Cho e
 distance kernel after Shaw et al., NAACL 2018). It never keeps the ``L x L x F`` features: from the projected query
 ``u_i = P^T (q_i + b)`` it makes the bias ``u_i . phi(i, j)``. A bias kernel (``gap_bias``, ``distance_bias``) has
 ``phi`` one-hot over buckets, and ``u_i`` is a learned bias for each of them, whatever the query. To add a kernel: write
-its class, and put its name into ``RELATIVE_KERNELS`` at the end.
+its class, put its name into ``RELATIVE_KERNELS`` at the end and into ``RelativeKernel`` of ``options/schema.py``, which
+says which kernels read no times, and its formula into the tests of kernels.
 
 Letters: ``B`` rows of a batch, ``h`` heads, ``L`` places of a row, ``F`` features of a kernel.
 """
@@ -56,7 +57,7 @@ class RelativeKernel(nn.Module):
         self.width = width
 
     def forward(self, times: SequenceTimes, dtype: torch.dtype) -> PairBias:
-        """The bias of all pairs of a batch, in the type of the scores; layers call it with their own queries."""
+        """Function that gives the bias of all pairs of a batch; each layer calls it with its own queries."""
         raise NotImplementedError
 
 
@@ -87,7 +88,9 @@ class ClockedKernel(RelativeKernel):
 
 
 class SinusoidKernel(ClockedKernel):
-    """``phi = [sin(gap w_f), cos(gap w_f)]``, ``w_f = kernel_freq ** (-2 f / d)``; the hidden size ``d`` is even.
+    """Sines and cosines of the gap, ``phi = [sin(gap w_f), cos(gap w_f)]``.
+
+    ``w_f = kernel_freq ** (-2 f / d)``; the hidden size ``d`` is even.
 
     Scores come from products of the sines and cosines of the two times (the identities of a difference of angles).
     Angles are taken in float64 from times counted from the row's first event: Unix seconds would lose the gap.
@@ -196,7 +199,7 @@ class SmoothKernel(ClockedKernel):
 
 
 class _Interpolation(torch.autograd.Function):
-    """``(1 - t) table[k] + t table[k + 1]`` along the last dimension, keeping neither of the two."""
+    """Linear interpolation along the last dimension, ``(1 - t) table[k] + t table[k + 1]``, keeping neither of the two."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, fraction: Tensor) -> Tensor:
@@ -219,7 +222,7 @@ class _Interpolation(torch.autograd.Function):
 
 
 class _SmoothScores(torch.autograd.Function):
-    """``sum_f u[n, h, f] feature(gap[n, j] w_f)``, Float[n, h, L], some rows at a time.
+    """Scores of a smooth kernel, ``sum_f u[n, h, f] feature(gap[n, j] w_f)``, Float[n, h, L], some rows at a time.
 
     Features are made again in the backward pass, so that none are kept.
     """
@@ -252,7 +255,7 @@ class _SmoothScores(torch.autograd.Function):
 
 
 class ExponentialKernel(SmoothKernel):
-    """``phi = exp(-|gap| w_f)``."""
+    """Exponential decay with the gap, ``phi = exp(-|gap| w_f)``."""
 
     curvature = 0.85  # (a^2 - a) e^(1 - a) at a = (3 + sqrt 5) / 2, for w_f = 1
 
@@ -263,7 +266,7 @@ class ExponentialKernel(SmoothKernel):
 
 
 class Log1pKernel(SmoothKernel):
-    """``phi = log(1 + |gap| w_f)``."""
+    """Logarithmic growth with the gap, ``phi = log(1 + |gap| w_f)``."""
 
     curvature = 0.25  # y (1 - y) of a logistic function
 
@@ -314,7 +317,7 @@ class BiasKernel(RelativeKernel):
 
 
 class GapBiasKernel(BiasKernel, ClockedKernel):
-    """Log-buckets of the gap in time, about two for each factor of two, with a bucket of its own for gap zero.
+    """Learned bias for each log-bucket of the gap in time, about two for each factor of two, with a bucket of its own for gap zero.
 
     Bucket 0 is gap zero; a positive gap ``g`` (in units of the clock) is in bucket ``1 + floor(2 log2(1 + g))``, up to
     the last, that of ``kernel_freq`` units. After HSTU (Zhai et al., ICML 2024), whose public code buckets the
@@ -332,7 +335,7 @@ class GapBiasKernel(BiasKernel, ClockedKernel):
 
 
 class DistanceBiasKernel(BiasKernel):
-    """Buckets of the distance in places: exact below 16, then logarithmic up to 128 (T5, Raffel et al., JMLR 2020).
+    """Learned bias for each bucket of the distance in places: exact below 16, then logarithmic up to 128 (T5, Raffel et al., JMLR 2020).
 
     Distances to later places, which causal models never see, have buckets of their own.
     """

@@ -18,7 +18,7 @@ from recbole_adrrec.times import SECONDS_A_DAY
 
 
 class Trend(nn.Module):
-    """``a_v . e(tau)``, added to the score of item ``v`` at the query time ``tau``.
+    """Low-rank drift of popularity, ``a_v . e(tau)``, added to the score of item ``v`` at the query time ``tau``.
 
     ``e`` is learned at knots and interpolated linearly between them, over the days that training shows. An earlier or
     later time reads the first or the last of these days. ``a`` starts at zero, so that a model begins as it would
