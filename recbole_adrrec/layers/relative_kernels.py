@@ -199,7 +199,7 @@ class SmoothKernel(ClockedKernel):
 
 
 class _Interpolation(torch.autograd.Function):
-    """Linear interpolation along the last dimension, ``(1 - t) table[k] + t table[k + 1]``, keeping neither of the two."""
+    """Linear interpolation of the last dimension, ``(1 - t) table[k] + t table[k + 1]``, keeping neither of the two."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor, fraction: Tensor) -> Tensor:
@@ -317,9 +317,9 @@ class BiasKernel(RelativeKernel):
 
 
 class GapBiasKernel(BiasKernel, ClockedKernel):
-    """Learned bias for each log-bucket of the gap in time, about two for each factor of two, with a bucket of its own for gap zero.
+    """Learned bias for each log-bucket of the gap in time; gap zero has a bucket of its own.
 
-    Bucket 0 is gap zero; a positive gap ``g`` (in units of the clock) is in bucket ``1 + floor(2 log2(1 + g))``, up to
+    There are about two buckets for each factor of two. Bucket 0 is gap zero; a positive gap ``g`` (in units of the clock) is in bucket ``1 + floor(2 log2(1 + g))``, up to
     the last, that of ``kernel_freq`` units. After HSTU (Zhai et al., ICML 2024), whose public code buckets the
     logarithm of the gap in seconds with gaps of 0 and 1 s in one. Gaps count in either direction alike.
     """
@@ -335,9 +335,10 @@ class GapBiasKernel(BiasKernel, ClockedKernel):
 
 
 class DistanceBiasKernel(BiasKernel):
-    """Learned bias for each bucket of the distance in places: exact below 16, then logarithmic up to 128 (T5, Raffel et al., JMLR 2020).
+    """Learned bias for each bucket of the distance in places (T5, Raffel et al., JMLR 2020).
 
-    Distances to later places, which causal models never see, have buckets of their own.
+    Buckets are exact below 16 and logarithmic from there to 128. Distances to later places, which
+    causal models never see, have buckets of their own.
     """
 
     EXACT, FARTHEST = 16, 128
