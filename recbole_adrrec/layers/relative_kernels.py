@@ -319,8 +319,8 @@ class BiasKernel(RelativeKernel):
 class GapBiasKernel(BiasKernel, ClockedKernel):
     """Learned bias for each log-bucket of the gap in time; gap zero has a bucket of its own.
 
-    There are about two buckets for each factor of two. Bucket 0 is gap zero; a positive gap ``g``, in units of the clock, is
-    in bucket ``1 + floor(2 log2(1 + g))``, up to the last, that of ``kernel_freq`` units. After HSTU (Zhai et al.,
+    There are about two buckets for each factor of two. Bucket 0 is gap zero; a positive gap ``g``, in clock units,
+    is in bucket ``1 + floor(2 log2(1 + g))``, up to the last, that of ``kernel_freq`` units. After HSTU (Zhai et al.,
     ICML 2024), whose public code buckets the logarithm of the gap in seconds with gaps of 0 and 1 s in one. Gaps count
     in either direction alike.
     """
