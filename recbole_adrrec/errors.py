@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Each message names the option or file, the value and the remedy."""
+"""Errors that a user can correct. Each message names the option or file, the value and the remedy."""
 
 
 class UserError(ValueError):

@@ -50,7 +50,7 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class TieStatistics:
-    """How much of the order of events their times leave open, and whether the file fills it with an order of its own.
+    """Shares of events and users whose order their times leave open, and of tied pairs that stand in one order.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class TieStatistics:
 
     @property
     def orderly(self) -> bool:
-        """Whether ties stand in an order that chance does not give."""
+        """True where ties stand in an order that chance does not give."""
         if self.consistency is None or self.by_chance is None:
             return False
         return self.consistency > self.by_chance + ORDERLY
@@ -90,7 +90,7 @@ class TieStatistics:
         return line
 
     def warning(self) -> str | None:
-        """What to tell people whose figures depend on the file's order of ties; None where they don't."""
+        """Text for people whose figures depend on the file's order of ties; None where they don't."""
         if not self.orderly:
             return None
         return (

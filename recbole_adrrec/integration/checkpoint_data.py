@@ -203,7 +203,7 @@ class CheckpointData:
             )
         if stored is None:
             raise CheckpointError(
-                f"{path}: carries no names of users and items, so its numbers can't be told apart (it was saved by "
+                f"{path}: carries no names of users and items, so nobody knows what its numbers mean (it was saved by "
                 "RecBole alone, or by a model with a data set of its own); train it again with this version"
             )
         try:

@@ -33,7 +33,7 @@ def apply_patches() -> None:
 
 
 def needed() -> dict[str, bool]:
-    """Whether the libraries installed here need each patch, by its name."""
+    """Patches by name, true for those that the libraries installed here need."""
     return {each.name: each.needed() for each in PATCHES}
 
 

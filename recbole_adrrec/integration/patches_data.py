@@ -36,7 +36,7 @@ TIMEOUT_S = 30
 
 
 def copies_columns() -> bool:
-    """Whether ``frame[column].fillna(inplace=True)`` leaves the frame as it is (always since pandas 3)."""
+    """True where ``frame[column].fillna(inplace=True)`` leaves the frame as it is (always since pandas 3)."""
     frame = pd.DataFrame({"a": [np.nan]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -45,7 +45,7 @@ def copies_columns() -> bool:
 
 
 def aggregates_whole() -> bool:
-    """Whether ``Series.agg(len)`` counts the rows instead of the elements of each (since pandas 3)."""
+    """True where ``Series.agg(len)`` counts the rows instead of the elements of each (since pandas 3)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return not isinstance(pd.Series([[1, 2], [3]]).agg(len), pd.Series)

@@ -62,7 +62,7 @@ class TuneStandIn(ModuleType):
 
 
 def in_session() -> bool:
-    """Whether this process runs a trial of ray; looks at what is imported already."""
+    """True in a process that runs a trial of ray, as far as what is imported shows."""
     enabled = getattr(sys.modules.get("ray.tune"), "is_session_enabled", None)
     if enabled is not None and enabled():
         return True
@@ -138,7 +138,7 @@ def patch_anomaly_detection() -> None:
 
 
 def has_new_scaler() -> bool:
-    """Whether torch has ``torch.amp.GradScaler`` (since 2.3)."""
+    """True where torch has ``torch.amp.GradScaler`` (since 2.3)."""
     return hasattr(torch.amp, "GradScaler")
 
 

@@ -19,9 +19,9 @@ class Patch:
     where: str
     """RecBole's file and line, of version 1.2.1."""
     fault: str
-    """What goes wrong, and with which versions."""
+    """The fault, and the versions that have it."""
     needed: Callable[[], bool]
-    """Whether the libraries installed here have the fault."""
+    """Tells whether the libraries installed here have the fault."""
     apply: Callable[[], None]
 
 

@@ -198,7 +198,7 @@ def _follow_loss(config: Any, final: dict[str, Any]) -> None:
 
 
 def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
-    """Whether a model of ours draws its negatives itself, once a batch."""
+    """True for a model of ours that draws its negatives itself, once a batch."""
     return model in MODULES and config.get("negatives") == "shared"
 
 

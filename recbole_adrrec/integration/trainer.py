@@ -249,7 +249,7 @@ class ResumableTrainer(Trainer):
         }
 
     def where_to_go_on(self) -> str:
-        """How to continue, for a message; empty where no state was kept."""
+        """Words on how to continue, for a message; empty where no state was kept."""
         file = resume.last_file(self.saved_model_file)
         return f"; go on with --resume={file}" if file.is_file() else ""
 

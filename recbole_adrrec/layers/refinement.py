@@ -50,7 +50,7 @@ def distance_features(max_length: int, rank: int) -> Tensor:
     """Smooth functions of a distance, Float[L_max, r], of an RMS of about one: first maps by distance.
 
     ``sqrt(2) cos(pi (c + 1/2) x)``, ``x = log(1 + distance) / log(1 + L_max)``, for columns ``c`` from 0: near
-    distances are told apart finely, far ones coarsely. No column is constant, else its weights would add the same to
+    distances are resolved finely, far ones coarsely. No column is constant, else its weights would add the same to
     every key's score and get no gradient.
     """
     place = torch.arange(max_length).log1p() / math.log1p(max_length)

@@ -66,7 +66,7 @@ def examine(data_path: Path, datasets: Sequence[str] = ()) -> Checkup:
     if any(finding.state == WRONG and finding.found["installed"] == "-" for finding in versions):
         # Without RecBole or torch there is nothing more to look at.
         return checkup
-    checkup.tables["RecBole, and what is mended here"] = examine_recbole()
+    checkup.tables["RecBole, and what is patched here"] = examine_recbole()
     checkup.tables["Devices"] = examine_devices()
     checkup.tables[f"Data in {data_path} (as the files have them, before filtering)"] = examine_data(
         data_path, datasets

@@ -77,7 +77,7 @@ def summary(
     lines = [f"{model} on {dataset}, test metrics{over}"]
     if query_time is not None:
         verb, state = ("knows", "true") if query_time else ("does not know", "false")
-        lines.append(f"The model {verb} when a recommendation is asked for (use_query_time: {state}).")
+        lines.append(f"The model {verb} the moment of a recommendation (use_query_time: {state}).")
     lines += ["", metrics_table(test_result, places), ""]
     if valid_score is not None:
         lines.append(f"Best validation {valid_metric}: {valid_score:.{places}f}")

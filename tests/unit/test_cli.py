@@ -290,7 +290,7 @@ def test_metrics_table():
 def test_summary_says_whether_the_query_time_was_known():
     told = report.summary("M", "data", {"hit@5": 0.5}, "Hit@5", None, 1234, query_time=True, saved="saved/m.pth")
     assert "M on data, test metrics over 1,234 users" in told
-    assert "The model knows when a recommendation is asked for (use_query_time: true)." in told
+    assert "The model knows the moment of a recommendation (use_query_time: true)." in told
     assert "Saved model: saved/m.pth" in told
     assert "validation" not in told
     assert "use_query_time" not in report.summary("M", "data", {}, "Hit@5", 0.5)

@@ -111,7 +111,7 @@ def test_tested_versions_are_those_of_the_readme_and_within_the_required_ones():
 def test_every_patch_is_listed(capsys):
     code, out, _ = run_cli(capsys, "--json")
     assert code == 0
-    table = {entry["name"]: entry for entry in json.loads(out)["tables"]["RecBole, and what is mended here"]}
+    table = {entry["name"]: entry for entry in json.loads(out)["tables"]["RecBole, and what is patched here"]}
     for patch in patches.PATCHES:
         assert table[patch.name]["needed here"] == ("yes" if patch.needed() else "no")
         assert table[patch.name]["where"] == patch.where
