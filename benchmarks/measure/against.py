@@ -56,6 +56,7 @@ ONE_HEAD_EACH: dict[str, Any] = {
     **SIZES,
     "mixture": "heads",
     "absolute_kernels": ["position", "day"],
+    "day_spacing": None,
     "relative_kernels": ["sinusoid", "distance"],
     "time_unit": 60,
     "kernel_freq": 10000,
