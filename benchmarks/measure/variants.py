@@ -76,7 +76,7 @@ TRAINING: tuple[Variant, ...] = (
     # ADRRec, one improvement after another
     Variant("ADRRec, prefix rows", "ours", "ADRRec", {**_NO_NOISE, **_PREFIX}, ("adrrec",)),
     Variant("ADRRec, windows", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS}, ("adrrec", "ours")),
-    Variant("ADRRec, windows, LNI", "ours", "ADRRec", {**_WINDOWS}, ("adrrec", "ours")),
+    Variant("ADRRec, windows, LNI", "ours", "ADRRec", {**_WINDOWS, "lni_weight": 0.01}, ("adrrec", "ours")),
     Variant("ADRRec, windows, recomputed", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_RECOMPUTE}, ("adrrec",)),
     Variant("ADRRec, windows, bf16", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_AMP}, ("adrrec",)),
     Variant("ADRRec, windows, compiled", "ours", "ADRRec", {**_NO_NOISE, **_WINDOWS, **_COMPILE}, ("adrrec",)),
