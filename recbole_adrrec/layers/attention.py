@@ -60,6 +60,9 @@ class Attention(nn.Module):
     scores_are_products = True
     """True where the scores are ``query @ key`` unless there are ``pairs``."""
 
+    weights_sum_to_one = True
+    """True where the weights of a query are a distribution over its keys."""
+
     def __init__(self, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__()
         self.refinement = Refinement() if refinement is None else refinement

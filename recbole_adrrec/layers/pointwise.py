@@ -81,6 +81,8 @@ class PointwiseAttention(Attention):
         Whether there is a bias of the distance, and of the gap; the latter takes a ``GapContext``.
     """
 
+    weights_sum_to_one = False
+
     def __init__(
         self,
         hidden_size: int,

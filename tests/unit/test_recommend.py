@@ -42,6 +42,8 @@ MODELS = {
     "AWRSR trend": {"trend_rank": 3, "trend_spacing": 3, "use_query_time": True, "epochs": 1, "temperature": 0.5},
     "MEANTIME": {},
     "STOSA": {},
+    "HSTU": {},
+    "HSTU told": {"use_query_time": True},
     "TiSASRec": {},
     "SASRec": {},
     "BERT4Rec": {},
@@ -118,7 +120,7 @@ def test_answers_are_those_of_the_trained_model_on_its_data(checkpoints, name):
     assert compared == 8
 
 
-@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "TiSASRec", "SASRec"])
+@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "HSTU", "TiSASRec", "SASRec"])
 def test_a_batch_answers_as_each_user_does_alone(checkpoints, name):
     recommender = recbole_adrrec.load(checkpoints(name).path)
     together = recommender.recommend(recommender.users, top=7)

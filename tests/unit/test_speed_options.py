@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from recbole_adrrec.layers import transformer
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
+from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
@@ -25,6 +26,7 @@ MODELS = [
     (ADRRec, {**EVERY_KERNEL, "grid_points": 4}),
     (AWRSR, {"refinement": "stochastic"}),
     (AWRSR, {"backbone": "mix", "refinement": "value"}),
+    (HSTU, {"use_query_time": True}),
     (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
     (STOSA, {"initializer_range": 0.1}),
     (TiSASRec, {}),
