@@ -438,6 +438,7 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
 
 
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
-    each.model: each for each in (ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
+    each.model: each
+    for each in (ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
 }
 """Options of each of our models, by its name."""

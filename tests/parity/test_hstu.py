@@ -30,9 +30,10 @@ def our_name(theirs):
     if theirs.startswith("transformer_layers"):
         _, _, layer, name = theirs.split(".", 3)
         return f"encoder.layers.{layer}.{OF_LAYER[name]}"
-    return {"item.weight": "item_embedding.weight", "pos_encoding_layer.pos_emb.weight": "item_embedding.position.weight"}[
-        theirs
-    ]
+    return {
+        "item.weight": "item_embedding.weight",
+        "pos_encoding_layer.pos_emb.weight": "item_embedding.position.weight",
+    }[theirs]
 
 
 def as_ours(name, values, parameters, length):
@@ -115,7 +116,9 @@ def written_out(model, items, times, at):
     for layer in model.encoder.layers:
         part = layer.attention
         parts = [part.input.weight @ F.layer_norm(one, [size], *norm_of(layer.norm)) for one in x]
-        state = [torch.split(one * torch.sigmoid(one), [heads * dv, heads * dv, heads * dq, heads * dq]) for one in parts]
+        state = [
+            torch.split(one * torch.sigmoid(one), [heads * dv, heads * dv, heads * dq, heads * dq]) for one in parts
+        ]
         weights = torch.zeros(heads, len(x), len(x), dtype=torch.float64)
         after = []
         for i, (gate, _, query, _) in enumerate(state):

@@ -204,6 +204,34 @@ def test_a_curve_of_places_knows_later_places(recommenders):
     np.testing.assert_allclose(kernel.curve(gaps), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["HSTU", "HSTU told"])
+def test_curves_of_hstu_are_its_biases(recommenders, name):
+    recommender = recommenders(name)
+    user = recommender.users[4]
+    row = recommender.rows([user])
+    reasons = explain.explain(recommender, user)
+    length = len(reasons.items)
+    gaps = {
+        "places": np.arange(length)[::-1].astype(float),
+        "seconds": reasons.query_time - reasons.times.astype(float),
+    }
+    added = {}
+    with torch.no_grad():
+        _, moments, _ = recommender.model._inference_inputs(row)
+        layout = recommender.model._layout(moments.valid)
+        context = recommender.model.kernels(moments, layout, torch.float32)
+        for layer, part in enumerate(recommender.model.encoder.layers, 1):
+            added[layer] = part.attention.pair_bias(layout.groups[0], context, 0)[0, length - 1, :length].numpy()
+    for layer, bias in added.items():
+        for head in range(1, len(reasons.heads) + 1):
+            own = [kernel for kernel in reasons.kernels if (kernel.layer, kernel.head) == (layer, head)]
+            assert [kernel.name for kernel in own] == ["position_bias", "time_bias"]
+            np.testing.assert_allclose(
+                sum(kernel.curve(gaps[kernel.unit]) for kernel in own), bias, rtol=1e-5, atol=1e-6
+            )
+    assert "no shares" in html(reasons, {}).decode()
+
+
 def test_curves_of_tisasrec_are_what_intervals_add_to_scores(recommenders):
     recommender = recommenders("TiSASRec")
     user = recommender.users[4]

@@ -31,7 +31,10 @@ def recbole_yaml(name):
 
 def test_names():
     assert (
-        MODELS == recbole_adrrec.models() == list(MODEL_OPTIONS) == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"]
+        MODELS
+        == recbole_adrrec.models()
+        == list(MODEL_OPTIONS)
+        == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"]
     )
     assert DATASETS == ["amazon-beauty", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]

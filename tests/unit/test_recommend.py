@@ -227,6 +227,17 @@ def test_the_moment_reaches_a_trend_that_is_told(checkpoints):
     assert np.array_equal(late.scores, recommender.recommend(user, at=(last + 400) * DAY, top=5).scores)
 
 
+def test_the_moment_reaches_a_time_bias_that_is_told(checkpoints):
+    recommender = recbole_adrrec.load(checkpoints("HSTU told").path)
+    user = recommender.users[0]
+    last = int(recommender.history(user)[1][-1])
+    soon, late = (recommender.recommend(user, at=last + gap) for gap in (60, 20 * DAY))
+    assert not np.array_equal(soon.scores, late.scores)
+    assert soon.notes == late.notes == ()
+    untold = recbole_adrrec.load(checkpoints("HSTU").path)
+    assert "was trained with use_query_time: false" in untold.recommend(user, at=last + 60).notes[0]
+
+
 def test_models_that_are_not_told_say_so(adrrec, checkpoints):
     user = adrrec.users[0]
     last = int(adrrec.history(user)[1][-1])

@@ -1,4 +1,4 @@
-"""Options of AWRSR, HSTU, TiSASRec and STOSA that don't go together are refused with the reason, before data is read."""
+"""Options of models that do not go together are refused with the reason, before data is read."""
 
 import dataclasses
 import itertools
