@@ -91,6 +91,7 @@ TRAINING: tuple[Variant, ...] = (
     # Other models
     Variant("AWRSR simple", "ours", "AWRSR", {**_WINDOWS}, ("models", "ours")),
     Variant("TiSASRec", "ours", "TiSASRec", {**_WINDOWS}, ("models", "ours")),
+    Variant("HSTU", "ours", "HSTU", {**_WINDOWS}, ("models", "ours")),
     Variant("STOSA", "ours", "STOSA", {**_WINDOWS}, ("models", "ours")),
     Variant("MEANTIME", "ours", "MEANTIME", {**_WINDOWS}, ("models", "ours"), cloze=True),
 )

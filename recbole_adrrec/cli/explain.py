@@ -20,7 +20,7 @@ The picture has the recommended items with their scores (and the part that a tre
 axis, the attention weights of each layer and head for the last query, before and after refinement, and what the
 kernels of pairs of events add to its scores, by the gap in places, seconds, hours and days; of mixture adaptive also
 the gates of all kernels.
-It works for ADRRec, AWRSR, MEANTIME, STOSA and TiSASRec."""
+It works for ADRRec, AWRSR, HSTU, MEANTIME, STOSA and TiSASRec."""
 
 
 def parser() -> Parser:

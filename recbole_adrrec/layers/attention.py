@@ -60,6 +60,9 @@ class Attention(nn.Module):
     scores_are_products = True
     """True where the scores are ``query @ key`` unless there are ``pairs``."""
 
+    weights_sum_to_one = True
+    """True where the weights of a query are a distribution over its keys."""
+
     def __init__(self, dropout: float, refinement: Refinement | None = None) -> None:
         super().__init__()
         self.refinement = Refinement() if refinement is None else refinement
@@ -118,11 +121,15 @@ class Attention(nn.Module):
             States for the queries; ``hidden`` by default.
         """
         projected = self.project(hidden if query is None else query, hidden, context)
+        return self.merge(self.sum_groups(projected, layout, context))
+
+    def sum_groups(self, projected: Projected, layout: Layout, context: Any) -> Tensor:
+        """Output of the heads for all places, Float[..., H, dh], of one group of rows after another."""
         summed = []
         for number, group in enumerate(layout.groups):
             own = projected.map(group.by_head)
             summed.append(group.unpad(self._attend(own, group, context, number).transpose(1, 2)))
-        return self.merge(summed[0] if len(summed) == 1 else torch.cat(summed))
+        return summed[0] if len(summed) == 1 else torch.cat(summed)
 
     def _attend(self, projected: Projected, group: Group, context: Any, number: int) -> Tensor:
         route = self.route(projected, group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 MODULES = {
     "ADRRec": "recbole_adrrec.models.adrrec",
     "AWRSR": "recbole_adrrec.models.awrsr",
+    "HSTU": "recbole_adrrec.models.hstu",
     "MEANTIME": "recbole_adrrec.models.meantime",
     "STOSA": "recbole_adrrec.models.stosa",
     "TiSASRec": "recbole_adrrec.models.tisasrec",

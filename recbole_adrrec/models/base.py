@@ -33,6 +33,9 @@ FULL_ROWS = 0.75
 class Explanation(NamedTuple):
     """Attention behind one user's recommendation; layers and heads in order, query by key.
 
+    Weights of a query are a distribution over the events, but HSTU's: those are ``silu(score)`` over the most places of
+    a row, of either sign, and their sum grows with the number of events.
+
     Attributes
     ----------
     items : Int64[L]

@@ -365,6 +365,37 @@ class TiSASRecOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HSTUOptions(ModelOptions):
+    """Options of HSTU."""
+
+    model: ClassVar[str] = "HSTU"
+
+    n_heads: Count
+    query_size: Count | None
+    value_size: Count | None
+    position_bias: bool
+    time_bias: bool
+
+    @property
+    def time_readers(self) -> list[str]:
+        """See :class:`ModelOptions`."""
+        return [*(["HSTU's time bias"] if self.time_bias else []), *super().time_readers]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_query_time and not self.time_bias and not self.trend_rank:
+            raise OptionError(
+                "use_query_time: True means nothing without time_bias and trend_rank (only a time bias, or a trend, "
+                "reads the time of a query); leave it out, or choose time_bias true"
+            )
+
+    def _check_width(self) -> None:
+        """Refuse a width that heads can't share, where they have none of their own."""
+        if self.query_size is None or self.value_size is None:
+            super()._check_width()
+
+
+@dataclass(frozen=True, kw_only=True)
 class STOSAOptions(ModelOptions):
     """Options of STOSA."""
 
@@ -407,6 +438,7 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
 
 
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
-    each.model: each for each in (ADRRecOptions, AWRSROptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
+    each.model: each
+    for each in (ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
 }
 """Options of each of our models, by its name."""

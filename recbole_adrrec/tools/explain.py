@@ -21,6 +21,7 @@ from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, Mix
 from recbole_adrrec.layers.intervals import IntervalAttention
 from recbole_adrrec.layers.kernels import MixContext, MixKernels
 from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.pointwise import PointwiseAttention, gap_buckets
 from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.times import Moment
@@ -40,7 +41,7 @@ class Kernel:
     Attributes
     ----------
     name : str
-        As in ``relative_kernels``; ``interval`` for TiSASRec's.
+        As in ``relative_kernels``; ``interval`` for TiSASRec's, ``position_bias`` and ``time_bias`` for HSTU's.
     layer, head : int
         From 1.
     unit : {'seconds', 'places'}
@@ -79,6 +80,8 @@ class Reasons:
         where the query is a mask token that may attend to itself.
     is_refined : bool
         Whether the model refines weights at all.
+    sums_to_one : bool
+        Whether the weights are a distribution over the keys; HSTU's are not.
     kernels : list of Kernel
         Of layers, then kernels, then heads; empty where the model has none of pairs of events.
     gated : list of str
@@ -101,6 +104,7 @@ class Reasons:
     plain: NDArray[np.float64]
     refined: NDArray[np.float64]
     is_refined: bool
+    sums_to_one: bool
     kernels: list[Kernel]
     gated: list[str]
     gates: NDArray[np.float64]
@@ -143,7 +147,7 @@ def explain(recommender: Recommender, user: object, at: Moment | None = None, to
     if not isinstance(model, SequenceRecommender):
         raise OptionError(
             f"model: {name} is RecBole's own and doesn't give its attention weights; explain works for ADRRec, AWRSR, "
-            "MEANTIME, STOSA and TiSASRec"
+            "HSTU, MEANTIME, STOSA and TiSASRec"
         )
     answers = recommender.recommend([user], at, top)
     row = recommender.rows([user], at).to(recommender.config["device"])
@@ -169,6 +173,7 @@ def explain(recommender: Recommender, user: object, at: Moment | None = None, to
         plain=seen.plain[:, :, -1].double().cpu().numpy(),
         refined=seen.refined[:, :, -1].double().cpu().numpy(),
         is_refined=any(_refines(part) for part in model.encoder.modules()),
+        sums_to_one=all(part.weights_sum_to_one for part, _ in queries),
         kernels=list(_kernels(recommender, queries, row)),
         gated=[*kernels.absolute_names, *kernels.relative_names] if gates else [],
         gates=torch.stack(gates).double().cpu().numpy() if gates else np.zeros((len(seen.plain), 0, n_heads)),
@@ -295,6 +300,8 @@ def _kernels(recommender: Recommender, queries: list[tuple[Attention, Tensor]], 
                 yield Kernel(term.name, layer, term.head, term.unit, term.curve)
         elif isinstance(part, IntervalAttention):
             yield from _interval_kernels(recommender, part, query, layer, row)
+        elif isinstance(part, PointwiseAttention):
+            yield from _pointwise_kernels(part, layer)
 
 
 def _interval_kernels(
@@ -309,6 +316,27 @@ def _interval_kernels(
         scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu().numpy()
     for head, by_interval in enumerate(scores):
         yield Kernel("interval", layer, head + 1, "seconds", _StepCurve(by_interval, unit))
+
+
+def _pointwise_kernels(part: PointwiseAttention, layer: int) -> Iterator[Kernel]:
+    """The biases of a layer, the same in each head; they are inside the SiLU."""
+    tables = (("position_bias", "places", part.distance_bias), ("time_bias", "seconds", part.gap_bias))
+    for name, unit, table in tables:
+        if table is not None:
+            curve = _TableCurve(table.weight.detach().squeeze(1).double().cpu(), unit)
+            for head in range(1, part.n_heads + 1):
+                yield Kernel(name, layer, head, unit, curve)
+
+
+@dataclass(frozen=True)
+class _TableCurve:
+    table: Tensor
+    unit: str
+
+    def __call__(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+        gap = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).abs()
+        index = gap.long().clamp(max=len(self.table) - 1) if self.unit == "places" else gap_buckets(gap)
+        return self.table[index].numpy()
 
 
 @dataclass(frozen=True)

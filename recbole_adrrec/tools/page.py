@@ -40,6 +40,7 @@ def page(reasons: Reasons, titles: Mapping[str, str], shown: int = 30) -> bytes:
     weights = np.concatenate([values for _, values in groups]).T
     return template.render(
         heading=plots.heading(reasons),
+        remark=plots.remark(reasons),
         recommended=[
             (plots.title_of(item, titles), score, part)
             for (item, score), part in zip(reasons.recommended, trend, strict=True)

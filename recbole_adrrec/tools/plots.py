@@ -123,7 +123,7 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
         part = f", of which the trend adds {reasons.trend[place]:+.3f}" if reasons.trend else ""
         text = f"{place + 1}. {title_of(item, titles)}   ({score:.3f}{part})"
         figure.text(0.02, level(0.55 + 0.17 * place), text, fontsize=8.5, va="center")
-    subtitle("History, newest first, and the weights of the last query in percent", head + 0.1)
+    subtitle(f"History, newest first, and the weights of the last query in percent{remark(reasons)}", head + 0.1)
     top = figure.add_gridspec(
         1,
         1 + len(weights),
@@ -137,8 +137,8 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     labels = _labels(reasons, titles, own)
     timeline = figure.add_subplot(top[0])
     _timeline(timeline, reasons, labels, own)
-    # A floor, lest weights that are all alike look strong.
-    scale = max(0.3, *(float(each.max()) for _, each in weights))
+    # A floor, lest weights that are all alike look strong; weights that are no shares have no size to go by.
+    scale = max(0.3 if reasons.sums_to_one else 1e-6, *(float(each.max()) for _, each in weights))
     for column, (title, each) in enumerate(weights):
         _weights(
             figure.add_subplot(top[column + 1]),
@@ -183,6 +183,11 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
             for side in ("right", "top"):
                 axes.spines[side].set_visible(False)
     return figure
+
+
+def remark(reasons: Reasons) -> str:
+    """What is to be known of the weights of a model whose weights are no distribution; else nothing."""
+    return "" if reasons.sums_to_one else " (no shares: they have either sign, and any sum)"
 
 
 def groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
@@ -255,6 +260,7 @@ def _gap(gap: int) -> str:
 def _weights(
     axes: Any, title: str, weights: NDArray[np.float64], heads: list[str], scale: float, has_sum: bool
 ) -> None:
+    digits, least = (0, 0.005) if scale >= 0.3 else (1, 0.0005)
     coloured = weights.copy()
     if has_sum:
         coloured[-1] = np.nan  # a sum doesn't compare with single events
@@ -262,7 +268,7 @@ def _weights(
     for line, row in enumerate(weights):
         for head, weight in enumerate(row):
             colour = "white" if coloured[line, head] > 0.6 * scale else INK
-            text = f"{100 * weight:.0f}" if weight >= 0.005 else "·"
+            text = f"{100 * weight:.{digits}f}" if abs(weight) >= least else "·"
             axes.text(head, line, text, ha="center", va="center", fontsize=6.5, color=colour)
     axes.set_yticks([])
     axes.xaxis.tick_top()

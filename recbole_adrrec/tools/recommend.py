@@ -26,6 +26,7 @@ from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
+from recbole_adrrec.layers.pointwise import GapBuckets
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.options import suggestion
 from recbole_adrrec.options.schema import TIMELESS_KERNELS
@@ -133,6 +134,8 @@ class Recommender:
         if not (self._is_ours and self.model.use_query_time):
             return False
         kernels = self.model.kernels
+        if isinstance(kernels, GapBuckets):
+            return True
         # TiSASRec's intervals are those between events.
         names = [*kernels.absolute_names, *kernels.relative_names] if isinstance(kernels, MixKernels) else []
         return self.model.head.trend is not None or not TIMELESS_KERNELS.issuperset(names)

@@ -44,6 +44,11 @@ RUNS = {
     "TiSASRec": {"model": "TiSASRec", "time_span": 20},
     "TiSASRec, BCE": {"model": "TiSASRec", "time_span": 20, "loss_type": "BCE"},
     "TiSASRec, published": {"model": "TiSASRec", "time_span": 20, "published_padding_attention": "true"},
+    "HSTU": {"model": "HSTU"},
+    "HSTU, query time": {
+        **{"model": "HSTU", "use_query_time": "true", "temperature": 0.1},
+        **{"loss_type": "sampled_softmax", "negatives": "shared", "n_negatives": 16},
+    },
     "STOSA": {"model": "STOSA", "n_heads": 2},
     "STOSA, CE": {"model": "STOSA", "n_heads": 2, "loss_type": "CE", "published_mean_bypass": "true"},
     "SASRec": {"model": "SASRec"},

@@ -18,6 +18,7 @@ from recbole_adrrec.losses import LOSSES
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR, BACKBONES
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.sasrec import sasrec_components
 from recbole_adrrec.models.stosa import STOSA
@@ -28,6 +29,8 @@ from tests import helpers
 WIDTH = 7
 CAUSAL = {
     "TiSASRec": (TiSASRec, {}),
+    "HSTU": (HSTU, {}),
+    "HSTU, query time": (HSTU, {"use_query_time": True, "query_size": 3, "value_size": 5}),
     "STOSA": (STOSA, {"initializer_range": 0.1}),
     "STOSA, bypass": (STOSA, {"published_mean_bypass": True, "initializer_range": 0.1}),
     **{
@@ -220,6 +223,7 @@ SCORED = {
 WITH_TREND = {
     "ADRRec": (ADRRec, {}),
     "ADRRec, cloze": (ADRRec, {"objective": "cloze"}),
+    "HSTU": (HSTU, {"time_bias": False}),
     **{f"AWRSR, {name}": (AWRSR, {"backbone": name, "refinement": "none"}) for name in ("sasrec", "tisasrec", "mix")},
 }
 WITHOUT = {

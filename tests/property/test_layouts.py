@@ -9,6 +9,7 @@ from recbole_adrrec.layers.layout import Group, Layout
 from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
+from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
@@ -32,6 +33,10 @@ VARIANTS = {
     "heads": (ADRRec, {"mixture": "heads", "n_heads": None, "norm_order": "pre", "drop_residual": True}),
     "cloze": (ADRRec, {**KERNELS, "objective": "cloze"}),
     "recompute": (ADRRec, {**KERNELS, "recompute": True}),
+    "HSTU": (HSTU, {}),
+    "HSTU, query time": (HSTU, {"use_query_time": True, "query_size": 3, "value_size": 5, "trend_rank": 3}),
+    "HSTU, recompute": (HSTU, {"recompute": True}),
+    "HSTU, no bias": (HSTU, {"time_bias": False, "position_bias": False}),
     "MEANTIME": (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
     "SASRec": (AWRSR, {"refinement": "none"}),
     "simple": (AWRSR, {"refinement": "simple"}),

@@ -7,6 +7,7 @@ import yaml
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
+from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
@@ -58,6 +59,10 @@ CHANGES = {
     "item_head": ("projected", {}),
     "mixture": ("heads", {}),
     "day_spacing": (30, {}),
+    "query_size": (4, {}),
+    "value_size": (4, {}),
+    "position_bias": (False, {}),
+    "time_bias": (False, {}),
     "time_span": (2, {}),
     "published_padding_attention": (True, {}),
     "pvn_weight": (0.6, {"loss_type": "BPR"}),
@@ -81,7 +86,7 @@ OF_BACKBONE = {
 }
 # The data layer reads the first; the last three change cost alone, as tests/unit/test_speed_options.py shows.
 ELSEWHERE = {"train_rows", "train_batch_size", "n_negatives", "recompute", "compile", "event_layout"}
-MODELS = [ADRRec, AWRSR, MEANTIME, STOSA, TiSASRec]
+MODELS = [ADRRec, AWRSR, HSTU, MEANTIME, STOSA, TiSASRec]
 OPTIONS = [
     (model_class, option)
     for model_class in MODELS

@@ -36,6 +36,8 @@ MODELS = {
     "ADRRec adaptive told": {"use_query_time": True, "relative_kernels": ["log1p", "gap_bias"]},
     "ADRRec adaptive cloze": {"objective": "cloze", "relative_kernels": ["exponential", "distance_bias"]},
     "ADRRec absolute": {"relative_kernels": []},
+    "HSTU": {},
+    "HSTU told": {"use_query_time": True, "n_heads": 1},
     "MEANTIME": {},
     "STOSA": {},
     "TiSASRec": {},
@@ -93,7 +95,8 @@ def test_reasons_are_the_weights_of_the_last_query(recommenders, name):
     seen = recommender.model.explain(recommender.rows([user]))
     np.testing.assert_allclose(reasons.plain, seen.plain[:, :, -1].numpy(), rtol=1e-6)
     np.testing.assert_allclose(reasons.refined, seen.refined[:, :, -1].numpy(), rtol=1e-6)
-    if "padded" not in name:  # there, padding has a share
+    assert reasons.sums_to_one == ("HSTU" not in name)
+    if "padded" not in name and "HSTU" not in name:  # padding has a share; SiLU gives no shares
         np.testing.assert_allclose(reasons.plain.sum(-1), 1, rtol=1e-5)
     items, times = recommender.history(user)
     shown = LENGTH - (name in CLOZE)
@@ -203,6 +206,34 @@ def test_a_curve_of_places_knows_later_places(recommenders):
     np.testing.assert_allclose(kernel.curve(gaps), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["HSTU", "HSTU told"])
+def test_curves_of_hstu_are_its_biases(recommenders, name):
+    recommender = recommenders(name)
+    user = recommender.users[4]
+    row = recommender.rows([user])
+    reasons = explain.explain(recommender, user)
+    length = len(reasons.items)
+    gaps = {
+        "places": np.arange(length)[::-1].astype(float),
+        "seconds": reasons.query_time - reasons.times.astype(float),
+    }
+    added = {}
+    with torch.no_grad():
+        _, moments, _ = recommender.model._inference_inputs(row)
+        layout = recommender.model._layout(moments.valid)
+        context = recommender.model.kernels(moments, layout, torch.float32)
+        for layer, part in enumerate(recommender.model.encoder.layers, 1):
+            added[layer] = part.attention.pair_bias(layout.groups[0], context, 0)[0, length - 1, :length].numpy()
+    for layer, bias in added.items():
+        for head in range(1, len(reasons.heads) + 1):
+            own = [kernel for kernel in reasons.kernels if (kernel.layer, kernel.head) == (layer, head)]
+            assert [kernel.name for kernel in own] == ["position_bias", "time_bias"]
+            np.testing.assert_allclose(
+                sum(kernel.curve(gaps[kernel.unit]) for kernel in own), bias, rtol=1e-5, atol=1e-6
+            )
+    assert "no shares" in html(reasons, {}).decode()
+
+
 def test_curves_of_tisasrec_are_what_intervals_add_to_scores(recommenders):
     recommender = recommenders("TiSASRec")
     user = recommender.users[4]
@@ -269,7 +300,7 @@ def test_other_models_and_users_are_refused(recommenders):
 
 
 @pytest.mark.parametrize(
-    "name", ["ADRRec", "ADRRec adaptive cloze", "ADRRec absolute", "STOSA", "TiSASRec", "AWRSR mix"]
+    "name", ["ADRRec", "HSTU", "ADRRec adaptive cloze", "ADRRec absolute", "STOSA", "TiSASRec", "AWRSR mix"]
 )
 def test_every_kind_of_model_has_a_picture_that_says_something(recommenders, name, tmp_path):
     reasons = explain.explain(recommenders(name), recommenders(name).users[4])
@@ -435,4 +466,4 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys, recommenders, argv, messa
 def test_models_of_recbole_have_no_explanation(capsys, recommenders):
     code, _, err = run_cli(capsys, "-c", recommenders("SASRec").path, "-u", "196", "-o", "x.png")
     assert code == 2
-    assert "explain works for ADRRec, AWRSR, MEANTIME, STOSA and TiSASRec" in err
+    assert "explain works for ADRRec, AWRSR, HSTU, MEANTIME, STOSA and TiSASRec" in err

@@ -209,7 +209,7 @@ def test_a_catalogue_of_one_item(more: list[str], capsys: pytest.CaptureFixture[
     assert re.search(r"NDCG +1\.0000", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "TiSASRec", "STOSA", "SASRec"])
+@pytest.mark.parametrize("model", ["ADRRec", "HSTU", "TiSASRec", "STOSA", "SASRec"])
 def test_a_window_of_one_event(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     put(text(GOOD))
     more = ["--loss_type=CE"] if model == "SASRec" else []
@@ -217,7 +217,7 @@ def test_a_window_of_one_event(model: str, capsys: pytest.CaptureFixture[str]) -
     assert "test metrics over" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"])
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"])
 def test_a_batch_of_nothing_but_padding_has_finite_scores_and_gradients(model: str) -> None:
     from recbole.data import data_preparation
     from recbole.utils import get_model

@@ -36,7 +36,7 @@ def config(monkeypatch, argv=(), **kwargs):
 
 
 def test_models_are_listed_and_found():
-    assert MODELS == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
+    assert MODELS == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"]
     for name in MODELS:
         found = get_model(name)
         assert found.__name__ == name

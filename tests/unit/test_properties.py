@@ -31,7 +31,10 @@ def recbole_yaml(name):
 
 def test_names():
     assert (
-        MODELS == recbole_adrrec.models() == list(MODEL_OPTIONS) == ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"]
+        MODELS
+        == recbole_adrrec.models()
+        == list(MODEL_OPTIONS)
+        == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"]
     )
     assert DATASETS == ["amazon-beauty", "amazon-games-2018", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]
@@ -122,7 +125,7 @@ def test_meantime_is_adrrec_without_its_own_parts():
     assert (adrrec["objective"], meantime["objective"]) == ("causal", "cloze")
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME", "TiSASRec"])
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "TiSASRec"])
 def test_comments_name_every_choice(model):
     meanings = options.comments("model", model)
     for option, rule in rules.MODEL_RULES[model].items():

@@ -42,6 +42,8 @@ MODELS = {
     "AWRSR trend": {"trend_rank": 3, "trend_spacing": 3, "use_query_time": True, "epochs": 1, "temperature": 0.5},
     "MEANTIME": {},
     "STOSA": {},
+    "HSTU": {},
+    "HSTU told": {"use_query_time": True},
     "TiSASRec": {},
     "SASRec": {},
     "BERT4Rec": {},
@@ -118,7 +120,7 @@ def test_answers_are_those_of_the_trained_model_on_its_data(checkpoints, name):
     assert compared == 8
 
 
-@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "TiSASRec", "SASRec"])
+@pytest.mark.parametrize("name", ["ADRRec", "ADRRec told", "HSTU", "TiSASRec", "SASRec"])
 def test_a_batch_answers_as_each_user_does_alone(checkpoints, name):
     recommender = recbole_adrrec.load(checkpoints(name).path)
     together = recommender.recommend(recommender.users, top=7)
@@ -223,6 +225,17 @@ def test_the_moment_reaches_a_trend_that_is_told(checkpoints):
     assert not np.allclose(soon.scores, late.scores, atol=1e-3)
     # Beyond training its last moment serves.
     assert np.array_equal(late.scores, recommender.recommend(user, at=(last + 400) * DAY, top=5).scores)
+
+
+def test_the_moment_reaches_a_time_bias_that_is_told(checkpoints):
+    recommender = recbole_adrrec.load(checkpoints("HSTU told").path)
+    user = recommender.users[0]
+    last = int(recommender.history(user)[1][-1])
+    soon, late = (recommender.recommend(user, at=last + gap) for gap in (60, 20 * DAY))
+    assert not np.array_equal(soon.scores, late.scores)
+    assert soon.notes == late.notes == ()
+    untold = recbole_adrrec.load(checkpoints("HSTU").path)
+    assert "was trained with use_query_time: false" in untold.recommend(user, at=last + 60).notes[0]
 
 
 def test_models_that_are_not_told_say_so(adrrec, checkpoints):

@@ -1,4 +1,4 @@
-"""Options of AWRSR, TiSASRec and STOSA that don't go together are refused with the reason, before data is read."""
+"""Options of models that do not go together are refused with the reason, before data is read."""
 
 import dataclasses
 import itertools
@@ -41,6 +41,10 @@ def test_every_refinement_goes_with_every_backbone(refinement, backbone):
         ("ADRRec", {"hidden_size": 63, "n_heads": 7, "relative_kernels": ["log1p"]}),
         ("AWRSR", {"backbone": "mix", "n_heads": 3, **HEADS}),
         ("AWRSR", {"backbone": "mix", "time_unit": 60, "kernel_freq": 2}),
+        ("HSTU", {"hidden_size": 65, "n_heads": 3, "query_size": 4, "value_size": 5}),
+        ("HSTU", {"time_bias": False, "position_bias": False}),
+        ("HSTU", {"time_bias": False, "use_query_time": True, "trend_rank": 4}),
+        ("HSTU", {"loss_type": "sampled_softmax", "negatives": "shared", "temperature": 0.05}),
     ],
 )
 def test_taken(model, given):
@@ -135,6 +139,17 @@ def test_taken(model, given):
         ("STOSA", {"hidden_size": 6}, "hidden_size: 6 cannot be divided among n_heads, 4"),
         ("STOSA", {"hidden_size": 3}, "for instance 4"),
         ("STOSA", {"pvn_weight": -1}, "pvn_weight: -1 is not a number of at least 0"),
+        ("HSTU", {"time_bias": 1}, "time_bias: 1 is neither true nor false"),
+        ("HSTU", {"position_bias": "yes"}, "position_bias: 'yes' is neither true nor false"),
+        ("HSTU", {"query_size": 0}, "query_size: 0 is not a whole number of at least 1"),
+        ("HSTU", {"value_size": 2.5}, "value_size: 2.5 is not a whole number of at least 1"),
+        ("HSTU", {"hidden_size": 65, "value_size": 8}, "hidden_size: 65 cannot be divided among n_heads, 2"),
+        (
+            "HSTU",
+            {"use_query_time": True, "time_bias": False},
+            "use_query_time: True means nothing without time_bias and trend_rank .*choose time_bias true",
+        ),
+        ("HSTU", {"exact_time": False, "normalize_all": True}, "normalize_all: .*HSTU's time bias read"),
         ("TiSASRec", {"time_span": 0}, "time_span: 0 is not a whole number of at least 1"),
         ("TiSASRec", {"published_padding_attention": 1}, "published_padding_attention: 1 is neither true nor false"),
         ("TiSASRec", {"gbce_t": 1.5}, "gbce_t: 1.5 is not a number from 0 to 1"),
@@ -219,7 +234,7 @@ def test_negatives_follow_the_loss(loss, count):
     assert made["MODEL_INPUT_TYPE"].name == ("POINTWISE" if loss == "CE" else "PAIRWISE")
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "MEANTIME", "STOSA", "TiSASRec"])
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"])
 def test_recbole_draws_no_negatives_that_are_shared(model):
     made = config(model, loss_type="sampled_softmax", negatives="shared", n_negatives=256)
     assert made["train_neg_sample_args"]["distribution"] == "none"
@@ -243,7 +258,7 @@ def test_given_negatives_stay():
     )
 
 
-@pytest.mark.parametrize("model", ["TiSASRec", "STOSA", "AWRSR"])
+@pytest.mark.parametrize("model", ["TiSASRec", "STOSA", "AWRSR", "HSTU"])
 def test_a_shared_files_objective_does_not_reach_a_causal_model(model):
     """Windows of a cloze model hold each place's own event as its target: a causal model would copy it."""
     made = config(model, objective="cloze")

@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recbole_adrrec.layers import transformer
+from recbole_adrrec.layers.pointwise import PointwiseLayer
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
+from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
@@ -25,6 +27,7 @@ MODELS = [
     (ADRRec, {**EVERY_KERNEL, "grid_points": 4}),
     (AWRSR, {"refinement": "stochastic"}),
     (AWRSR, {"backbone": "mix", "refinement": "value"}),
+    (HSTU, {"use_query_time": True}),
     (MEANTIME, {"relative_kernels": ["sinusoid", "log1p"]}),
     (STOSA, {"initializer_range": 0.1}),
     (TiSASRec, {}),
@@ -92,14 +95,15 @@ def test_recomputation_by_blocks_of_rows_changes_nothing(model_class, options, m
         options = {**options, "refinement": "additive"}  # its noise is drawn block by block
     loss, gradients = trained(model_class, **options)
     counted = []
-    plain = transformer.TransformerLayer.forward
+    layer_class = PointwiseLayer if model_class is HSTU else transformer.TransformerLayer
+    plain = layer_class.forward
 
     def count(self, hidden, layout, context):
         (group,) = layout.groups
         counted.append(len(group.mask))
         return plain(self, hidden, layout, context)
 
-    monkeypatch.setattr(transformer.TransformerLayer, "forward", count)
+    monkeypatch.setattr(layer_class, "forward", count)
     monkeypatch.setitem(transformer.BLOCK_PAIRS, "cpu", 1)
     again, others = trained(model_class, **options, recompute=True)
     # All three rows stay together where padding takes part.

@@ -169,7 +169,7 @@ def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monke
         from study import search
 
         search.read_spaces(
-            file, load(models=["ADRRec", "AWRSR", "SASRec", "BERT4Rec", "TiSASRec", "MEANTIME", "STOSA"])
+            file, load(models=["ADRRec", "AWRSR", "SASRec", "BERT4Rec", "TiSASRec", "MEANTIME", "STOSA", "HSTU"])
         )
         return
     monkeypatch.setattr(study_file, "fingerprint", lambda plan, dataset: "")
