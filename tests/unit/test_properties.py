@@ -48,7 +48,7 @@ def test_no_file_means_no_defaults():
 
 def test_defaults_are_copies():
     options.load_properties("model", "ADRRec")["absolute_kernels"].append("hour")
-    assert options.load_properties("model", "ADRRec")["absolute_kernels"] == []
+    assert options.load_properties("model", "ADRRec")["absolute_kernels"] == ["position", "day"]
 
 
 @pytest.mark.parametrize("model", MODELS)
