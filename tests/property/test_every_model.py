@@ -257,6 +257,13 @@ def test_every_way_to_score_agrees(name, scoring):
         assert together.abs().max() <= 1 / SCORED[scoring]["temperature"] + 1e-9
 
 
+@pytest.mark.parametrize("name", [*WITH_TREND, "TiSASRec", "MEANTIME"])
+def test_items_are_ranked_by_the_scores_of_training(name):
+    model, batch = scored(name, "temperature"), helpers.rows([WIDTH, 3, 1, 5])
+    ranked = model.eval().full_sort_predict(batch)
+    torch.testing.assert_close(model.train().full_sort_predict(batch), ranked)
+
+
 @pytest.mark.parametrize("use_query_time", [False, True])
 @pytest.mark.parametrize("name", WITH_TREND)
 def test_a_trend_adds_a_product_with_the_moment(name, use_query_time):

@@ -144,6 +144,12 @@ def test_fractions_order_events_and_are_cut_off(tmp_path, caplog):
     assert "have a fraction" in caplog.text
 
 
+def test_equal_fractions_keep_the_order_of_the_file(tmp_path):
+    rows = events(*[5.5, 5.25] * 100)
+    expected = [f"i{number}" for number in (*range(1, 200, 2), *range(0, 200, 2))]
+    assert names_in_order(tiny(tmp_path, rows)) == {"a": expected}
+
+
 def test_milliseconds_are_asked_about_then_read(tmp_path):
     times = [1_700_000_000_900, 1_700_000_000_100, 1_700_000_001_000]
     with pytest.raises(DataError, match=r"tiny.inter: 3 of 3 .*time_unit_in: ms"):

@@ -141,6 +141,12 @@ def test_noise_follows_the_seed_and_the_step_and_survives_copies():
         assert torch.equal(penalty_of(other), steps[1])
 
 
+def test_each_process_draws_noise_of_its_own(monkeypatch):
+    first = penalty()
+    monkeypatch.setattr("recbole_adrrec.layers.noise.rank", lambda: 1)
+    assert not torch.equal(penalty(), first)
+
+
 def test_layers_and_their_weights():
     both = penalty(layers=[1, 2])
     assert torch.equal(penalty(), both)
