@@ -94,6 +94,19 @@ assert sys.modules["ray"] is ray and sys.modules["ray.tune"] is tune and ray.tun
 """)
 
 
+def test_importing_models_leaves_anomaly_detection_off() -> None:
+    out = run_alone("""
+import importlib, torch
+import recbole_adrrec
+recbole_adrrec.register()
+sine = importlib.import_module("recbole.model.sequential_recommender.sine")
+print(torch.is_anomaly_enabled())
+importlib.reload(sine)
+print("fault:", torch.is_anomaly_enabled())
+""")
+    assert out.split() == ["False", "fault:", "True"]
+
+
 def old_report(seen: list[Any]) -> Any:
     def report(_metric: Any = None, **kwargs: Any) -> None:
         seen.append(kwargs)
