@@ -15,6 +15,7 @@ import torch
 
 from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.integration.checkpoint import load_checkpoint, plain_option
+from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 
 LAST = "-last"
 
@@ -105,7 +106,9 @@ def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """The options that the user gave for the run that left a checkpoint, with ``model`` and ``dataset``.
+    """Options of the run that left a checkpoint: those that the user gave, and defaults that have changed since.
+
+    ``model`` and ``dataset`` are among them.
 
     Raises
     ------
@@ -114,7 +117,10 @@ def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """
     config = load_training(file)["config"]
     given = {name: value for name, value in config["given"].items() if name not in OF_A_RUN}
-    return {**given, "model": config["model"], "dataset": config["dataset"]}
+    model, stored = config["model"], config["options"]
+    defaults = load_properties("model", model) if model in MODEL_OPTIONS else {}
+    changed = {name: stored[name] for name in defaults if name in stored and stored[name] != defaults[name]}
+    return {**changed, **given, "model": model, "dataset": config["dataset"]}
 
 
 def check_resume(config: Any) -> None:

@@ -337,6 +337,7 @@ def test_a_batch_without_targets_has_a_zero_loss():
 
 PUBLISHED_BLOCK = {
     "mixture": "heads",
+    "day_spacing": None,
     "norm_order": "pre",
     "drop_residual": True,
     "input_position": False,

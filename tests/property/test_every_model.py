@@ -333,7 +333,7 @@ def test_a_model_without_these_options_has_the_weights_it_had():
 OWN = {
     "stosa": (STOSA, {}),
     "tisasrec": (TiSASRec, {}),
-    "mix": (ADRRec, {"lni_weight": 0.0}),
+    "mix": (ADRRec, {"lni_weight": 0.0, "item_head": "plain", "day_spacing": None}),
 }
 
 
@@ -368,7 +368,7 @@ def test_without_refinement_awrsr_on_sasrec_is_its_parts():
 @pytest.mark.parametrize("block", [{}, {"norm_order": "pre", "item_head": "projected", "n_heads": 4}])
 def test_an_adaptive_mixture_without_kernels_is_sasrec(block):
     """To the last bit, with dropout: AWRSR's backbone sasrec without refinement."""
-    changes = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, **block}
+    changes = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, "item_head": "plain", **block}
     theirs = helpers.build(AWRSR, dtype=torch.float32, refinement="none", **changes)
     kernels = {"absolute_kernels": [], "relative_kernels": []}
     ours = helpers.build(ADRRec, seed=1, dtype=torch.float32, **kernels, **changes)

@@ -155,7 +155,7 @@ def same_start(**options):
 
 
 def test_adaptive_mixture_begins_as_sasrec():
-    mixed, plain = same_start()
+    mixed, plain = same_start(item_head="plain")
     batch = rows(LENGTHS, targets="causal")
     torch.testing.assert_close(mixed.calculate_loss(batch), plain.calculate_loss(batch), rtol=1e-12, atol=0)
     for model in (mixed, plain):

@@ -154,10 +154,10 @@ def test_choices_are_those_that_exist():
     assert smoothed.values == SMOOTHED_LOSSES
 
 
-@pytest.mark.parametrize("model", ["ADRRec", "AWRSR"])
-def test_the_default_block_is_sasrecs(model):
+@pytest.mark.parametrize(("model", "own"), [("ADRRec", {"item_head": "projected"}), ("AWRSR", {})])
+def test_the_default_block_is_sasrecs(model, own):
     defaults = options.load_properties("model", model)
-    assert {name: defaults[name] for name in SASREC_BLOCK} == SASREC_BLOCK
+    assert {name: defaults[name] for name in SASREC_BLOCK} == {**SASREC_BLOCK, **own}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -45,7 +45,10 @@ def test_a_study_goes_on_with_the_settings_that_were_chosen(kept: Path, capsys: 
     assert "4 runs done (3 were there before), 0 failed" in capsys.readouterr().out
     after = json.loads(path.read_text())
     assert list(after) == list(before)
-    assert (after["status"], after["options"], after["data"]) == ("done", before["options"], before["data"])
+    assert (after["status"], after["options"]) == ("done", before["options"])
+    ties, known = after["data"].pop("ties"), before["data"].pop("ties")
+    assert after["data"] == before["data"]
+    assert {name: ties[name] for name in known} == pytest.approx(known)
 
 
 def test_a_search_goes_on(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,7 +168,7 @@ def test_recbole_refuses_unseen_only_and_masks_no_history(small_data: Path, tmp_
 
 def test_candidates_change_the_metrics_as_they_must(small_data: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    session = session_of(small_data, tmp_path, "leave_one_out-full-all")
+    session = session_of(small_data, tmp_path, "leave_one_out-full-all", absolute_kernels=[], item_head="plain")
     session.train()
     config, full = session.config, session.test_data
     everything = session.test()[1]["mrr@20"]

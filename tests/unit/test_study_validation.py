@@ -59,7 +59,7 @@ def test_a_study_on_validation_alone_tests_nothing(
     file.write_text(
         "datasets: [small, {name: small, label: again, data_path: there}]\nmodels: [ADRRec]\nseeds: 1\ntest: false\n"
         "metrics: [NDCG]\ntopk: [10]\nprotocols: [leave_one_out-full-unseen]\n"
-        "options: {hidden_size: 8, n_layers: 1, MAX_ITEM_LIST_LENGTH: 10, epochs: 1, "
+        "options: {item_head: plain, hidden_size: 8, n_layers: 1, MAX_ITEM_LIST_LENGTH: 10, epochs: 1, "
         "load_col: {inter: [user_id, item_id, timestamp]}}\n"
     )
     (tmp_path / "small").symlink_to(small_data / "small")
