@@ -10,7 +10,10 @@ ARGS ?=
 JOBS ?= 2
 
 # Threads that sleep while they wait, rather than spin, get on beside other programs.
-export OMP_WAIT_POLICY ?= passive
+ifndef OMP_WAIT_POLICY
+export OMP_WAIT_POLICY := passive
+export GOMP_SPINCOUNT ?= 4000
+endif
 
 VENV := .venv
 BIN := $(VENV)/bin
