@@ -9,7 +9,7 @@ DATASET ?= ml-100k
 ARGS ?=
 JOBS ?= 2
 
-# Threads that sleep while they wait, rather than spin, get on beside other programs.
+# Threads that soon sleep while they wait get on beside other programs.
 ifndef OMP_WAIT_POLICY
 export OMP_WAIT_POLICY := passive
 export GOMP_SPINCOUNT ?= 4000

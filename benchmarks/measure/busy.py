@@ -19,13 +19,18 @@ from measure.tables import Row, medians, ratio, text
 if TYPE_CHECKING:
     from measure.session import Session
 
-POLICIES = ("unset", "active", "passive")
-"""Of ``OMP_WAIT_POLICY``; unset: OpenMP's own choice, which is to spin for a while and then to sleep."""
+POLICIES: dict[str, dict[str, str | None]] = {
+    "unset": {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None},
+    "active": {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": None},
+    "passive": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": None},
+    "short": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "4000"},
+}
+"""Environments; unset: OpenMP's own choice; short: the command line's, a short spin before threads sleep."""
 
 VARIANTS = ("SASRec, windows", "ADRRec, windows")
 
-# Ends by itself when its parent is gone, however that ended.
-BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(100_000))"
+# Ends by itself when its parent, whose number it is given, is gone, however and however early that ended.
+BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 
 
 @contextmanager
@@ -44,7 +49,7 @@ def busy_processes(count: int, cores: int) -> Iterator[None]:
     try:
         if before is not None:
             os.sched_setaffinity(0, sorted(before)[:cores])
-        working = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+        working = [subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())]) for _ in range(count)]
         yield
     finally:
         for process in working:
@@ -63,7 +68,7 @@ def report(session: Session) -> str:
             for variant in variants:
                 for policy in arguments.wait:
                     job = session.training_job("busy", variant, run, evaluate=False, busy=count, wait=policy)
-                    job.call["environment"] = {"OMP_WAIT_POLICY": None if policy == "unset" else policy}
+                    job.call["environment"] = POLICIES[policy]
                     job.around = partial(busy_processes, count, arguments.threads)
                     jobs.append(job)
     rows = table(session.measure(jobs, "beside busy processes"))

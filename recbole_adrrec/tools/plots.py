@@ -186,7 +186,7 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
 
 
 def remark(reasons: Reasons) -> str:
-    """What is to be known of the weights of a model whose weights are no distribution; else nothing."""
+    """Remark on the weights of a model whose weights are no distribution; else nothing."""
     return "" if reasons.sums_to_one else " (no shares: they have either sign, and any sum)"
 
 

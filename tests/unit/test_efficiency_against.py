@@ -182,8 +182,9 @@ def test_busy_processes_are_there_meanwhile_and_gone_afterwards() -> None:
 
 def test_a_busy_process_ends_with_its_parent() -> None:
     starts = (
-        "import subprocess, sys; sys.path.insert(0, sys.argv[1]); from measure import busy\n"
-        "print(subprocess.Popen([sys.executable, '-c', busy.BUSY], stdout=subprocess.DEVNULL).pid)"
+        "import os, subprocess, sys; sys.path.insert(0, sys.argv[1]); from measure import busy\n"
+        "call = [sys.executable, '-c', busy.BUSY, str(os.getpid())]\n"
+        "print(subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
     )
     folder = str(Path(efficiency.__file__).parent)
     done = subprocess.run([sys.executable, "-c", starts, folder], capture_output=True, text=True, check=True)
@@ -223,5 +224,8 @@ def test_the_wait_policy_reaches_the_child(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(session, "call", pretend)
     arguments = efficiency.parse(["--busy", "0", "--wait", "unset", "passive", "--runs", "1"])
     assert "passive" in busy.report(session.Session(arguments, MeasurementStore(None, MACHINE), tmp_path))
-    policies: list[dict[str, str | None]] = [{"OMP_WAIT_POLICY": None}, {"OMP_WAIT_POLICY": "passive"}]
+    policies: list[dict[str, str | None]] = [
+        {"OMP_WAIT_POLICY": None, "GOMP_SPINCOUNT": None},
+        {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": None},
+    ]
     assert found == [("AWRSR", each) for each in policies] + [("ADRRec", each) for each in policies]
