@@ -12,6 +12,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
+from recbole_adrrec.layers.transformer import ACTIVATIONS
 from recbole_adrrec.layers.trend import Trend
 
 
@@ -98,20 +99,29 @@ class ItemHead(nn.Module):
 
 
 class ProjectedItemHead(ItemHead):
-    """``Linear -> GELU (tanh form) -> LayerNorm`` before the dot product, and a bias for each item (MEANTIME).
+    """``Linear -> activation -> LayerNorm`` before the dot product, and a bias for each item (BERT4Rec, MEANTIME).
 
-    With a temperature there is no bias: scores are the cosines alone. Other arguments as for ``ItemHead``.
+    With a temperature there is no bias: scores are the cosines alone. Other arguments as for ``ItemHead`` and
+    ``FeedForward``.
     """
 
-    def __init__(self, hidden_size: int, n_items: int, layer_norm_eps: float, temperature: float | None = None) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        n_items: int,
+        layer_norm_eps: float,
+        temperature: float | None = None,
+        activation: str = "gelu_tanh",
+    ) -> None:
         super().__init__(n_items, temperature)
         self.linear = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACTIVATIONS[activation]()
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         if temperature is None:
             self.bias = Parameter(zeros(n_items))
 
     def _transform(self, hidden: Tensor) -> Tensor:
-        return self.norm(F.gelu(self.linear(hidden), approximate="tanh"))
+        return self.norm(self.activation(self.linear(hidden)))
 
 
 class GaussianItemHead(ItemHead):

@@ -57,7 +57,7 @@ def block_components(
     )
     encoder = TransformerEncoder(layers, nn.LayerNorm(size, eps) if options.final_norm else None)
     if options.item_head == "projected":
-        head: ItemHead = ProjectedItemHead(size, stats.n_items, eps, options.temperature)
+        head: ItemHead = ProjectedItemHead(size, stats.n_items, eps, options.temperature, options.activation)
     else:
         head = ItemHead(stats.n_items, options.temperature)
     return ModelComponents(embedding, kernels, encoder, head, knows_time=knows_time)

@@ -152,7 +152,8 @@ class SequenceInputs(SequentialRecommender):
         width = key_time.size(1)
         valid = valid_places(length, width)
         position = torch.arange(width, device=length.device).expand_as(key_time)
-        if self.objective == "cloze":
+        if self.objective == "cloze" and self.options.backbone == "mix":
+            # As in MEANTIME, the newest event has the last place; in BERT4Rec, as in SASRec, the oldest has the first.
             position = position + (self.max_seq_length - length).unsqueeze(1)
             position = position.clamp(max=self.max_seq_length - 1)
         key = torch.where(valid, key_time, key_time[:, :1])

@@ -56,6 +56,7 @@ DEPENDENCIES = (
     Dependency("label_smoothing", "loss_type", ("CE", "sampled_softmax"), "only a softmax has candidates to share it"),
     Dependency("temperature", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
     Dependency("trend_rank", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
+    Dependency("objective", "backbone", ("sasrec", "mix"), "the others know their past alone"),
     Dependency("grid_points", "backbone", ("mix",), "only it has kernels that can be interpolated"),
     Dependency("published_padding_attention", "backbone", ("tisasrec",)),
     Dependency("published_mean_bypass", "backbone", ("stosa",), "only its states have means and covariances"),
@@ -426,6 +427,11 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.objective == "cloze" and self.refinement != "none" and self.refinement_maps == "distance":
+            raise OptionError(
+                "refinement_maps: distance counts places back from a query, but with objective cloze there are keys on "
+                "both sides; choose place, or refinement none (which is BERT4Rec)"
+            )
         source = "one head for each kernel" if self.one_head_each else "n_heads"
         for name, chosen, most, unit, counted in (
             ("refinement_layers", self.refinement_layers, self.n_layers, "layer", "n_layers"),

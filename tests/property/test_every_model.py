@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from recbole.model.sequential_recommender.sasrec import SASRec
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS
@@ -391,51 +390,6 @@ def assert_equal_models(ours, theirs):
         for gradient, other in zip(*gradients, strict=True):
             assert (gradient is None) == (other is None)
             assert gradient is None or torch.equal(gradient, other)
-
-
-RECBOLE_NAMES = {
-    "item_embedding.weight": "item_embedding.weight",
-    "item_embedding.position.weight": "position_embedding.weight",
-    "item_embedding.norm": "LayerNorm",
-    "attention.query": "multi_head_attention.query",
-    "attention.key": "multi_head_attention.key",
-    "attention.value": "multi_head_attention.value",
-    "attention.output": "multi_head_attention.dense",
-    "attention_norm": "multi_head_attention.LayerNorm",
-    "feed_forward.0": "feed_forward.dense_1",
-    "feed_forward.3": "feed_forward.dense_2",
-    "feed_forward_norm": "feed_forward.LayerNorm",
-}
-
-
-def recbole_name(name):
-    """RecBole's name of a parameter of ours."""
-    if name in RECBOLE_NAMES:
-        return RECBOLE_NAMES[name]
-    head, _, kind = name.rpartition(".")
-    if head in RECBOLE_NAMES:
-        return f"{RECBOLE_NAMES[head]}.{kind}"
-    _, _, layer, *part = head.split(".")
-    return f"trm_encoder.layer.{layer}.{RECBOLE_NAMES['.'.join(part)]}.{kind}"
-
-
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-def test_without_refinement_awrsr_on_sasrec_is_recboles_sasrec(loss_type):
-    changes = {"loss_type": loss_type, "layer_norm_eps": 1e-12, "initializer_range": 0.1, "hidden_act": "gelu"}
-    theirs = helpers.build(SASRec, dtype=torch.float32, **changes)
-    ours = helpers.build(AWRSR, dtype=torch.float32, refinement="none", **changes)
-    state = theirs.state_dict()
-    ours.load_state_dict({name: state[recbole_name(name)] for name in ours.state_dict()})
-    assert len(state) == len(ours.state_dict())
-    row = helpers.rows([7, 3, 1])
-    torch.testing.assert_close(ours.full_sort_predict(row), theirs.full_sort_predict(row), rtol=0, atol=1e-6)
-    torch.testing.assert_close(loss_of(ours, row), loss_of(theirs, row), rtol=0, atol=1e-6)
-    loss_of(ours, row).backward()
-    loss_of(theirs, row).backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        expected = gradients[recbole_name(name)]
-        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_refinement_reaches_the_chosen_layers_alone():

@@ -56,6 +56,12 @@ def test_taken(model, given):
     ("model", "given", "message"),
     [
         ("AWRSR", {"refinement": "values"}, "refinement: 'values' is none of none, simple, value"),
+        ("AWRSR", {"objective": "cloze"}, "refinement_maps: distance .*choose place, or refinement none"),
+        (
+            "AWRSR",
+            {"objective": "cloze", "backbone": "stosa", "refinement": "none"},
+            "objective: 'cloze' means nothing with backbone stosa .*choose backbone sasrec or mix",
+        ),
         ("AWRSR", {"backbone": "bert"}, "backbone: 'bert' is none of sasrec, stosa, tisasrec, mix"),
         ("AWRSR", {"refinement": "none", "refinement_rank": 8}, "refinement_rank: 8 means nothing"),
         ("AWRSR", {"refinement": "none", "refinement_layers": [1]}, "refinement_layers: .*means nothing"),
@@ -258,7 +264,7 @@ def test_given_negatives_stay():
     )
 
 
-@pytest.mark.parametrize("model", ["TiSASRec", "STOSA", "AWRSR", "HSTU"])
+@pytest.mark.parametrize("model", ["TiSASRec", "STOSA", "HSTU"])
 def test_a_shared_files_objective_does_not_reach_a_causal_model(model):
     """Windows of a cloze model hold each place's own event as its target: a causal model would copy it."""
     made = config(model, objective="cloze")
