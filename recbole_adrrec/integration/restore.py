@@ -116,6 +116,12 @@ class DatasetStandIn:
         found = self._buffer("clock")
         return (1.0, 2.0) if found is None else (float(found[0]), float(found[0] * found[1]))
 
+    def shown_events(self, include_targets: bool, *fields: str) -> tuple[Tensor, ...]:
+        """Items and times of the training events, as Popularity's weights have them."""
+        named = {self.iid_field: "event_item", self.time_field: "event_time"}
+        found = [self._buffer(named[field]) for field in fields]
+        return tuple(torch.zeros(0, dtype=torch.int64) if column is None else column for column in found)
+
     def _buffer(self, name: str) -> Tensor | None:
         return next((value for key, value in self._state.items() if key.rpartition(".")[2] == name), None)
 

@@ -1,4 +1,4 @@
-"""Models: each joins layers as its options say."""
+"""Models: each joins layers as its options say, but Popularity, which counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ MODULES = {
     "AWRSR": "recbole_adrrec.models.awrsr",
     "HSTU": "recbole_adrrec.models.hstu",
     "MEANTIME": "recbole_adrrec.models.meantime",
+    "Popularity": "recbole_adrrec.models.popularity",
     "STOSA": "recbole_adrrec.models.stosa",
     "TiSASRec": "recbole_adrrec.models.tisasrec",
 }

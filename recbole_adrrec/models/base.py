@@ -25,6 +25,7 @@ from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.losses import item_cross_entropy, positive_versus_negative, sampled_loss, shared_softmax
 from recbole_adrrec.models.components import DataStats, InteractionTimes, ModelComponents
 from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch
+from recbole_adrrec.options.schema import EncoderOptions
 
 FULL_ROWS = 0.75
 """Share of events above which a batch stays padded: taking it apart cost a fifth of a step on ml-100k's windows."""
@@ -99,6 +100,7 @@ class SequenceRecommender(SequenceInputs):
         If an option is out of range or contradicts another.
     """
 
+    options: EncoderOptions
     item_embedding: ItemEmbedding
     kernels: nn.Module
     encoder: TransformerEncoder

@@ -16,7 +16,7 @@ from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.sequence_times import SequenceTimes, whole_days
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.layers.trend import Trend
-from recbole_adrrec.options.schema import ModelOptions
+from recbole_adrrec.options.schema import EncoderOptions
 from recbole_adrrec.times import smallest_gaps, time_scale
 
 Refine = Callable[[int, int], Refinement | None]
@@ -123,7 +123,7 @@ class ModelComponents:
     packs_rows: bool = True
 
 
-def build_trend(options: ModelOptions, stats: DataStats) -> Trend | None:
+def build_trend(options: EncoderOptions, stats: DataStats) -> Trend | None:
     """Trend of the scores that the options describe; None with ``trend_rank`` 0."""
     if not options.trend_rank:
         return None

@@ -80,31 +80,15 @@ class ModelOptions:
 
     model: ClassVar[str]
 
-    n_layers: Count
-    hidden_size: Count
-    hidden_dropout_prob: Dropout
-    attn_dropout_prob: Dropout
-    layer_norm_eps: Positive
-    initializer_range: Positive
     loss_type: Loss
-    n_negatives: Count
-    negatives: Literal["own", "shared"]
-    label_smoothing: Dropout
     train_rows: Literal["prefix", "sequence"]
-    recompute: bool
-    compile: bool
 
     backbone: Backbone = "mix"
     objective: Literal["causal", "cloze"] = "causal"
     mask_ratio: Inside = 0.2
+    negatives: Literal["own", "shared"] = "own"
     use_query_time: bool = False
-    event_layout: Literal["auto", "padded", "grouped", "jagged"] = "auto"
-    n_heads: Count | None = None
-    gbce_t: Annotated[float, Number(low=0, high=1)] = 0.75
-    temperature: Positive | None = None
     trend_rank: Annotated[int, NATURAL] = 0
-    trend_spacing: Positive = 28
-    trend_decay: AtLeastZero = 1e-4
 
     @classmethod
     @functools.cache
@@ -136,6 +120,46 @@ class ModelOptions:
         return cls(**values)
 
     @property
+    def time_readers(self) -> list[str]:
+        """Parts that read times in seconds, as messages name them."""
+        return []
+
+    def __post_init__(self) -> None:
+        defaults = load_properties("model", self.model)
+        for name, other, values, reason in DEPENDENCIES:
+            value, found = getattr(self, name, None), getattr(self, other, None)
+            if name in defaults and value != defaults[name] and found not in values:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise OptionError(
+                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, "
+                    f"or choose {other} {' or '.join(values)}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderOptions(ModelOptions):
+    """Options of every model that is trained."""
+
+    n_layers: Count
+    hidden_size: Count
+    hidden_dropout_prob: Dropout
+    attn_dropout_prob: Dropout
+    layer_norm_eps: Positive
+    initializer_range: Positive
+    n_negatives: Count
+    negatives: Literal["own", "shared"]
+    label_smoothing: Dropout
+    recompute: bool
+    compile: bool
+
+    event_layout: Literal["auto", "padded", "grouped", "jagged"] = "auto"
+    n_heads: Count | None = None
+    gbce_t: Annotated[float, Number(low=0, high=1)] = 0.75
+    temperature: Positive | None = None
+    trend_spacing: Positive = 28
+    trend_decay: AtLeastZero = 1e-4
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Names of the kernels in attention, absolute ones first."""
         return ()
@@ -158,15 +182,7 @@ class ModelOptions:
         return [*kernels, *intervals, *(["the trend"] if self.trend_rank else [])]
 
     def __post_init__(self) -> None:
-        defaults = load_properties("model", self.model)
-        for name, other, values, reason in DEPENDENCIES:
-            value, found = getattr(self, name, None), getattr(self, other, None)
-            if name in defaults and value != defaults[name] and found not in values:
-                shown = list(value) if isinstance(value, tuple) else value
-                raise OptionError(
-                    f"{name}: {shown!r} means nothing with {other} {found}{reason and f' ({reason})'}; leave it out, "
-                    f"or choose {other} {' or '.join(values)}"
-                )
+        super().__post_init__()
         self._check_width()
         if self.backbone == "stosa" and self.loss_type in ("BCE", "gBCE"):
             raise OptionError(
@@ -213,7 +229,7 @@ SASREC_BLOCK: Mapping[str, Any] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockOptions(ModelOptions):
+class BlockOptions(EncoderOptions):
     """Options of models whose Transformer block can be chosen: where norms, dropout and positions stand."""
 
     inner_size: Count
@@ -243,12 +259,12 @@ class MixOptions(BlockOptions):
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """See :class:`ModelOptions`: none on another backbone than mix."""
+        """See :class:`EncoderOptions`: none on another backbone than mix."""
         return (*self.absolute_kernels, *self.relative_kernels) if self.backbone == "mix" else ()
 
     @property
     def one_head_each(self) -> bool:
-        """See :class:`ModelOptions`."""
+        """See :class:`EncoderOptions`."""
         return self.backbone == "mix" and self.mixture == "heads"
 
     def __post_init__(self) -> None:
@@ -354,7 +370,7 @@ class ADRRecOptions(MixOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TiSASRecOptions(ModelOptions):
+class TiSASRecOptions(EncoderOptions):
     """Options of TiSASRec."""
 
     model: ClassVar[str] = "TiSASRec"
@@ -366,7 +382,7 @@ class TiSASRecOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HSTUOptions(ModelOptions):
+class HSTUOptions(EncoderOptions):
     """Options of HSTU."""
 
     model: ClassVar[str] = "HSTU"
@@ -397,7 +413,7 @@ class HSTUOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class STOSAOptions(ModelOptions):
+class STOSAOptions(EncoderOptions):
     """Options of STOSA."""
 
     model: ClassVar[str] = "STOSA"
@@ -443,8 +459,35 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
                 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class PopularityOptions(ModelOptions):
+    """Options of Popularity."""
+
+    model: ClassVar[str] = "Popularity"
+
+    window_days: Positive | None
+    loss_type: Literal["CE"]
+    epochs: Annotated[int, NATURAL]
+
+    @property
+    def time_readers(self) -> list[str]:
+        """See :class:`ModelOptions`."""
+        return [] if self.window_days is None else ["Popularity's window"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_query_time and self.window_days is None:
+            raise OptionError(
+                "use_query_time: True means nothing without window_days: all training events count, whenever a query "
+                "is; leave it out, or give window_days"
+            )
+
+
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
     each.model: each
-    for each in (ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions, STOSAOptions, TiSASRecOptions)
+    for each in (
+        *(ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions),
+        *(PopularityOptions, STOSAOptions, TiSASRecOptions),
+    )
 }
 """Options of each of our models, by its name."""

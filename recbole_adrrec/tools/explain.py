@@ -139,15 +139,15 @@ def explain(recommender: Recommender, user: object, at: Moment | None = None, to
     Raises
     ------
     OptionError
-        The model is not one of this package's.
+        The model is not one of this package's, or has no attention.
     DataError
         The user is unknown, or has no event up to then.
     """
     model, name = recommender.model, str(recommender.config["model"])
     if not isinstance(model, SequenceRecommender):
         raise OptionError(
-            f"model: {name} is RecBole's own and doesn't give its attention weights; explain works for ADRRec, AWRSR, "
-            "HSTU, MEANTIME, STOSA and TiSASRec"
+            f"model: {name} has no attention weights to show, or is RecBole's own, whose weights stay inside; explain "
+            "works for ADRRec, AWRSR, HSTU, MEANTIME, STOSA and TiSASRec"
         )
     answers = recommender.recommend([user], at, top)
     row = recommender.rows([user], at).to(recommender.config["device"])

@@ -28,6 +28,7 @@ from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.pointwise import GapBuckets
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.popularity import Popularity
 from recbole_adrrec.options import suggestion
 from recbole_adrrec.options.schema import TIMELESS_KERNELS
 from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds
@@ -131,6 +132,8 @@ class Recommender:
     @property
     def knows_query_time(self) -> bool:
         """True where the moment of a query reaches the scores; else it only decides which events count."""
+        if isinstance(self.model, Popularity):
+            return bool(self.model.use_query_time)
         if not (self._is_ours and self.model.use_query_time):
             return False
         kernels = self.model.kernels

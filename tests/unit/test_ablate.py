@@ -270,12 +270,14 @@ def test_an_ablation_runs_and_is_measured(small_study):
         ("noise", 0.5),
     ]
     defaults = options.load_properties("model", "ADRRec")
-    assert (defaults["mixture"], defaults["absolute_kernels"], defaults["n_heads"]) == ("adaptive", [], None)
-    kernels = {f"{name} kernel" for name in defaults["relative_kernels"]}
+    assert (defaults["mixture"], defaults["n_heads"]) == ("adaptive", None)
+    kernels = {f"{name} kernel" for name in (*defaults["absolute_kernels"], *defaults["relative_kernels"])}
     places = [(row["layer"], row["head"]) for row in told["heads"]]
     layers = range(1, defaults["n_layers"] + 1)
     wanted = {(layer, head) for layer in layers for head in {"head 1", "head 2", *kernels}}
-    assert set(places) == wanted | {("all", head) for head in {"all relative kernels", *kernels}}
+    assert set(places) == wanted | {
+        ("all", head) for head in {"all absolute kernels", "all relative kernels", *kernels}
+    }
     assert len(places) == len(set(places))
     sasrec = json.loads((results / "measurements" / "small-SASRec-leave_one_out-full-all-s2020.json").read_text())
     assert len(sasrec["robustness"]) == 3

@@ -34,7 +34,7 @@ def test_names():
         MODELS
         == recbole_adrrec.models()
         == list(MODEL_OPTIONS)
-        == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "STOSA", "TiSASRec"]
+        == ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "Popularity", "STOSA", "TiSASRec"]
     )
     assert DATASETS == ["amazon-beauty", "amazon-games-2018", "amazon-video-games", "ml-100k", "ml-1m", "ml-20m"]
     assert options.property_names("overall") == ["overall"]

@@ -210,7 +210,7 @@ def test_refused(model, given, message):
 def test_options_are_one_frozen_object(model):
     made = MODEL_OPTIONS[model].read(config(model))
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.n_layers = 3
+        made.loss_type = "BPR"
     assert hash(made) == hash(MODEL_OPTIONS[model].read({}))  # an absent option has its default
 
 
