@@ -14,7 +14,7 @@ from tqdm import tqdm
 from study import plots
 from study.document import NONE, Provenance, duration, number, plural
 from study.measurements import Measurement, read_measurements
-from study.results import Results, Run, TableKey, sample_of
+from study.results import Results, Run, Settings, TableKey, sample_of
 from study.statistics import (
     Comparison,
     Spread,
@@ -105,7 +105,7 @@ def analyse(results: Results) -> Analysis:
 
 def _table(results: Results, key: TableKey, labelled: Mapping[str, Sequence[Run]], metric: str) -> AnalysedTable:
     entries = {label: _entry(results, key, label, runs, metric) for label, runs in labelled.items()}
-    baseline, why = _best_baseline(entries, results.settings.ours)
+    baseline, why = _best_baseline(entries, results.settings)
     tested, untested = [], []
     for label, entry in entries.items():
         reference = results.settings.references.get(label, baseline)
@@ -136,9 +136,9 @@ def _entry(results: Results, key: TableKey, label: str, runs: Sequence[Run], met
     )
 
 
-def _best_baseline(entries: Mapping[str, Entry], ours: Iterable[str]) -> tuple[str | None, str]:
+def _best_baseline(entries: Mapping[str, Entry], settings: Settings) -> tuple[str | None, str]:
     """The baseline with the highest mean validation score, and the sentence that says so."""
-    baselines = {label: entry for label, entry in entries.items() if entry.model not in set(ours)}
+    baselines = {label: entry for label, entry in entries.items() if not settings.is_ours(label, entry.model)}
     if not baselines:
         return None, "No baseline ran under this protocol."
     most = max(len(entry.runs) for entry in baselines.values())

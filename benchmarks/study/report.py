@@ -164,13 +164,13 @@ def _tests_table(analysis: Analysis, table: AnalysedTable) -> Table:
 
 
 def _quality_figure(analysis: Analysis, table: AnalysedTable, runs: Sequence[Run]) -> Iterator[Block]:
-    metric, ours = analysis.metric, analysis.results.settings.ours
+    metric, settings = analysis.metric, analysis.results.settings
     rows = []
     for entry in table.entries.values():
         if metric in entry.spreads:
             low, high = entry.interval or (None, None)
             seeds = tuple(run.metrics[metric] for run in entry.runs if metric in run.metrics)
-            is_ours = entry.model in ours
+            is_ours = settings.is_ours(entry.label, entry.model)
             rows.append(plots.QualityRow(entry.label, entry.spreads[metric].mean, low, high, seeds, is_ours))
     if rows:
         name = plots.metric_name(metric)

@@ -148,6 +148,9 @@ class Settings:
         Heading.
     ours : tuple of str
         Models that are none of the baselines.
+    baselines : tuple of str
+        Shown names of entries that are baselines though their models are ``ours``, such as SASRec, which is AWRSR
+        without refinement.
     metric : str
         The metric that is tested and drawn; that of early stopping where empty.
     references : mapping of str to str
@@ -164,12 +167,17 @@ class Settings:
 
     title: str = ""
     ours: tuple[str, ...] = ("ADRRec", "AWRSR")
+    baselines: tuple[str, ...] = ("SASRec", "BERT4Rec")
     metric: str = ""
     references: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, list[str]] = field(default_factory=dict)
     alpha: float = 0.05
     seeds: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def is_ours(self, label: str, model: str) -> bool:
+        """True for an entry that is none of the baselines."""
+        return model in self.ours and label not in self.baselines
 
     @classmethod
     def of(cls, folder: Path) -> Settings:

@@ -169,10 +169,11 @@ def _hook_config() -> None:
 
 
 def _our_options(config: Any, model: str, dataset: str) -> dict[str, Any]:
-    """Our defaults for a sequential model on a data set, over RecBole's."""
+    """Our defaults for a sequential model on a data set, over RecBole's; last what was tuned for the pair."""
     ours = options.load_properties("overall", "overall")
     ours.update(options.load_properties("model", model))
     ours.update(options.load_properties("dataset", dataset))
+    ours.update(options.load_tuned(model, dataset))
     theirs = config.internal_config_dict.get("load_col")
     if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
         # RecBole's models that use features of items or users go on loading them.

@@ -15,8 +15,10 @@ from recbole_adrrec.options.properties import (
     comments,
     describe_options,
     load_properties,
+    load_tuned,
     property_names,
     read_config_file,
+    tuned_names,
 )
 from recbole_adrrec.options.rules import check_global_split, check_option, check_values
 from recbole_adrrec.options.schema import MODEL_OPTIONS, SASREC_BLOCK, ModelOptions
@@ -37,6 +39,7 @@ __all__ = [
     "describe_options",
     "known_options",
     "load_properties",
+    "load_tuned",
     "missing_data",
     "model_names",
     "nearest",
@@ -45,4 +48,5 @@ __all__ = [
     "property_names",
     "read_config_file",
     "suggestion",
+    "tuned_names",
 ]

@@ -103,6 +103,22 @@ def load_properties(kind: Kind, name: str = "overall") -> dict[str, Any]:
 @functools.cache
 def property_names(kind: Kind) -> list[str]:
     """Names of the models or data sets whose defaults are ours, sorted."""
+    names = _file_names(kind)
+    return [name for name in names if "." not in name] if kind == "model" else names
+
+
+@functools.cache
+def tuned_names() -> list[tuple[str, str]]:
+    """Models, ours or RecBole's, and data sets that have options tuned for the pair, sorted."""
+    return [(name.split(".", 1)[0], name.split(".", 1)[1]) for name in _file_names("model") if "." in name]
+
+
+def load_tuned(model: str, dataset: str) -> dict[str, Any]:
+    """Options tuned for a model on a data set, from ``properties/model/<Model>.<dataset>.yaml``; a fresh copy."""
+    return load_properties("model", f"{model}.{dataset}")
+
+
+def _file_names(kind: Kind) -> list[str]:
     folder = _folder() if kind == "overall" else _folder() / kind
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 

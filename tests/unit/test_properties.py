@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recbole.config import Config
 
 import recbole_adrrec
 from recbole_adrrec import options
@@ -17,10 +18,17 @@ from recbole_adrrec.options import MODEL_OPTIONS, SASREC_BLOCK, names, propertie
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")
-FILES = [("overall", "overall"), *(("model", name) for name in MODELS), *(("dataset", name) for name in DATASETS)]
+TUNED = [f"{model}.{dataset}" for model, dataset in options.tuned_names()]
+FILES = [
+    ("overall", "overall"),
+    *(("model", name) for name in [*MODELS, *TUNED]),
+    *(("dataset", name) for name in DATASETS),
+]
 
 
 def rules_of(kind, name):
+    if name in TUNED:
+        return rules.rules_of(name.split(".")[0])
     return {"overall": rules.OVERALL_RULES, "model": rules.MODEL_RULES.get(name), "dataset": rules.RECBOLE_RULES}[kind]
 
 
@@ -110,7 +118,31 @@ def test_defaults_together_can_run(model, dataset):
     config |= options.load_properties("model", model) | options.load_properties("dataset", dataset)
     if config["loss_type"] == "CE":
         config["train_neg_sample_args"] = None
-    options.check_values(config, model)
+    options.check_values(config | options.load_tuned(model, dataset), model)
+
+
+@pytest.mark.parametrize(("model", "dataset"), options.tuned_names())
+def test_tuned_options_are_of_a_model_and_a_data_set_known_here_and_change_something(model, dataset):
+    assert dataset in DATASETS
+    tuned, defaults = options.load_tuned(model, dataset), options.load_properties("model", model)
+    options.check_names(tuned, model, strict=True, where="tuned")
+    assert tuned
+    assert all(name not in defaults or defaults[name] != value for name, value in tuned.items())
+
+
+def test_tuned_options_lie_over_the_models_on_their_data_set_alone_and_under_the_users():
+    model, dataset = "AWRSR", "amazon-beauty"
+    tuned, defaults = options.load_tuned(model, dataset), options.load_properties("model", model)
+
+    def config(model, dataset, **given):
+        return Config(model=model, dataset=dataset, config_dict={"data_path": "nowhere", **given})
+
+    assert {name: config(model, dataset)[name] for name in tuned} == tuned
+    own = {name: value for name, value in defaults.items() if name in tuned}
+    assert own
+    assert {name: config(model, "ml-1m")[name] for name in own} == own
+    assert config(model, dataset, hidden_dropout_prob=0.3)["hidden_dropout_prob"] == 0.3
+    assert config("TiSASRec", dataset)["hidden_dropout_prob"] == 0.2
 
 
 def test_meantime_is_adrrec_without_its_own_parts():

@@ -144,9 +144,16 @@ def test_the_baseline_is_chosen_on_validation_and_said(tmp_path):
 def test_which_models_are_ours_is_a_setting(tmp_path):
     write_run(tmp_path, "ADRRec", 1, valid=0.9)
     write_run(tmp_path, "SASRec", 1, valid=0.1)
-    write_settings(tmp_path, ours=["SASRec"])
+    write_settings(tmp_path, ours=["SASRec"], baselines=[])
     (table,) = analyse(Results.read(tmp_path)).tables
     assert table.baseline == "ADRRec"
+
+
+def test_sasrec_is_a_baseline_whichever_model_has_its_code(tmp_path):
+    write_run(tmp_path, "AWRSR", 1, valid=0.9)
+    write_run(tmp_path, "SASRec", 1, model="AWRSR", valid=0.5)
+    (table,) = analyse(Results.read(tmp_path)).tables
+    assert (table.baseline, [each.label for each in table.tested]) == ("SASRec", ["AWRSR"])
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path):
