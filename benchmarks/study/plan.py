@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recbole_adrrec.options import load_tuned
 from study import checks
 
 SPLITS = ("leave_one_out", "temporal")
@@ -151,8 +152,10 @@ class Plan:
         for entry in plain["models"]:
             del entry["reference"]  # decides what is compared, not what is measured
         plain["sources"] = {label: source.name for label, source in self.sources.items()}
+        pairs = {(entry.model, self.source(label).name) for entry in self.models for label in self.datasets}
+        plain["properties"] = {".".join(pair): found for pair in sorted(pairs) if (found := load_tuned(*pair))}
         # What was added later is stated where it is used, so that studies from before keep their hash.
-        for name, unused in (("sources", {}), ("test", True), ("also_ranked", ())):
+        for name, unused in (("sources", {}), ("properties", {}), ("test", True), ("also_ranked", ())):
             if plain[name] == unused:
                 del plain[name]
         return json.loads(json.dumps(plain, default=str))

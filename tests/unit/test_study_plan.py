@@ -84,6 +84,17 @@ def test_the_hash_is_of_what_decides_the_numbers(tmp_path: Path) -> None:
     assert differences(load(seeds=3).stated(), plan.stated()) == ["seeds ([2020, 2021] there, [2020, 2021, 2022] here)"]
 
 
+def test_options_tuned_for_a_pair_are_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = load(models=["AWRSR", "HSTU"])
+    before = plan.hash
+    assert "properties" not in plan.stated()
+    tuned = {("HSTU", "ml-100k"): {"n_layers": 3}}
+    monkeypatch.setattr(plans, "load_tuned", lambda model, dataset: tuned.get((model, dataset), {}))
+    assert plan.stated()["properties"] == {"HSTU.ml-100k": {"n_layers": 3}}
+    assert plan.hash != before
+    assert load(models=["AWRSR"]).stated().get("properties") is None
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
