@@ -225,7 +225,7 @@ SASREC_BLOCK: Mapping[str, Any] = MappingProxyType(
         "layer_norm_eps": 1e-12,
     }
 )
-"""The Transformer block of RecBole's SASRec, as options: AWRSR's default, and ADRRec's but for its head."""
+"""The Transformer block of RecBole's SASRec, as options: the default of ADRRec and AWRSR."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,10 +186,10 @@ def test_choices_are_those_that_exist():
     assert smoothed.values == SMOOTHED_LOSSES
 
 
-@pytest.mark.parametrize(("model", "own"), [("ADRRec", {"item_head": "projected"}), ("AWRSR", {})])
-def test_the_default_block_is_sasrecs(model, own):
+@pytest.mark.parametrize("model", ["ADRRec", "AWRSR"])
+def test_the_default_block_is_sasrecs(model):
     defaults = options.load_properties("model", model)
-    assert {name: defaults[name] for name in SASREC_BLOCK} == {**SASREC_BLOCK, **own}
+    assert {name: defaults[name] for name in SASREC_BLOCK} == SASREC_BLOCK
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
