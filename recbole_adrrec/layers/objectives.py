@@ -41,6 +41,18 @@ def last_place(length: Tensor) -> Tensor:
     return (length - 1).clamp(min=0).unsqueeze(1)
 
 
+def draw_tie_order(time: Tensor, valid: Tensor) -> Tensor:
+    """Draw an order of each row's events in which those of equal time change places, Int64[B, L]: indices of places.
+
+    ``time``, Tensor[B, L], are ascending times of events at ``valid`` places, Bool[B, L], which come first. Every order
+    of events that tie is as likely; all others stay. Draws from torch's global random state.
+    """
+    moves_on = torch.ones_like(valid)
+    moves_on[:, 1:] = (time[:, 1:] != time[:, :-1]) | ~valid[:, 1:]
+    moment = moves_on.cumsum(1)
+    return (moment + torch.rand(time.shape, device=time.device, dtype=torch.float64)).argsort(1)
+
+
 def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
     """Draw the events that a cloze model has to predict.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from recbole_adrrec.layers.objectives import (
     append_event,
     draw_cloze_mask,
+    draw_tie_order,
     known_times,
     last_place,
     next_times,
@@ -81,6 +82,8 @@ class SequenceInputs(SequentialRecommender):
         rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
         if negatives is not None:
             rows = self._with_negatives(rows, negatives)
+        if self.options.reorder_ties:
+            rows = self._with_other_order(rows)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 
     def _history(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -100,6 +103,24 @@ class SequenceInputs(SequentialRecommender):
         count = len(negatives) // self.negatives_a_row
         once = {name: value[:count] for name, value in rows._asdict().items() if value is not None}
         return rows._replace(**once, negatives=negatives.view(self.negatives_a_row, count).T)
+
+    def _with_other_order(self, rows: TrainingRows) -> TrainingRows:
+        """The windows with events that tie in another order; times and places that have a target stay."""
+        width = rows.items.size(1)
+        if self.objective == "cloze":
+            valid = valid_places(rows.length, width)
+            order = draw_tie_order(rows.time, valid)
+            return rows._replace(items=rows.items.gather(1, order), targets=rows.targets.gather(1, order))
+        # The window's events, and behind them the one that its last place predicts.
+        targets, last = rows.targets[:, :width], last_place(rows.length)
+        following, when = targets.gather(1, last).squeeze(1), rows.target_time.gather(1, last).squeeze(1)
+        items = append_event(rows.items, rows.length, following, width + 1)
+        time = append_event(rows.time, rows.length, when, width + 1)
+        order = draw_tie_order(time, valid_places(rows.length + (following > 0), width + 1))
+        items = items.gather(1, order)
+        return rows._replace(
+            items=items[:, :width] * valid_places(rows.length, width), targets=items[:, 1:] * (targets > 0)
+        )
 
     def _causal_batch(self, rows: TrainingRows) -> TrainingBatch:
         items, time, length, user, targets, target_time, negatives = rows

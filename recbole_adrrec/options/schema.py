@@ -57,6 +57,7 @@ DEPENDENCIES = (
     Dependency("temperature", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
     Dependency("trend_rank", "backbone", ("sasrec", "tisasrec", "mix"), _PRODUCTS),
     Dependency("objective", "backbone", ("sasrec", "mix"), "the others know their past alone"),
+    Dependency("reorder_ties", "train_rows", ("sequence",), "RecBole's rows show one order each"),
     Dependency("grid_points", "backbone", ("mix",), "only it has kernels that can be interpolated"),
     Dependency("published_padding_attention", "backbone", ("tisasrec",)),
     Dependency("published_mean_bypass", "backbone", ("stosa",), "only its states have means and covariances"),
@@ -83,6 +84,7 @@ class ModelOptions:
     loss_type: Loss
     train_rows: Literal["prefix", "sequence"]
 
+    reorder_ties: bool = False
     backbone: Backbone = "mix"
     objective: Literal["causal", "cloze"] = "causal"
     mask_ratio: Inside = 0.2
@@ -149,6 +151,7 @@ class EncoderOptions(ModelOptions):
     n_negatives: Count
     negatives: Literal["own", "shared"]
     label_smoothing: Dropout
+    reorder_ties: bool
     recompute: bool
     compile: bool
 

@@ -84,8 +84,9 @@ OF_BACKBONE = {
     **dict.fromkeys(("kernel_freq", "grid_points", "max_distance", "use_query_time"), "mix"),
     **dict.fromkeys(("mixture", "day_spacing"), "mix"),
 }
-# The data layer reads the first; the last three change cost alone, as tests/unit/test_speed_options.py shows.
-ELSEWHERE = {"train_rows", "train_batch_size", "n_negatives", "recompute", "compile", "event_layout"}
+# The data layer reads the first; the second needs ties, as in tests/unit/test_ties.py; the last three change cost
+# alone, as tests/unit/test_speed_options.py shows.
+ELSEWHERE = {"train_rows", "reorder_ties", "train_batch_size", "n_negatives", "recompute", "compile", "event_layout"}
 MODELS = [ADRRec, AWRSR, HSTU, MEANTIME, STOSA, TiSASRec]
 OPTIONS = [
     (model_class, option)
@@ -121,10 +122,10 @@ def test_each_default_is_covered_here():
 @pytest.mark.parametrize(("model_class", "option"), OPTIONS)
 def test_each_option_changes_training(model_class, option):
     value, others = CHANGES[option]
-    if load_properties("model", model_class.__name__)[option] == value:
-        value = {"item_head": "plain"}.get(option, value)
     if model_class is AWRSR and option in OF_BACKBONE:
         others = {**others, "backbone": OF_BACKBONE[option]}
+    if model_class is AWRSR and option in ("objective", "mask_ratio"):
+        others = {**others, "refinement": "none"}
     assert trained_loss(model_class, {**others, option: value}) != trained_loss(model_class, others)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from recbole.config import Config
 from recbole.data import create_dataset
 from scipy.stats import chisquare
 
 from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.layers.objectives import draw_tie_order
+from recbole_adrrec.models.adrrec import ADRRec
+from recbole_adrrec.models.meantime import MEANTIME
+from tests import helpers
 
 
 def drawn_order(users, items, seed):
@@ -138,3 +144,87 @@ def test_an_order_of_all_users_is_warned_of(tied, caplog):
     ordered(write(sorted(lines)))
     assert "tie consistency 1.000" in caplog.text
     assert "tie_order: random" in caplog.text
+
+
+# A new order for each training row
+
+
+TIMES = torch.tensor([[5, 5, 5, 8, 9, 9, 0], [1, 2, 3, 4, 5, 6, 7], [4, 4, 0, 0, 0, 0, 0]])
+LENGTHS = torch.tensor([6, 7, 2])
+
+
+def test_only_events_that_tie_change_places_and_each_order_is_as_likely():
+    valid = torch.arange(7) < LENGTHS.unsqueeze(1)
+    torch.manual_seed(0)
+    drawn = torch.stack([draw_tie_order(TIMES, valid) for _ in range(1200)])
+    assert (drawn[:, 1] == torch.arange(7)).all()
+    assert (drawn[:, 0, [3, 6]] == torch.tensor([3, 6])).all()
+    assert (drawn[:, 2, 2:] == torch.arange(2, 7)).all()
+    orders, counts = drawn[:, 0].unique(dim=0, return_counts=True)
+    assert len(orders) == 6 * 2
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+    assert chisquare(drawn[:, 2, :2].unique(dim=0, return_counts=True)[1].numpy()).pvalue > 1e-3
+
+
+def window(targets):
+    """A window of seven places, six events and one to predict behind them; the last three tie, as do two others."""
+    events, when = torch.arange(11, 18), torch.tensor([5, 5, 6, 7, 9, 9, 9]) * 86400
+    given = torch.cat([events, torch.zeros(1, dtype=torch.int64)])
+    shift = int(targets == "causal")
+    length = 6 if shift else 7
+    shown = torch.arange(7) < length
+    return {
+        "user_id": torch.tensor([1]),
+        "item_id_list": (given[:7] * shown).unsqueeze(0),
+        "timestamp_list": (when * shown).unsqueeze(0),
+        "item_length": torch.tensor([length]),
+        "item_id": (given[shift : 7 + shift] * shown).unsqueeze(0),
+        "timestamp": (torch.cat([when, when[-1:]])[shift : 7 + shift] * shown).unsqueeze(0),
+    }
+
+
+def test_a_window_predicts_the_events_of_its_own_order():
+    model = helpers.build(ADRRec, reorder_ties=True, use_query_time=True)
+    plain = helpers.build(ADRRec, use_query_time=True)
+    rows = window("causal")
+    rows["item_id"][0, 2] = 0  # a place that another window has trained
+    orders = set()
+    for seed in range(60):
+        torch.manual_seed(seed)
+        batch, fixed = model._training_batch(rows), plain._training_batch(rows)
+        assert torch.equal(batch.times.key_time, fixed.times.key_time)
+        assert torch.equal(batch.times.query_time, fixed.times.query_time)
+        items, targets = batch.items[0].tolist(), batch.targets[0].tolist()
+        assert (sorted(items[:2]), items[2:4], targets[2]) == ([11, 12], [13, 14], 0)
+        assert [target for place, target in enumerate(targets[:5]) if place != 2] == [items[1], items[2], *items[4:6]]
+        assert sorted([*items[4:6], targets[5]]) == [15, 16, 17]
+        orders.add((*items, targets[5]))
+    assert len(orders) == 2 * 6
+
+
+def test_masked_events_are_those_of_the_new_order():
+    model = helpers.build(MEANTIME, reorder_ties=True)
+    orders = set()
+    for seed in range(40):
+        torch.manual_seed(seed)
+        batch = model._training_batch(window("cloze"))
+        shown, targets = batch.items[0], batch.targets[0]
+        items = torch.where(targets > 0, targets, shown).tolist()
+        assert (sorted(items[:2]), items[2:4], sorted(items[4:])) == ([11, 12], [13, 14], [15, 16, 17])
+        assert ((shown == model.mask_token) == (targets > 0)).all()
+        orders.add(tuple(items))
+    assert len(orders) > 6
+
+
+def test_without_ties_nothing_changes():
+    rows = helpers.rows([7, 4], targets="causal")
+    loss, other = (
+        helpers.build(ADRRec, reorder_ties=each).train().calculate_loss(rows).item() for each in (False, True)
+    )
+    assert loss == other
+
+
+def test_rows_of_one_order_are_refused():
+    given = {"data_path": "nowhere", "train_rows": "prefix", "reorder_ties": True}
+    with pytest.raises(OptionError, match="reorder_ties: True means nothing with train_rows prefix"):
+        Config(model="ADRRec", dataset="ml-100k", config_dict=given)
