@@ -37,6 +37,8 @@ class SequenceDataset(SequentialDataset):
 
     inter_feat: Any
     windows: WindowRows | None = None
+    ties_are_orderly = False
+    """True where a user's events of the same time stand in an order that chance does not give."""
 
     def __init__(self, config: Any) -> None:
         self.exact_time = config["exact_time"]
@@ -264,6 +266,7 @@ class SequenceDataset(SequentialDataset):
         kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
         users, items = (events.columns[field].long().numpy() for field in (self.uid_field, self.iid_field))
         ties = tie_statistics(users, items, timestamps.numpy())
+        self.ties_are_orderly = ties.orderly
         order = "the order of the file" if self.config["tie_order"] == "file" else f"tie_seed {self.config['tie_seed']}"
         self.logger.info(f"Times are {kind}; {ties.text()} (ties keep {order})")
         if ties.warning():

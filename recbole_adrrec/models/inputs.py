@@ -59,6 +59,12 @@ class SequenceInputs(SequentialRecommender):
         self.objective = self.options.objective
         self.use_query_time = self.options.use_query_time
         self.mask_token = self.n_items
+        reorder = self.options.reorder_ties
+        has_windows = self.options.train_rows == "sequence"
+        orderly = getattr(dataset, "ties_are_orderly", False)
+        self.reorders_ties = reorder == "always" or (reorder == "auto" and has_windows and not orderly)
+        if self.reorders_ties:
+            self.logger.info(f"reorder_ties: {reorder} - windows show events of equal time in a new order every time")
         self.given_negatives = self.options.loss_type != "CE" and self.options.negatives == "own"
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
@@ -82,7 +88,7 @@ class SequenceInputs(SequentialRecommender):
         rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
         if negatives is not None:
             rows = self._with_negatives(rows, negatives)
-        if self.options.reorder_ties:
+        if self.reorders_ties:
             rows = self._with_other_order(rows)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 

@@ -21,6 +21,7 @@ AbsoluteKernel = Literal["position", "day", "constant", "hour", "weekday", "mont
 GapKernel = Literal["sinusoid", "exponential", "log1p"]
 RelativeKernel = Literal["sinusoid", "exponential", "log1p", "distance", "gap_bias", "distance_bias"]
 Backbone = Literal["sasrec", "stosa", "tisasrec", "mix"]
+Reorder = Literal["never", "auto", "always"]
 Loss = Literal["CE", "BPR", "BCE", "sampled_softmax", "gBCE"]
 
 TIMELESS_KERNELS = frozenset({"position", "constant", "distance", "distance_bias"})
@@ -84,7 +85,7 @@ class ModelOptions:
     loss_type: Loss
     train_rows: Literal["prefix", "sequence"]
 
-    reorder_ties: bool = False
+    reorder_ties: Reorder = "never"
     backbone: Backbone = "mix"
     objective: Literal["causal", "cloze"] = "causal"
     mask_ratio: Inside = 0.2
@@ -151,7 +152,7 @@ class EncoderOptions(ModelOptions):
     n_negatives: Count
     negatives: Literal["own", "shared"]
     label_smoothing: Dropout
-    reorder_ties: bool
+    reorder_ties: Reorder
     recompute: bool
     compile: bool
 

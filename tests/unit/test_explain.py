@@ -290,7 +290,7 @@ def test_the_moment_is_known_through_any_kernel_of_time(small_data, tmp_path, ke
 
 
 def test_other_models_and_users_are_refused(recommenders):
-    with pytest.raises(OptionError, match="SASRec is RecBole's own"):
+    with pytest.raises(OptionError, match="SASRec has no attention weights to show, or is RecBole's own"):
         explain.explain(recommenders("SASRec"), "196")
     with pytest.raises(DataError, match="'nobody' is unknown"):
         explain.explain(recommenders("ADRRec"), "nobody")

@@ -184,8 +184,8 @@ def window(targets):
 
 
 def test_a_window_predicts_the_events_of_its_own_order():
-    model = helpers.build(ADRRec, reorder_ties=True, use_query_time=True)
-    plain = helpers.build(ADRRec, use_query_time=True)
+    model = helpers.build(ADRRec, reorder_ties="always", use_query_time=True)
+    plain = helpers.build(ADRRec, reorder_ties="never", use_query_time=True)
     rows = window("causal")
     rows["item_id"][0, 2] = 0  # a place that another window has trained
     orders = set()
@@ -203,7 +203,7 @@ def test_a_window_predicts_the_events_of_its_own_order():
 
 
 def test_masked_events_are_those_of_the_new_order():
-    model = helpers.build(MEANTIME, reorder_ties=True)
+    model = helpers.build(MEANTIME, reorder_ties="always")
     orders = set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -219,12 +219,36 @@ def test_masked_events_are_those_of_the_new_order():
 def test_without_ties_nothing_changes():
     rows = helpers.rows([7, 4], targets="causal")
     loss, other = (
-        helpers.build(ADRRec, reorder_ties=each).train().calculate_loss(rows).item() for each in (False, True)
+        helpers.build(ADRRec, reorder_ties=each).train().calculate_loss(rows).item() for each in ("never", "always")
     )
     assert loss == other
 
 
 def test_rows_of_one_order_are_refused():
-    given = {"data_path": "nowhere", "train_rows": "prefix", "reorder_ties": True}
-    with pytest.raises(OptionError, match="reorder_ties: True means nothing with train_rows prefix"):
+    given = {"data_path": "nowhere", "train_rows": "prefix", "reorder_ties": "always"}
+    with pytest.raises(OptionError, match=r"reorder_ties: 'always' means nothing with train_rows prefix"):
         Config(model="ADRRec", dataset="ml-100k", config_dict=given)
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+def test_auto_reorders_ties_that_stand_in_no_order(orderly):
+    data = helpers.dataset()
+    data.ties_are_orderly = orderly
+    assert helpers.build(ADRRec, data=data, reorder_ties="auto").reorders_ties is not orderly
+    assert not helpers.build(ADRRec, data=data, reorder_ties="never").reorders_ties
+    assert helpers.build(ADRRec, data=data, reorder_ties="always").reorders_ties
+    assert not helpers.build(ADRRec, data=data, reorder_ties="auto", train_rows="prefix").reorders_ties
+
+
+@pytest.mark.parametrize("orderly", [False, True])
+def test_a_data_set_knows_whether_its_ties_stand_in_an_order(tmp_path, orderly):
+    random = np.random.default_rng(0)
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(60):
+        items = sorted(random.choice(12, 6, replace=False)) if orderly else random.choice(12, 6, replace=False)
+        rows += [f"u{user}\ti{item}\t{86400 * user}" for item in items]
+    (tmp_path / "tied").mkdir()
+    (tmp_path / "tied" / "tied.inter").write_text("\n".join(rows) + "\n")
+    made = Config(model="ADRRec", dataset="tied", config_dict={"data_path": str(tmp_path)})
+    data = create_dataset(made)
+    assert data.build()[0].ties_are_orderly is orderly
