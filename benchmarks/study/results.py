@@ -149,8 +149,8 @@ class Settings:
     ours : tuple of str
         Models that are none of the baselines.
     baselines : tuple of str
-        Shown names of entries that are baselines though their models are ``ours``, such as SASRec, which is AWRSR
-        without refinement.
+        Beginnings of the shown names of entries that are baselines though their models are ``ours``, such as SASRec,
+        which is AWRSR without refinement.
     metric : str
         The metric that is tested and drawn; that of early stopping where empty.
     references : mapping of str to str
@@ -177,7 +177,7 @@ class Settings:
 
     def is_ours(self, label: str, model: str) -> bool:
         """True for an entry that is none of the baselines."""
-        return model in self.ours and label not in self.baselines
+        return model in self.ours and not label.startswith(tuple(self.baselines))
 
     @classmethod
     def of(cls, folder: Path) -> Settings:

@@ -152,8 +152,12 @@ def test_which_models_are_ours_is_a_setting(tmp_path):
 def test_sasrec_is_a_baseline_whichever_model_has_its_code(tmp_path):
     write_run(tmp_path, "AWRSR", 1, valid=0.9)
     write_run(tmp_path, "SASRec", 1, model="AWRSR", valid=0.5)
+    write_run(tmp_path, "SASRec, other", 1, model="AWRSR", valid=0.4)
     (table,) = analyse(Results.read(tmp_path)).tables
-    assert (table.baseline, [each.label for each in table.tested]) == ("SASRec", ["AWRSR"])
+    assert (table.baseline, [each.label for each in table.tested]) == (
+        "SASRec",
+        ["AWRSR", "SASRec, other"],
+    )
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path):
