@@ -9,7 +9,8 @@ from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.sequence_times import Clock, KernelSettings
 from recbole_adrrec.models.block import block_components
 from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, unrefined
-from recbole_adrrec.options.schema import TIMELESS_KERNELS, MixOptions
+from recbole_adrrec.options.kinds import TIMELESS_KERNELS
+from recbole_adrrec.options.schema import MixOptions
 
 
 def clock_of(options: MixOptions, stats: DataStats) -> Clock:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recbole_adrrec.errors import OptionError
+from recbole_adrrec.options.kinds import Loss
 from recbole_adrrec.options.names import suggestion
 from recbole_adrrec.options.rule_types import (
     ANYTHING,
@@ -23,7 +24,7 @@ from recbole_adrrec.options.rule_types import (
     Unset,
     rule_of,
 )
-from recbole_adrrec.options.schema import MODEL_OPTIONS, Loss, ModelOptions
+from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
 from recbole_adrrec.times import seconds
 
 __all__ = [

@@ -30,7 +30,7 @@ from recbole_adrrec.layers.pointwise import GapBuckets
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.models.popularity import Popularity
 from recbole_adrrec.options import suggestion
-from recbole_adrrec.options.schema import TIMELESS_KERNELS
+from recbole_adrrec.options.kinds import TIMELESS_KERNELS
 from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds
 from recbole_adrrec.tools.histories import Histories, Queries
 from recbole_adrrec.tools.recommendations import Recommendations

@@ -14,7 +14,7 @@ from recbole_adrrec.layers.refinement import REFINEMENT_MAPS, REFINEMENTS
 from recbole_adrrec.layers.transformer import ACTIVATIONS
 from recbole_adrrec.losses import LOSSES, SMOOTHED_LOSSES
 from recbole_adrrec.models.awrsr import BACKBONES
-from recbole_adrrec.options import MODEL_OPTIONS, SASREC_BLOCK, names, properties, rules, schema
+from recbole_adrrec.options import MODEL_OPTIONS, SASREC_BLOCK, kinds, names, properties, rules, schema
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")
@@ -181,8 +181,8 @@ def test_choices_are_those_that_exist():
     assert choices("AWRSR", "backbone") == list(BACKBONES)
     assert set(choices("ADRRec", "activation")) < set(ACTIVATIONS)
     assert {name for name, kernel in RELATIVE_KERNELS.items() if kernel.is_bias} == schema.BIAS_KERNELS
-    assert {*ABSOLUTE_KERNELS, *RELATIVE_KERNELS} > schema.TIMELESS_KERNELS
-    (smoothed,) = (each for each in schema.DEPENDENCIES if each.name == "label_smoothing")
+    assert {*ABSOLUTE_KERNELS, *RELATIVE_KERNELS} > kinds.TIMELESS_KERNELS
+    (smoothed,) = (each for each in kinds.DEPENDENCIES if each.name == "label_smoothing")
     assert smoothed.values == SMOOTHED_LOSSES
 
 
