@@ -1,6 +1,7 @@
 """Make the report of a results folder again: Markdown, CSV, LaTeX and one HTML page.
 
 python benchmarks/report.py RESULTS
+python benchmarks/report.py RESULTS --strata --data_path /path/to/data
 python benchmarks/report.py RESULTS --measure robustness,heads --data_path /path/to/data
 """
 
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study import checks, report
+from study import checks, report, strata
 from study.measurements import KINDS, measure, measured_kinds, specs_of
 from study.results import Results
 from tqdm import tqdm
@@ -29,13 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="KINDS",
         help=f"first measure the models that the study kept (keep_models): {', '.join(KINDS)}, separated by commas",
     )
-    parser.add_argument("--data_path", default="dataset/", help="folder of the data sets, for --measure")
+    parser.add_argument(
+        "--strata",
+        action="store_true",
+        help="first describe the users of each data set, so that the report shows where models differ",
+    )
+    parser.add_argument("--data_path", default="dataset/", help="folder of the data sets, for --measure and --strata")
     given = parser.parse_args(arguments)
     try:
         if given.measure:
             words = list(sys.argv[1:] if arguments is None else arguments)
             command = shlex.join(["python", "benchmarks/report.py", *words])
             measure_kept(given.results, given.measure.split(","), given.data_path, command)
+        if given.strata:
+            strata.measure(Results.read(given.results), str(Path(given.data_path).resolve()))
         paths = report.write(given.results)
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)

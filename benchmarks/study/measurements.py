@@ -47,29 +47,31 @@ def read_measurements(results: Results) -> list[Measurement]:
     return [Measurement(run, each, *(each.get(kind) or () for kind in KINDS)) for run, each in facts]
 
 
-def specs_of(results: Results, data_path: str) -> list[RunSpec]:
-    """The finished runs of a folder whose models were kept; no file of results names the folder of the data sets."""
+def spec_of(results: Results, run: Run, data_path: str) -> RunSpec:
+    """The plan of a finished run; no file of results names the folder of the data sets."""
     stated = results.stated
-    return [
-        RunSpec(
-            study=str(run.facts.get("study")),
-            study_hash=str(run.facts.get("study_hash")),
-            label=run.label,
-            model=str(run.facts["model"]),
-            dataset=run.table.dataset,
-            seed=run.seed,
-            protocol=Protocol(run.table.split, run.table.candidates, run.table.seen),
-            options=run.facts["options"],
-            temporal=run.facts.get("temporal") or stated.get("temporal", {}),
-            metrics=stated["metrics"],
-            topk=stated["topk"],
-            valid_metric=str(run.facts["valid_metric"]),
-            data_path=data_path,
-            data_name=str(run.facts.get("data_name", "")),
-        )
-        for run in results.done
-        if (results.folder / "models" / f"{run.id}.pth").is_file()
-    ]
+    return RunSpec(
+        study=str(run.facts.get("study")),
+        study_hash=str(run.facts.get("study_hash")),
+        label=run.label,
+        model=str(run.facts["model"]),
+        dataset=run.table.dataset,
+        seed=run.seed,
+        protocol=Protocol(run.table.split, run.table.candidates, run.table.seen),
+        options=run.facts["options"],
+        temporal=run.facts.get("temporal") or stated.get("temporal", {}),
+        metrics=stated["metrics"],
+        topk=stated["topk"],
+        valid_metric=str(run.facts["valid_metric"]),
+        data_path=data_path,
+        data_name=str(run.facts.get("data_name", "")),
+    )
+
+
+def specs_of(results: Results, data_path: str) -> list[RunSpec]:
+    """The finished runs of a folder whose models were kept."""
+    kept = [run for run in results.done if (results.folder / "models" / f"{run.id}.pth").is_file()]
+    return [spec_of(results, run, data_path) for run in kept]
 
 
 def measured_kinds(results_folder: Path, run_id: str) -> set[str]:

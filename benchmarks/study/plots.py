@@ -268,6 +268,39 @@ def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: 
     return figure
 
 
+@dataclass(frozen=True)
+class Group:
+    """A group of users, and of each comparison its name, difference and interval (where there is one)."""
+
+    name: str
+    marks: tuple[tuple[str, float, float | None, float | None], ...]
+
+
+def groups(panels: Mapping[str, Sequence[Group]], metric: str) -> Figure:
+    """Differences of a metric by group of users, a panel for each way to group them."""
+    counts = [len(found) for found in panels.values()]
+    labels = list(dict.fromkeys(mark[0] for found in panels.values() for group in found for mark in group.marks))
+    figure = Figure(figsize=(WIDTH + 1.5, 1.0 + 0.45 * len(panels) + (0.22 + 0.1 * len(labels)) * sum(counts)))
+    grid = figure.subplots(len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": counts})[:, 0]
+    for axes, (title, found) in zip(grid, panels.items(), strict=True):
+        for place, group in enumerate(found):
+            for label, middle, low, high in group.marks:
+                number = labels.index(label)
+                at = place + 0.6 * ((number + 0.5) / len(labels) - 0.5)
+                look = {"color": _colour(number), "marker": MARKERS[number % len(MARKERS)]}
+                if low is not None and high is not None:
+                    axes.plot([low, high], [at, at], color=look["color"], linewidth=1.3)
+                axes.plot([middle], [at], linestyle="", label=label, **look)
+        axes.axvline(0, color=_ink(), linewidth=0.9)
+        _name_rows(axes, [group.name for group in found])
+        axes.set_title(title)
+    grid[-1].xaxis.set_major_locator(MaxNLocator(5))
+    _name_values(figure, f"difference in test {metric_name(metric)}")
+    handles = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=1, fontsize=10)
+    return figure
+
+
 def head_drops(drops: Mapping[str, Sequence[tuple[str, float, bool]]], metric: str) -> Figure:
     """Shares of a metric lost when heads are silenced, a panel for each layer: ``(head, drop, absolute)``."""
     count = sum(len(rows) for rows in drops.values())

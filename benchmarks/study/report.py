@@ -36,6 +36,7 @@ from study.document import (
 from study.report_measured import measured_blocks
 from study.results import Results, Run, slug
 from study.statistics import Spread, Verdict
+from study.strata import strata_blocks
 
 # Sections
 
@@ -49,6 +50,7 @@ def blocks_of(analysis: Analysis) -> list[Block]:
     blocks += _overview(analysis)
     for table in analysis.tables:
         blocks += _table_blocks(analysis, table)
+    blocks += strata_blocks(analysis)
     blocks += measured_blocks(analysis)
     blocks += _ties(analysis)
     blocks += _failures(analysis)
