@@ -97,7 +97,11 @@ class DayKernel(TimeKernel):
     def index(self, time: Tensor) -> Tensor:
         """Row of the nearest trained day; of two equally near, the earlier."""
         day = whole_days(time)
-        after = torch.searchsorted(self.trained_days, day).clamp(max=len(self.trained_days) - 1)
+        if torch.compiler.is_exporting():  # ONNX has no binary search
+            after = (self.trained_days < day.unsqueeze(-1)).sum(-1)
+        else:
+            after = torch.searchsorted(self.trained_days, day)
+        after = after.clamp(max=len(self.trained_days) - 1)
         before = (after - 1).clamp(min=0)
         nearer = (day - self.trained_days[before]) <= (self.trained_days[after] - day)
         return torch.where(nearer, before, after)

@@ -97,10 +97,12 @@ class TimeIntervals(nn.Module):
 
     def units(self, times: SequenceTimes) -> Tensor:
         """``m_u`` of each row, Int64[B, 1], in seconds; 1 for users that are unknown."""
+        if times.unit is not None:
+            return times.unit.unsqueeze(1)
         user = times.user
         if user is None:
             return torch.ones_like(times.position[:, :1])
-        known = user < len(self.smallest_gaps)
+        known = user < self.smallest_gaps.size(0)
         return torch.where(known, self.smallest_gaps[user * known], 1).unsqueeze(1)
 
     def intervals(self, key_time: Tensor, unit: Tensor) -> Tensor:

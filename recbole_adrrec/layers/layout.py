@@ -162,12 +162,16 @@ class Layout:
     @classmethod
     def padded(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
         """States ``[B, L, ...]``, padding among them."""
-        pairs = len(valid) * valid.size(1) ** 2
-        n_groups = 1 if max_pairs is None else max(1, min(len(valid), -(-pairs // max_pairs)))
+        rows = valid.size(0)  # not len(), which would make it a constant of an exported graph
+        pairs = rows * valid.size(1) ** 2
+        n_groups = 1 if max_pairs is None else max(1, min(rows, -(-pairs // max_pairs)))
+        mask = attention_mask(valid, causal)
+        if n_groups == 1:
+            return cls(valid, (Group(slice(0, rows), mask),))
         groups, start = [], 0
-        for mask in attention_mask(valid, causal).tensor_split(n_groups):
-            groups.append(Group(slice(start, start + len(mask)), mask))
-            start += len(mask)
+        for part in mask.tensor_split(n_groups):
+            groups.append(Group(slice(start, start + len(part)), part))
+            start += len(part)
         return cls(valid, tuple(groups))
 
     @classmethod
@@ -233,7 +237,7 @@ class Layout:
 
     def at(self, place: Tensor) -> Any:
         """Index of one place of each row, Int64[B], among the states."""
-        rows = torch.arange(len(place), device=place.device)
+        rows = torch.arange(place.size(0), device=place.device)
         if self.order is None:
             return rows, place
         position = torch.empty(self.valid.numel(), dtype=torch.int64, device=place.device)

@@ -194,7 +194,7 @@ class ValueRefinement(SimpleRefinement):
         walked = super().refine(weights, mask) @ weights
         if self.value_map is None:
             return walked
-        return walked @ masked_softmax(self._spread(weights.size(-1)).expand(len(mask), -1, -1, -1), mask)
+        return walked @ masked_softmax(self._spread(weights.size(-1)).expand(mask.size(0), -1, -1, -1), mask)
 
     def _spread(self, length: int) -> Tensor:
         """``V`` of the first places, Float[h, L, L]."""

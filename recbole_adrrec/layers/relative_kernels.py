@@ -176,6 +176,10 @@ class SmoothKernel(ClockedKernel):
         Times are subtracted as they are; only the difference is rounded.
         """
         rows, length = times.key_time.shape
+        if torch.compiler.is_exporting():
+            gap = times.query_time.unsqueeze(2) - times.key_time.unsqueeze(1)
+            yield slice(None), gap.abs().to(dtype) / self.clock[0]
+            return
         step = max(1, BLOCK_ELEMENTS // 4 // max(1, length**2)) if times.key_time.device.type == "cpu" else rows
         for start in range(0, rows, max(1, step)):
             block = slice(start, start + step)
@@ -186,6 +190,11 @@ class SmoothKernel(ClockedKernel):
         rows, heads, length, _ = projected.shape
         # All heads share the features of a query's row of gaps.
         by_query = projected.to(gap.dtype).transpose(1, 2).flatten(0, 1)  # [B L, h, F]
+        if torch.compiler.is_exporting():
+            features = self.feature(gap.flatten(0, 1).unsqueeze(-1) * rates)
+            return _plus(
+                (by_query @ features.transpose(1, 2)).view(rows, length, heads, length).transpose(1, 2), constant
+            )
         scores = _SmoothScores.apply(by_query, gap.flatten(0, 1), rates, self.feature)
         return _plus(scores.view(rows, length, heads, length).transpose(1, 2), constant)
 
@@ -295,7 +304,7 @@ class DistanceKernel(RelativeKernel):
     def forward(self, times: SequenceTimes, dtype: torch.dtype) -> PairBias:
         """See ``RelativeKernel.forward``."""
         index = distances(times).clamp(-self.max_distance, self.max_distance) + self.max_distance
-        return partial(self._bias, index=index.expand(len(times.position), 1, -1, -1))
+        return partial(self._bias, index=index.expand(times.position.size(0), 1, -1, -1))
 
     def _bias(self, projected: Tensor, constant: Tensor | None, index: Tensor) -> Tensor:
         table = _plus(projected @ self.embedding.weight.T, constant)  # [B, h, L, 2 k + 1]
@@ -313,7 +322,7 @@ class BiasKernel(RelativeKernel):
 
     def forward(self, times: SequenceTimes, dtype: torch.dtype) -> PairBias:
         """See ``RelativeKernel.forward``."""
-        return partial(_looked_up, index=self.buckets(times).expand(len(times.position), -1, -1).unsqueeze(1))
+        return partial(_looked_up, index=self.buckets(times).expand(times.position.size(0), -1, -1).unsqueeze(1))
 
 
 class GapBiasKernel(BiasKernel, ClockedKernel):

@@ -31,6 +31,8 @@ class SequenceTimes:
         True at events, false at padding.
     user : Int64[B], optional
         User of each row, where known.
+    unit : Int64[B], optional
+        Seconds in one unit of the row's intervals (TiSASRec), where it is not that of the user.
     """
 
     position: Tensor
@@ -38,14 +40,16 @@ class SequenceTimes:
     key_time: Tensor
     valid: Tensor
     user: Tensor | None = None
+    unit: Tensor | None = None
 
     def rows(self, index: slice | Tensor, width: int) -> SequenceTimes:
         """Some rows, cut to the first ``width`` places."""
         chosen = self.map(lambda part: part[index, :width])
-        return replace(chosen, user=None if self.user is None else self.user[index])
+        user, unit = (None if part is None else part[index] for part in (self.user, self.unit))
+        return replace(chosen, user=user, unit=unit)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> SequenceTimes:
-        """Apply a function to each tensor but ``user``, which is left out."""
+        """Apply a function to each tensor but ``user`` and ``unit``, which are left out."""
         key = function(self.key_time)
         query = key if self.query_time is self.key_time else function(self.query_time)
         return SequenceTimes(function(self.position), query, key, function(self.valid))

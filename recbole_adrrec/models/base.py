@@ -252,7 +252,10 @@ class SequenceRecommender(SequenceInputs):
 
     def _last_state(self, interaction: Any) -> tuple[Tensor, Tensor]:
         """State behind each row's next event, Float[B, d], and its query time, Tensor[B]."""
-        items, times, length = self._inference_inputs(interaction)
+        return self.state_of(*self._inference_inputs(interaction))
+
+    def state_of(self, items: Tensor, times: SequenceTimes, length: Tensor) -> tuple[Tensor, Tensor]:
+        """State behind the last event, Float[B, d], and its query time, Tensor[B], of what ``shown`` gives."""
         layout, encode = self._encoder_of(items, times)
         place = last_place(length)
         states = encode(None)[-1]

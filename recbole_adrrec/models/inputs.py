@@ -71,8 +71,22 @@ class SequenceInputs(SequentialRecommender):
 
     def _inference_inputs(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, times and lengths of rows whose next event is to be predicted."""
-        items, time, length, user = self._history(interaction)
-        query_time = interaction[self.TIME]
+        return self.shown(*self._history(interaction), interaction[self.TIME])
+
+    def shown(
+        self, items: Tensor, time: Tensor, length: Tensor, user: Tensor | None, query_time: Tensor
+    ) -> tuple[Tensor, SequenceTimes, Tensor]:
+        """What the encoder sees of rows whose next event is to be predicted: items, times and lengths.
+
+        Parameters
+        ----------
+        items, time : Int64[B, L], Tensor[B, L]
+            Histories, oldest first, padded behind; times in seconds since 1970 (UTC).
+        length, user : Int64[B]
+            Events of each row; users' numbers, where they are known.
+        query_time : Tensor[B]
+            Moments of the queries.
+        """
         if self.objective == "causal":
             return items, self._causal_times(time, length, query_time, user), length
         if not self.use_query_time:

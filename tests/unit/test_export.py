@@ -1,0 +1,204 @@
+"""Exported graphs in onnxruntime, against the models that they come from."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from recbole_adrrec import cli, load
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.layers.refinement import REFINEMENTS
+from recbole_adrrec.models.awrsr import BACKBONES
+from recbole_adrrec.tools import export
+from tests.trained import train
+
+QUICK = {
+    "ADRRec": ("ADRRec", {"trend_rank": 2, "use_query_time": True}),
+    "TiSASRec": ("TiSASRec", {}),
+    "MEANTIME": ("MEANTIME", {"hidden_size": 32}),
+}
+SLOW = {
+    "ADRRec, all kernels": (
+        "ADRRec",
+        {
+            **{"mixture": "heads", "absolute_kernels": ["position", "day", "constant", "hour", "weekday", "month"]},
+            **{"relative_kernels": ["sinusoid", "exponential", "log1p", "distance"], "grid_points": 8},
+            **{"hidden_size": 20, "n_heads": None, "day_spacing": None},
+        },
+    ),
+    "ADRRec, projected head": ("ADRRec", {"item_head": "projected", "event_layout": "grouped"}),
+    "ADRRec, cosines": ("ADRRec", {"temperature": 0.1, "objective": "cloze"}),
+    "HSTU": ("HSTU", {"use_query_time": True}),
+    "TiSASRec, published": ("TiSASRec", {"published_padding_attention": True}),
+    "STOSA": ("STOSA", {}),
+    "BERT4Rec": ("AWRSR", {"refinement": "none", "objective": "cloze", "item_head": "projected"}),
+    **{
+        f"AWRSR, {refinement}, {backbone}": ("AWRSR", {"refinement": refinement, "backbone": backbone})
+        for refinement, backbone in itertools.product(["none", *REFINEMENTS], BACKBONES)
+    },
+}
+every_model = pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+
+
+@pytest.fixture(scope="module")
+def recommenders(small_data, tmp_path_factory):
+    """Gives the recommender of a model, made once."""
+    made = {}
+
+    def recommender(name):
+        if name not in made:
+            model, given = {**QUICK, **SLOW}[name]
+            folder = tmp_path_factory.mktemp("export")
+            made[name] = load(train(model, small_data, folder, **given).path)
+        return made[name]
+
+    return recommender
+
+
+def inputs_of(session, recommender, users):
+    """What a graph takes for users, and the rows that the model takes."""
+    rows = recommender.rows(users, None)
+    config = recommender.config
+    given = {
+        "items": rows[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]],
+        "times": rows[config["TIME_FIELD"] + config["LIST_SUFFIX"]],
+        "length": rows[config["ITEM_LIST_LENGTH_FIELD"]],
+        "query_time": rows[config["TIME_FIELD"]],
+    }
+    names = [each.name for each in session.get_inputs()]
+    most = int(session.get_modelmeta().custom_metadata_map["max_length"])
+    excess = (given["length"] - most).clamp(min=0).unsqueeze(1)
+    width = min(most, given["items"].size(1))
+    place = torch.arange(width) + excess
+    for name in ("items", "times"):  # the newest events, as many as fit
+        given[name] = given[name].gather(1, place)
+    given["length"] = given["length"].clamp(max=most)
+    if "smallest_gap" in names:
+        numbers = rows[config["USER_ID_FIELD"]]
+        given["smallest_gap"] = recommender.model.kernels.smallest_gaps[numbers]
+    return {name: given[name].numpy() for name in names}, rows
+
+
+def scores_of(recommender, rows):
+    with torch.no_grad():
+        return recommender.model.full_sort_predict(rows.to("cpu")).numpy()
+
+
+@every_model
+def test_a_graph_gives_the_models_scores_for_any_batch_and_length(name, recommenders, tmp_path):
+    recommender = recommenders(name)
+    session = onnxruntime.InferenceSession(export.export(recommender, tmp_path / "model.onnx"))
+    for users in (recommender.users[:40], recommender.users[3:4]):
+        given, rows = inputs_of(session, recommender, users)
+        (scores,) = session.run(None, given)
+        np.testing.assert_allclose(scores, scores_of(recommender, rows), rtol=1e-5, atol=1e-5)
+        longest = int(given["length"].max())
+        cut = {key: value[:, :longest] if value.ndim == 2 else value for key, value in given.items()}
+        np.testing.assert_allclose(session.run(None, cut)[0], scores, rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_items_are_those_of_recommend(recommenders, tmp_path):
+    recommender = recommenders("ADRRec")
+    users = recommender.users[:30]
+    for seen in (False, True):
+        path = export.export(recommender, tmp_path / "top.onnx", top=10, seen=seen)
+        session = onnxruntime.InferenceSession(path)
+        given, _ = inputs_of(session, recommender, users)
+        items, scores = session.run(None, given)
+        names = json.loads(session.get_modelmeta().custom_metadata_map["items"])
+        met = [{names[item] for item in row if item} for row in given["items"]]
+        for user, row, values, known in zip(users, items, scores, met, strict=True):
+            # A graph knows the events it is shown, recommend the whole history.
+            listed = next(iter(recommender.recommend([user], top=10 + 12, seen=True)))[1]
+            wanted = [(item, score) for item, score in listed if seen or item not in known][:10]
+            # Equal items in equal places, but where scores differ by less than 1e-5.
+            assert values == pytest.approx([score for _, score in wanted], rel=1e-5, abs=1e-5)
+            assert all(
+                names[item] == other or abs(value - score) < 1e-5
+                for item, value, (other, score) in zip(row, values, wanted, strict=True)
+            )
+
+
+@pytest.mark.parametrize("name", ["TiSASRec", *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
+def test_states_times_vectors_order_items_as_scores_do(name, recommenders, tmp_path):
+    recommender = recommenders(name)
+    path = export.export(recommender, tmp_path / "user.onnx", form="vectors")
+    session = onnxruntime.InferenceSession(path)
+    given, rows = inputs_of(session, recommender, recommender.users[:20])
+    (states,) = session.run(None, given)
+    products = states @ np.load(tmp_path / "user.npy").T
+    difference = products - scores_of(recommender, rows)
+    np.testing.assert_allclose(difference, difference[:, :1].repeat(difference.shape[1], 1), rtol=0, atol=2e-5)
+
+
+def test_a_graph_says_what_it_takes(recommenders, tmp_path):
+    recommender = recommenders("MEANTIME")
+    session = onnxruntime.InferenceSession(export.export(recommender, tmp_path / "model.onnx"))
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["items"]) == recommender.data.items
+    assert json.loads(facts["inputs"]) == ["items", "times", "length", "query_time"]
+    assert (facts["model"], facts["form"], facts["max_length"]) == ("MEANTIME", "scores", "11")
+
+
+def test_exporting_leaves_the_model_as_it_was(recommenders, tmp_path):
+    model = recommenders("ADRRec").model
+    before = model.compiled, model.event_layout, model.training
+    export.export(recommenders("ADRRec"), tmp_path / "model.onnx")
+    assert (model.compiled, model.event_layout, model.training) == before
+
+
+def test_the_lines_of_the_docs_serve_without_torch_and_recbole(recommenders, tmp_path):
+    recommender = recommenders("ADRRec")
+    export.export(recommender, tmp_path / "model.onnx", top=5)
+    events = [(item, 880_000_000 + 60 * place) for place, item in enumerate(recommender.items[3:9])]
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    lines = page.split("```python\n")[1].split("```")[0]
+    lines, count = re.subn(r"history = \[.*?\]\[", lambda _: f"history = {events}[", lines)
+    assert count == 1
+    last = "assert not {'torch', 'recbole', 'recbole_adrrec'} & set(sys.modules)"
+    call = [sys.executable, "-c", f"{lines}\n{last}"]
+    done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=tmp_path)
+    answer = ast.literal_eval(done.stdout)
+    assert len(set(answer)) == 5
+    assert not set(answer) & {item for item, _ in events}
+
+
+def test_the_command(recommenders, tmp_path, capsys):
+    recommender = recommenders("TiSASRec")
+    out = tmp_path / "user.onnx"
+    arguments = ["export", "--checkpoint", recommender.path, "--output", str(out)]
+    assert cli.main([*arguments, "--form", "vectors"]) == 0
+    assert f"Wrote {out} and {out.with_suffix('.npy')}: TiSASRec" in capsys.readouterr().out
+    for more, words in (
+        (["--top", "0"], "top: 0 is not a whole number from 1 to"),
+        (["--seen"], "seen: True means nothing without top"),
+        (["--form", "vectors", "--top", "3"], "top: 3 means nothing with form vectors"),
+        (["--form", "vector"], "invalid choice: 'vector'"),
+    ):
+        assert cli.main([*arguments, *more]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.main([*arguments[:-1], str(tmp_path / "model.bin")]) == 2
+    assert "should be named .onnx" in capsys.readouterr().err
+
+
+def test_models_without_a_graph_and_missing_packages_are_named(recommenders, small_data, tmp_path, monkeypatch):
+    for name in ("SASRec", "Popularity"):
+        other = load(train(name, small_data, tmp_path, epochs=int(name == "Popularity")).path)
+        with pytest.raises(OptionError, match=f"model: {name} has no graph; export takes ADRRec"):
+            export.export(other, tmp_path / "model.onnx")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name))
+    with pytest.raises(OptionError, match=r"export needs onnx: pip install 'recbole_adrrec\[export\]'"):
+        export.export(recommenders("TiSASRec"), tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
