@@ -12,6 +12,7 @@ before all runs were; 130 interrupted.
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ FLAGS: dict[str, str] = {
     "gpus": "GPUs that each run takes of a Ray cluster, a part of one too",
     "retry_failed": "run again what is recorded as failed",
     "only": "entries to run now, by words out of their labels, separated by ; (the others are left for later)",
+    "only_data": "data sets to run now, by their labels, separated by ; (the others are left for later)",
     "dry_run": "print the plan and stop",
 }
 
@@ -76,24 +78,34 @@ def run_missing(plan: Plan, flags: Mapping[str, Any], deadline: float | None) ->
     return grid.run_all(plan, jobs, flags.get("ray"), bool(flags.get("retry_failed")), gpus, deadline, only)
 
 
-def only_of(flags: Mapping[str, Any], plan: Plan) -> frozenset[str] | None:
-    """Labels of the entries that ``--only`` names; None where it is not given.
+def only_of(flags: Mapping[str, Any], plan: Plan) -> frozenset[tuple[str, str]] | None:
+    """Data sets and labels of the entries that ``--only`` and ``--only_data`` name; None where neither is given.
 
     Raises
     ------
     OptionError
         A word is in no label.
     """
-    if "only" not in flags:
+    if "only" not in flags and "only_data" not in flags:
         return None
-    labels = [entry.label for entry in plan.models]
+    data, labels = list(plan.datasets), [entry.label for entry in plan.models]
+    chosen = (_named(flags, "only_data", data, exact=True), _named(flags, "only", labels))
+    return frozenset(itertools.product(*chosen))
+
+
+def _named(flags: Mapping[str, Any], name: str, labels: Sequence[str], exact: bool = False) -> set[str]:
+    """Labels that a flag's words name: equal ones, else those that hold the word; all without the flag."""
+    if name not in flags:
+        return set(labels)
     found = set()
-    for word in (word.strip() for word in flags["only"].split(";")):
-        named = [label for label in labels if label == word] or [label for label in labels if word in label]
+    for word in (word.strip() for word in flags[name].split(";")):
+        named = [label for label in labels if label == word] or [
+            label for label in labels if word in label and not exact
+        ]
         if not named:
-            raise OptionError(f"only: {word!r} is in no label of the study; its entries are {'; '.join(labels)}")
+            raise OptionError(f"{name}: {word!r} is in no label of the study; there are {'; '.join(labels)}")
         found.update(named)
-    return frozenset(found)
+    return found
 
 
 def reported(plan: Plan, outcome: Outcome) -> int:

@@ -25,7 +25,7 @@ FLAGS: dict[str, str] = {
 """Flags of every program."""
 
 SWITCHES = ("retry_failed", "dry_run")
-TEXTS = ("config", "space", "name", "results", "data_path", "tuned", "valid_metric", "only")
+TEXTS = ("config", "space", "name", "results", "data_path", "tuned", "valid_metric", "only", "only_data")
 LISTS = ("models", "datasets", "metrics", "protocols", "groups", "backbones", "baselines")
 NUMBERS = ("seeds", "topk", "lengths", "shares")
 WITHOUT_VALUE = {"ray": True, "keep_models": True, "test": True}

@@ -47,7 +47,7 @@ def run_all(
     retry_failed: bool = False,
     gpus: float = 0,
     deadline: float | None = None,
-    only: frozenset[str] | None = None,
+    only: frozenset[tuple[str, str]] | None = None,
 ) -> Outcome:
     """Run what a study still lacks, in its ``results`` folder, which is made or continued.
 
@@ -64,8 +64,8 @@ def run_all(
     deadline : float, optional
         Moment (``time.monotonic``) from which no run starts, and runs at work are stopped, to be repeated by the next
         call. Not with Ray.
-    only : frozenset of str, optional
-        Labels of the entries to run; the others' runs are left.
+    only : frozenset of (str, str), optional
+        Data sets and labels of the entries to run; the others' runs are left.
 
     Raises
     ------
@@ -82,7 +82,9 @@ def run_all(
                 if status(plan.results, spec) == "failed":
                     record_path(plan.results, spec).unlink()
         over = {spec.id for spec in specs if status(plan.results, spec) is not None}
-        missing = [spec for spec in specs if spec.id not in over and (only is None or spec.label in only)]
+        missing = [
+            spec for spec in specs if spec.id not in over and (only is None or (spec.dataset, spec.label) in only)
+        ]
         with tqdm(total=len(specs), initial=len(over), desc=plan.name, unit="run", dynamic_ncols=True) as bar:
             bar.refresh()
             if ray_module is not None:

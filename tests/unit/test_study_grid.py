@@ -73,6 +73,26 @@ def test_after_the_deadline_nothing_starts_and_what_is_at_work_is_stopped(
         grid.run_all(plan, ray="auto", deadline=1.0)
 
 
+def test_entries_and_data_sets_are_chosen_by_name(instant: type[Instant], small_data: Path, tmp_path: Path) -> None:
+    data = ["small", {"name": "small", "label": "small again", "data_path": "."}]
+    models = ["ADRRec", "SASRec", {"label": "SASRec, wide", "model": "SASRec"}]
+    plan = plan_of(small_data, tmp_path / "r", datasets=data, models=models)
+    assert compare.only_of({}, plan) is None
+    assert compare.only_of({"only": "SASRec"}, plan) == {(each, "SASRec") for each in plan.datasets}
+    assert compare.only_of({"only": "wide; ADR", "only_data": "small"}, plan) == {
+        ("small", "SASRec, wide"),
+        ("small", "ADRRec"),
+    }
+    for flags, words in (({"only": "TiSAS"}, "only: 'TiSAS' is in no"), ({"only_data": "again"}, "only_data: 'again'")):
+        with pytest.raises(OptionError, match=words):
+            compare.only_of(flags, plan)
+    outcome = grid.run_all(plan, only=compare.only_of({"only": "ADRRec", "only_data": "small again"}, plan))
+    assert (outcome.done, outcome.left) == (1, 5)
+    assert instant.started == [
+        spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec")
+    ]
+
+
 def test_minutes_give_an_exit_code_of_their_own(
     small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
