@@ -8,12 +8,12 @@ python benchmarks/report.py RESULTS --measure robustness,heads --data_path /path
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from study import checks, report, strata
+from study.command_line import command_of
 from study.measurements import KINDS, measure, measured_kinds, specs_of
 from study.results import Results
 from tqdm import tqdm
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.measure:
             words = list(sys.argv[1:] if arguments is None else arguments)
-            command = shlex.join(["python", "benchmarks/report.py", *words])
+            command = command_of("report.py", words)
             measure_kept(given.results, given.measure.split(","), given.data_path, command)
         if given.strata:
             strata.measure(Results.read(given.results), str(Path(given.data_path).resolve()))

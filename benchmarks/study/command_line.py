@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recbole_adrrec import options
@@ -118,13 +119,23 @@ def run_program(
         parser.print_help()
         return 0
     try:
-        return work(*parse(arguments, parser), shlex.join(["python", f"benchmarks/{program}", *arguments]))
+        return work(*parse(arguments, parser), command_of(program, arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def command_of(program: str, arguments: Sequence[str]) -> str:
+    """The command as results name it: whole paths by their last part, since results are passed on without the machine."""
+
+    def shown(argument: str) -> str:
+        name, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        return f"{name}{sign}{Path(value).name}" if Path(value).is_absolute() else argument
+
+    return shlex.join(["python", f"benchmarks/{program}", *map(shown, arguments)])
 
 
 def deadline_of(flags: Mapping[str, Any]) -> float | None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from engine.store import differences
+from study import command_line, study_file
 from study import plan as plans
-from study import study_file
 from study.plan import Entry, Protocol, RunSpec
 
 from recbole_adrrec.errors import OptionError, UserError
@@ -236,3 +236,19 @@ def test_what_was_added_later_is_stated_where_it_is_used() -> None:
     assert load(test=False).stated()["test"] is False
     assert load(test=False).hash != load().hash
     assert [spec.test for spec in load(test=False).specs()] == [False] * 4
+
+
+def test_the_command_in_results_has_no_folder_of_this_machine() -> None:
+    given = [
+        "--data_path",
+        "/home/ann/data",
+        "--results=/home/ann/r",
+        "--config",
+        "benchmarks/configs/quick.yaml",
+        "--a",
+        "b c",
+    ]
+    told = command_line.command_of("compare.py", given)
+    assert told == (
+        "python benchmarks/compare.py --data_path data --results=r --config benchmarks/configs/quick.yaml --a 'b c'"
+    )
