@@ -129,7 +129,7 @@ def run_program(
 
 
 def command_of(program: str, arguments: Sequence[str]) -> str:
-    """The command as results name it: whole paths by their last part, since results are passed on without the machine."""
+    """The command as results name it: whole paths by their last part, since results leave the machine."""
 
     def shown(argument: str) -> str:
         name, sign, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
