@@ -41,18 +41,6 @@ def last_place(length: Tensor) -> Tensor:
     return (length - 1).clamp(min=0).unsqueeze(1)
 
 
-def draw_tie_order(time: Tensor, valid: Tensor) -> Tensor:
-    """Draw an order of each row's events in which those of equal time change places, Int64[B, L]: indices of places.
-
-    ``time``, Tensor[B, L], are ascending times of events at ``valid`` places, Bool[B, L], which come first. Every order
-    of events that tie is as likely; all others stay. Draws from torch's global random state.
-    """
-    moves_on = torch.ones_like(valid)
-    moves_on[:, 1:] = (time[:, 1:] != time[:, :-1]) | ~valid[:, 1:]
-    moment = moves_on.cumsum(1)
-    return (moment + torch.rand(time.shape, device=time.device, dtype=torch.float64)).argsort(1)
-
-
 def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
     """Draw the events that a cloze model has to predict.
 
@@ -118,3 +106,56 @@ class SharedNegatives(nn.Module):
         generator = torch.Generator().manual_seed((self.seed * 998_244_353 + int(self.step)) % 2**63)
         self.step += 1
         return torch.randint(1, self.n_items, (self.count,), generator=generator).to(self.step.device)
+
+
+class TieOrder(nn.Module):
+    """Orders of rows' events in which those of equal time change places, each order as likely.
+
+    An order is a hash of the seed, of the number of batches before, which is saved with the weights, of the row's
+    number and of the place: continued training goes on with the same orders, and a row gets the same one in whatever
+    batch and process it comes. Torch's global random state is left alone.
+    """
+
+    step: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, time: Tensor, valid: Tensor, row: Tensor) -> Tensor:
+        """Indices of places, Int64[B, L].
+
+        Parameters
+        ----------
+        time : Tensor[B, L]
+            Ascending times of the events.
+        valid : Bool[B, L]
+            True at events, which are the first places.
+        row : Int64[B]
+            A number for each row.
+        """
+        moves_on = torch.ones_like(valid)
+        moves_on[:, 1:] = (time[:, 1:] != time[:, :-1]) | ~valid[:, 1:]
+        places = torch.arange(time.size(1), device=row.device)
+        keys = _mixed(_mixed(_mixed(self.step + (self.seed << 32)) + row).unsqueeze(1) + places)
+        self.step += 1
+        # The moment's number above forty random bits.
+        return ((moves_on.cumsum(1) << 40) + (keys & ((1 << 40) - 1))).argsort(1)
+
+
+def _mixed(number: Tensor) -> Tensor:
+    """Scatter Int64 numbers over all 64 bits (the finaliser of SplitMix64; Steele et al., OOPSLA 2014)."""
+    number = number + _signed(0x9E3779B97F4A7C15)
+    number = (number ^ _shifted(number, 30)) * _signed(0xBF58476D1CE4E5B9)
+    number = (number ^ _shifted(number, 27)) * _signed(0x94D049BB133111EB)
+    return number ^ _shifted(number, 31)
+
+
+def _signed(number: int) -> int:
+    return number - (1 << 64)
+
+
+def _shifted(number: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign."""
+    return (number >> bits) & ((1 << (64 - bits)) - 1)

@@ -12,9 +12,9 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
 from recbole_adrrec.layers.objectives import (
+    TieOrder,
     append_event,
     draw_cloze_mask,
-    draw_tie_order,
     known_times,
     last_place,
     next_times,
@@ -59,15 +59,20 @@ class SequenceInputs(SequentialRecommender):
         self.objective = self.options.objective
         self.use_query_time = self.options.use_query_time
         self.mask_token = self.n_items
-        reorder = self.options.reorder_ties
-        has_windows = self.options.train_rows == "sequence"
-        orderly = getattr(dataset, "ties_are_orderly", False)
-        self.reorders_ties = reorder == "always" or (reorder == "auto" and has_windows and not orderly)
-        if self.reorders_ties:
-            self.logger.info(f"reorder_ties: {reorder} - windows show events of equal time in a new order every time")
+        self._set_tie_order(config["seed"], dataset)
         self.given_negatives = self.options.loss_type != "CE" and self.options.negatives == "own"
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
+
+    def _set_tie_order(self, seed: int, dataset: Any) -> None:
+        """Make what orders tied events anew, where the options let it, and decide whether it does."""
+        reorder = self.options.reorder_ties
+        has_windows = self.options.train_rows == "sequence"
+        self.tie_order = TieOrder(seed) if has_windows and reorder != "never" else None
+        orderly = reorder == "auto" and getattr(dataset, "ties_are_orderly", False)
+        self.reorders_ties = self.tie_order is not None and not orderly
+        if self.reorders_ties:
+            self.logger.info(f"reorder_ties: {reorder} - windows show events of equal time in a new order every time")
 
     def _inference_inputs(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, times and lengths of rows whose next event is to be predicted."""
@@ -102,8 +107,8 @@ class SequenceInputs(SequentialRecommender):
         rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
         if negatives is not None:
             rows = self._with_negatives(rows, negatives)
-        if self.reorders_ties:
-            rows = self._with_other_order(rows)
+        if self.tie_order is not None and self.reorders_ties:
+            rows = self._with_other_order(rows, self.tie_order)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 
     def _history(self, interaction: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -124,19 +129,20 @@ class SequenceInputs(SequentialRecommender):
         once = {name: value[:count] for name, value in rows._asdict().items() if value is not None}
         return rows._replace(**once, negatives=negatives.view(self.negatives_a_row, count).T)
 
-    def _with_other_order(self, rows: TrainingRows) -> TrainingRows:
+    def _with_other_order(self, rows: TrainingRows, draw: TieOrder) -> TrainingRows:
         """The windows with events that tie in another order; times and places that have a target stay."""
         width = rows.items.size(1)
+        row = rows.time[:, 0].long() + (rows.items[:, 0] if rows.user is None else rows.user) * 2**40
         if self.objective == "cloze":
             valid = valid_places(rows.length, width)
-            order = draw_tie_order(rows.time, valid)
+            order = draw(rows.time, valid, row)
             return rows._replace(items=rows.items.gather(1, order), targets=rows.targets.gather(1, order))
         # The window's events, and behind them the one that its last place predicts.
         targets, last = rows.targets[:, :width], last_place(rows.length)
         following, when = targets.gather(1, last).squeeze(1), rows.target_time.gather(1, last).squeeze(1)
         items = append_event(rows.items, rows.length, following, width + 1)
         time = append_event(rows.time, rows.length, when, width + 1)
-        order = draw_tie_order(time, valid_places(rows.length + (following > 0), width + 1))
+        order = draw(time, valid_places(rows.length + (following > 0), width + 1), row)
         items = items.gather(1, order)
         return rows._replace(
             items=items[:, :width] * valid_places(rows.length, width), targets=items[:, 1:] * (targets > 0)

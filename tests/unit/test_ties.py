@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.layers.objectives import draw_tie_order
+from recbole_adrrec.layers.objectives import TieOrder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers
@@ -155,8 +155,8 @@ LENGTHS = torch.tensor([6, 7, 2])
 
 def test_only_events_that_tie_change_places_and_each_order_is_as_likely():
     valid = torch.arange(7) < LENGTHS.unsqueeze(1)
-    torch.manual_seed(0)
-    drawn = torch.stack([draw_tie_order(TIMES, valid) for _ in range(1200)])
+    draw, rows = TieOrder(2020), torch.tensor([3, 4, 5])
+    drawn = torch.stack([draw(TIMES, valid, rows) for _ in range(1200)])
     assert (drawn[:, 1] == torch.arange(7)).all()
     assert (drawn[:, 0, [3, 6]] == torch.tensor([3, 6])).all()
     assert (drawn[:, 2, 2:] == torch.arange(2, 7)).all()
@@ -164,6 +164,25 @@ def test_only_events_that_tie_change_places_and_each_order_is_as_likely():
     assert len(orders) == 6 * 2
     assert chisquare(counts.numpy()).pvalue > 1e-3
     assert chisquare(drawn[:, 2, :2].unique(dim=0, return_counts=True)[1].numpy()).pvalue > 1e-3
+
+
+def test_a_row_gets_its_order_in_whatever_batch_it_comes():
+    valid, rows = torch.arange(7) < LENGTHS.unsqueeze(1), torch.tensor([3, -4, 5 << 50])
+    together = TieOrder(1)(TIMES, valid, rows)
+    for number in range(3):
+        part = slice(number, number + 1)
+        assert torch.equal(TieOrder(1)(TIMES[part], valid[part], rows[part])[0], together[number])
+    assert len({tuple(TieOrder(1)(TIMES[:1], valid[:1], torch.tensor([row]))[0].tolist()) for row in range(99)}) == 12
+    assert len({tuple(TieOrder(seed)(TIMES[:1], valid[:1], rows[:1])[0].tolist()) for seed in range(99)}) == 12
+
+
+def test_orders_go_on_where_they_were():
+    valid, rows = torch.arange(7) < LENGTHS.unsqueeze(1), torch.tensor([3, 4, 5])
+    draw, other = TieOrder(1), TieOrder(1)
+    first = [draw(TIMES, valid, rows) for _ in range(20)]
+    assert len({tuple(order[0].tolist()) for order in first}) > 1
+    other.load_state_dict(draw.state_dict())
+    assert torch.equal(draw(TIMES, valid, rows), other(TIMES, valid, rows))
 
 
 def window(targets):
@@ -189,8 +208,7 @@ def test_a_window_predicts_the_events_of_its_own_order():
     rows = window("causal")
     rows["item_id"][0, 2] = 0  # a place that another window has trained
     orders = set()
-    for seed in range(60):
-        torch.manual_seed(seed)
+    for _ in range(60):
         batch, fixed = model._training_batch(rows), plain._training_batch(rows)
         assert torch.equal(batch.times.key_time, fixed.times.key_time)
         assert torch.equal(batch.times.query_time, fixed.times.query_time)
@@ -205,8 +223,7 @@ def test_a_window_predicts_the_events_of_its_own_order():
 def test_masked_events_are_those_of_the_new_order():
     model = helpers.build(MEANTIME, reorder_ties="always")
     orders = set()
-    for seed in range(40):
-        torch.manual_seed(seed)
+    for _ in range(40):
         batch = model._training_batch(window("cloze"))
         shown, targets = batch.items[0], batch.targets[0]
         items = torch.where(targets > 0, targets, shown).tolist()
