@@ -12,6 +12,7 @@ from recbole_adrrec.errors import CheckpointError
 from recbole_adrrec.integration.checkpoint import config_entry, first_line, save_checkpoint
 from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.integration.resume import LAST
+from recbole_adrrec.options import load_properties
 
 ENTRIES = ("epoch", "cur_step", "best_valid_score", "state_dict", "other_parameter", "optimizer")
 
@@ -42,6 +43,9 @@ def upgrade_checkpoint(old: str | os.PathLike[str], new: str | os.PathLike[str])
     if digest is not None and fingerprint(plain) != digest:
         raise CheckpointError(f"{old}: damaged, or changed since it was saved; take another copy")
     state: dict[str, Any] = {"config": config_entry(found["config"])}
+    if "reorder_ties" in load_properties("model", state["config"]["model"]):
+        # Some models' default now, and a part of their state.
+        state["config"]["options"].setdefault("reorder_ties", "never")
     state |= {name: found[name] for name in ENTRIES if name in found}
     other = found.get("other_parameter") or {}
     state["other_parameter"] = {name: each for name, each in other.items() if not isinstance(each, torch.nn.Module)}
