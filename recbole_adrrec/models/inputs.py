@@ -71,8 +71,6 @@ class SequenceInputs(SequentialRecommender):
         self.tie_order = TieOrder(seed) if has_windows and reorder != "never" else None
         orderly = reorder == "auto" and getattr(dataset, "ties_are_orderly", False)
         self.reorders_ties = self.tie_order is not None and not orderly
-        if self.reorders_ties:
-            self.logger.info(f"reorder_ties: {reorder} - windows show events of equal time in a new order every time")
 
     def _inference_inputs(self, interaction: Any) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, times and lengths of rows whose next event is to be predicted."""
@@ -107,7 +105,7 @@ class SequenceInputs(SequentialRecommender):
         rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
         if negatives is not None:
             rows = self._with_negatives(rows, negatives)
-        if self.tie_order is not None and self.reorders_ties:
+        if self.tie_order is not None and self.reorders_ties and rows.targets.dim() == 2:
             rows = self._with_other_order(rows, self.tie_order)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
 

@@ -342,6 +342,7 @@ def test_without_refinement_awrsr_is_its_backbone(backbone, loss_type):
     """To the last bit, with dropout, in scores, loss and gradients."""
     model_class, own = OWN[backbone]
     changes = {"loss_type": loss_type, "hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, "initializer_range": 0.1}
+    changes["reorder_ties"] = "never"
     theirs = helpers.build(model_class, dtype=torch.float32, **changes, **own)
     ours = helpers.build(AWRSR, seed=1, dtype=torch.float32, **changes, refinement="none", backbone=backbone)
     state = theirs.state_dict()
@@ -367,7 +368,7 @@ def test_without_refinement_awrsr_on_sasrec_is_its_parts():
 @pytest.mark.parametrize("block", [{}, {"norm_order": "pre", "item_head": "projected", "n_heads": 4}])
 def test_an_adaptive_mixture_without_kernels_is_sasrec(block):
     """To the last bit, with dropout: AWRSR's backbone sasrec without refinement."""
-    changes = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, "item_head": "plain", **block}
+    changes = {"hidden_dropout_prob": 0.3, "attn_dropout_prob": 0.3, "reorder_ties": "never", **block}
     theirs = helpers.build(AWRSR, dtype=torch.float32, refinement="none", **changes)
     kernels = {"absolute_kernels": [], "relative_kernels": []}
     ours = helpers.build(ADRRec, seed=1, dtype=torch.float32, **kernels, **changes)
