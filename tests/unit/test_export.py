@@ -198,7 +198,9 @@ def test_models_without_a_graph_and_missing_packages_are_named(recommenders, sma
         with pytest.raises(OptionError, match=f"model: {name} has no graph; export takes ADRRec"):
             export.export(other, tmp_path / "model.onnx")
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, package=None: None if name == "onnx" else found(name, package)
+    )
     with pytest.raises(OptionError, match=r"export needs onnx: pip install 'recbole_adrrec\[export\]'"):
         export.export(recommenders("TiSASRec"), tmp_path / "model.onnx")
     assert not list(tmp_path.glob("*.onnx"))
