@@ -31,7 +31,7 @@ from recbole_adrrec.tools.recommend import Recommender
 PACKAGES = ("onnx", "onnxscript")
 
 FORMS = ("scores", "vectors")
-"""What a graph gives: scores of items, or states of users, whose products with vectors of items are the scores."""
+"""Outputs of a graph: scores of items, or states of users, whose products with vectors of items are the scores."""
 
 
 class ScoringGraph(nn.Module):
