@@ -108,7 +108,7 @@ class TimeIntervals(nn.Module):
     def intervals(self, key_time: Tensor, unit: Tensor) -> Tensor:
         """``r_ij``, Int64[B, L, L], of times, [B, L], subtracted as they are, and units, Int64[B, 1]."""
         gap = (key_time.unsqueeze(2) - key_time.unsqueeze(1)).abs()
-        return torch.div(gap, unit.unsqueeze(2), rounding_mode="floor").clamp(max=self.time_span).long()
+        return (gap // unit.unsqueeze(2)).clamp(max=self.time_span).long()
 
     def forward(self, times: SequenceTimes, layout: Layout, dtype: torch.dtype) -> IntervalContext:
         """Tables and intervals of a batch, computed once for all layers. Query times are not read, only key times."""

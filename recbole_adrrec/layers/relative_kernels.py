@@ -338,10 +338,11 @@ class GapBiasKernel(BiasKernel, ClockedKernel):
         super().__init__(settings, 2 + math.floor(2 * math.log2(1 + settings.clock().kernel_freq)))
 
     def buckets(self, times: SequenceTimes) -> Tensor:
-        """Bucket of each pair; times are subtracted as they are, only the difference is rounded."""
+        """Bucket of each pair; whole gaps meet whole edges, so that no rounding moves a pair."""
         gap = (times.query_time.unsqueeze(2) - times.key_time.unsqueeze(1)).abs()
-        bucket = 1 + (2 * torch.log2(1 + gap.double() / self.clock[0])).floor().long()
-        return torch.where(gap == 0, 0, bucket.clamp(max=self.width - 1))
+        half_octaves = torch.arange(self.width - 1, dtype=torch.float64, device=gap.device) / 2
+        edges = (self.clock[0] * (torch.exp2(half_octaves) - 1)).ceil().long().clamp(min=1)
+        return torch.bucketize(gap, edges, right=True)
 
 
 class DistanceBiasKernel(BiasKernel):

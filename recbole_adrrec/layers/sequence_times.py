@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from recbole_adrrec.times import SECONDS_A_DAY
@@ -104,4 +103,4 @@ class KernelSettings:
 
 def whole_days(time: Tensor) -> Tensor:
     """Whole days since 1970 (UTC), Int64, of times in seconds; also right before 1970."""
-    return torch.div(time, SECONDS_A_DAY, rounding_mode="floor").long()
+    return (time // SECONDS_A_DAY).long()
