@@ -31,7 +31,12 @@ DARK = ("#56B4E9", "#FF8A3D", "#2BC79A", "#E6A5C9", "#F2F2F2", "#F0B93A", "#9BD3
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
 
-METRICS = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit", "precision": "Precision", "map": "MAP"}
+ACCURACY = {"ndcg": "NDCG", "recall": "Recall", "mrr": "MRR", "hit": "Hit", "precision": "Precision", "map": "MAP"}
+METRICS = {
+    **ACCURACY,
+    **{"novelty": "Novelty", "intralistdiversity": "Diversity", "itemcoverage": "Coverage"},
+    **{"giniindex": "Gini", "shannonentropy": "Entropy"},
+}
 
 
 def metric_name(metric: str) -> str:

@@ -91,6 +91,8 @@ def _table_blocks(analysis: Analysis, table: AnalysedTable) -> Iterator[Block]:
     if texts:
         yield Paragraph("Data: " + " Or: ".join(texts))
     yield _quality_table(analysis, table)
+    if _lists(analysis):
+        yield _lists_table(analysis, table)
     if key.query_time:
         yield Paragraph("† knows the time of the event that it is to predict.")
     yield Paragraph(table.why)
@@ -132,15 +134,34 @@ def _mean_and_sd(found: Spread | None) -> str:
 
 
 def _quality_table(analysis: Analysis, table: AnalysedTable) -> Table:
-    header = ("Model", "Parameters", "Seeds", *map(plots.metric_name, analysis.metrics))
+    metrics = [name for name in analysis.metrics if name not in _lists(analysis)]
+    header = ("Model", "Parameters", "Seeds", *map(plots.metric_name, metrics))
     rows = []
     for entry in table.entries.values():
         seeds = str(len(entry.runs)) + (f" of {len(entry.runs) + len(entry.missing)}" if entry.missing else "")
         parameters = NONE if entry.n_parameters is None else f"{entry.n_parameters:,}"
-        figures = (_mean_and_sd(entry.spreads.get(name)) for name in analysis.metrics)
+        figures = (_mean_and_sd(entry.spreads.get(name)) for name in metrics)
         rows.append((f"{entry.label} †" if table.key.query_time else entry.label, parameters, seeds, *figures))
     caption = f"Test metrics, mean ± standard deviation over seeds. {table.key.title}."
     return Table(caption, header, tuple(rows), f"quality-{table.key.key}")
+
+
+def _lists(analysis: Analysis) -> list[str]:
+    """Metrics of what is recommended, whether it is right or not."""
+    return [name for name in analysis.metrics if name.partition("@")[0] not in plots.ACCURACY]
+
+
+def _lists_table(analysis: Analysis, table: AnalysedTable) -> Table:
+    names = _lists(analysis)
+    rows = tuple(
+        (entry.label, *(_mean_and_sd(entry.spreads.get(name)) for name in names)) for entry in table.entries.values()
+    )
+    caption = (
+        "The lists themselves, mean ± standard deviation over seeds. Novelty: mean self-information of the items in "
+        "bits. Diversity: mean distance of two items of a list, 1 - cosine of their users. Coverage: share of all items "
+        f"that are in a list. Gini: inequality of how often (0: all alike). {table.key.title}."
+    )
+    return Table(caption, ("Model", *map(plots.metric_name, names)), rows, f"lists-{table.key.key}")
 
 
 def _tests_table(analysis: Analysis, table: AnalysedTable) -> Table:

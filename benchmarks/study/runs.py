@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import shutil
 import tempfile
@@ -24,6 +25,7 @@ from recbole_adrrec.errors import CheckpointError, UserError
 from recbole_adrrec.files import AtomicFile
 from study.plan import Protocol, RunSpec
 from study.results import by_user
+from study.study_file import ACCURACY
 
 PLACES = 12
 """Decimal places of RecBole's metrics here; its own four would hide what tests of significance need."""
@@ -118,6 +120,7 @@ class Session:
         self.curve: list[dict[str, Any]] = []
         self._collected: Any = None
         self.trainer = self._trainer(utils.get_trainer(config["MODEL_TYPE"], config["model"]))
+        self.trainer.eval_collector.data_collect(self.train_data)
 
     def _trainer(self, trainer_class: Any) -> Any:
         """RecBole's trainer, with the time and loss of each epoch and what was collected for the metrics noted."""
@@ -132,6 +135,16 @@ class Session:
                 session.curve.append({"epoch": epoch_idx, "train_s": seconds, "loss": total, "valid": None})
                 return loss
 
+            def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
+                # Metrics that choose no epoch would cost as much as the ranking.
+                every = self.evaluator.metrics
+                self.evaluator.metrics = [name for name in every if name in choosing]
+                try:
+                    return super()._valid_epoch(*args, **kwargs)
+                finally:
+                    self.evaluator.metrics = every
+
+        choosing = {name.lower() for name in ACCURACY}
         trainer = Observed(self.config, self.model)
         evaluate = trainer.evaluator.evaluate
 
@@ -176,9 +189,9 @@ class Session:
         Returns
         -------
         arrays : dict
-            ``users``, as the data file names them, and each metric's value for each of them.
+            ``users``, as the data file names them, and each metric's value for each of them, where it has one.
         metrics : dict of str to float
-            Their means.
+            Their means, and the metrics of all lists together.
 
         Raises
         ------
@@ -196,7 +209,8 @@ class Session:
                 raise AssertionError(f"{name}: RecBole has {result[name]}, the rows' mean is {values.mean()}")
         users = np.asarray(dataset.field2id_token[dataset.uid_field])[dataset.inter_feat[dataset.uid_field].numpy()]
         arrays = by_user(users.astype(str), rows)
-        return arrays, {name: float(arrays[name].mean()) for name in rows}
+        of_all = {name: float(value) for name, value in result.items() if name not in rows}
+        return arrays, {name: float(arrays[name].mean()) for name in rows} | of_all
 
     def data_facts(self) -> dict[str, Any]:
         """Numbers of items, targets and users, and how many targets are cold or known."""
@@ -256,7 +270,7 @@ def _met_before(dataset: Any) -> int:
 
 
 def per_row(evaluator: Any, collected: Any) -> Arrays:
-    """Each metric's value for each evaluated row, by RecBole's own metric classes.
+    """Each metric's value for each evaluated row, where it has one, by RecBole's own metric classes and ours.
 
     Parameters
     ----------
@@ -273,9 +287,10 @@ def per_row(evaluator: Any, collected: Any) -> Arrays:
     found = {}
     for name in evaluator.metrics:
         metric = evaluator.metric_class[name]
-        hits, counts = metric.used_info(collected)
-        takes_counts = name in ("recall", "ndcg", "map")
-        values = metric.metric_info(hits, counts) if takes_counts else metric.metric_info(hits)
+        if not hasattr(metric, "metric_info"):
+            continue
+        used = metric.used_info(collected)
+        values = metric.metric_info(*used[: len(inspect.signature(metric.metric_info).parameters)])
         for k in metric.topk:
             found[f"{name}@{k}"] = np.ascontiguousarray(values[:, k - 1], dtype=np.float64)
     return found

@@ -26,7 +26,7 @@ KEYS: dict[str, str] = {
     "protocols": "mappings with split, candidates and seen, or their names, such as temporal-full-unseen",
     "also_ranked": "protocols under which each trained model is tested too, with the epoch that its own has chosen",
     "temporal": "entries of the temporal split: shares or times, targets, cold_items, cold_users",
-    "metrics": "metrics with a value for each user",
+    "metrics": "RecBole's metrics of ranking, Novelty and IntraListDiversity",
     "topk": "lengths of the recommended list",
     "valid_metric": "metric that chooses epochs and, when tuning, settings; on validation alone",
     "test": "whether the chosen models are tested; false: the study sees validation alone, and has no report",
@@ -39,8 +39,11 @@ KEYS: dict[str, str] = {
 """Keys of a study file and their meaning."""
 
 FIRST_SEED = 2020
-METRICS = ("Recall", "MRR", "NDCG", "Hit", "MAP", "Precision")
-"""RecBole's metrics that have a value for each user."""
+ACCURACY = ("Recall", "MRR", "NDCG", "Hit", "MAP", "Precision")
+"""Metrics that can choose epochs and settings."""
+
+METRICS = (*ACCURACY, "Novelty", "IntraListDiversity", "ItemCoverage", "GiniIndex", "ShannonEntropy")
+"""Metrics of a study; the last three have one value for all users together."""
 
 OWNED = {
     "model": "models",
@@ -224,7 +227,7 @@ def _metrics(given: Any) -> tuple[str, ...]:
 
 
 def _check_models(plan: Plan) -> None:
-    results = [f"{metric}@{k}" for metric in plan.metrics for k in plan.topk]
+    results = [f"{metric}@{k}" for metric in plan.metrics if metric in ACCURACY for k in plan.topk]
     if plan.valid_metric.lower() not in {result.lower() for result in results}:
         checks.one_of(plan.valid_metric, results, "valid_metric")
     checks.listed(plan.models, "models", "ADRRec, SASRec")

@@ -18,6 +18,8 @@ import torch
 from recbole.evaluator.collector import Collector
 from torch import Tensor
 
+from recbole_adrrec.integration.list_metrics import users_of_items
+
 BLOCK_SCORES = {"cpu": 1 << 22}
 """Most scores at a time of several rows, by kind of device: on a CPU, memory that is used again for the next block."""
 
@@ -98,7 +100,13 @@ def score_by_rows(trainer: Any, score: Callable[..., Any], batch: Any) -> tuple[
 
 
 class RowCollector(Collector):
-    """RecBole's collector, which takes :class:`RowScores` too (evaluator/collector.py:124)."""
+    """RecBole's collector, which takes :class:`RowScores` too (evaluator/collector.py:124), and knows items' users."""
+
+    def data_collect(self, train_data: Any) -> None:
+        """Collect of the training data what the metrics need."""
+        super().data_collect(train_data)
+        if self.register.need("data.item_users"):
+            self.data_struct.set("data.item_users", users_of_items(train_data.dataset))
 
     def eval_batch_collect(self, scores_tensor: Any, interaction: Any, positive_u: Tensor, positive_i: Tensor) -> None:
         """Collect of a batch what the metrics need."""

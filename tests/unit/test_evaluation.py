@@ -16,6 +16,7 @@ from recbole_adrrec.integration import ranking
 from recbole_adrrec.integration.ranking import RowScores
 
 METRICS = ["Recall", "NDCG", "MRR", "Hit", "MAP", "Precision", "GAUC", "ItemCoverage", "AveragePopularity"]
+METRICS += ["Novelty", "IntraListDiversity"]
 
 
 class LargestResult(TorchDispatchMode):
