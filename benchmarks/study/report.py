@@ -158,8 +158,8 @@ def _lists_table(analysis: Analysis, table: AnalysedTable) -> Table:
     )
     caption = (
         "The lists themselves, mean ± standard deviation over seeds. Novelty: mean self-information of the items in "
-        "bits. Diversity: mean distance of two items of a list, 1 - cosine of their users. Coverage: share of all items "
-        f"that are in a list. Gini: inequality of how often (0: all alike). {table.key.title}."
+        "bits. Diversity: mean distance of two items of a list, 1 - cosine of their users. Coverage: share of all "
+        f"items that are in a list. Gini: inequality of how often (0: all alike). {table.key.title}."
     )
     return Table(caption, ("Model", *map(plots.metric_name, names)), rows, f"lists-{table.key.key}")
 

@@ -74,7 +74,7 @@ class Novelty(ListMetric):
 class IntraListDiversity(ListMetric):
     """Mean distance between the items of a list, ``1 - cos`` of their users; 0 for a list of one.
 
-    After Ziegler et al., WWW 2005 (doi:10.1145/1060745.1060754), with the cosine of item-based neighbourhoods in place of
+    After Ziegler et al., WWW 2005 (doi:10.1145/1060745.1060754), with the cosine of item-based filtering in place of
     a taxonomy, which most data sets lack: 1 where no user met both items.
     """
 

@@ -1,4 +1,4 @@
-"""The one place that adds ours to RecBole's look-ups: models, options, data sets, loaders, trainers, metrics, processes.
+"""The one place that adds ours to RecBole's look-ups: models, options, data, trainers, metrics, processes.
 
 RecBole finds things by name in its own folders. Each hook below adds ours to one such look-up and leaves what was
 there as it was; faults of RecBole are repaired in :mod:`recbole_adrrec.integration.patches` instead.
