@@ -18,17 +18,21 @@ EXAMPLES = """examples:
   convert ml-1m/ratings.dat --name=ml-1m                            MovieLens (user::item::rating::time)
   convert u.data --name=ml-100k-raw --keep=3:float:rating           tab-separated, columns by number
   convert reviews_Beauty_5.json.gz --name=beauty                    Amazon reviews, one JSON object a line
+  convert events.parquet --name=mine                                Parquet
 Then: python -m recbole_adrrec --dataset=mine --data_path=dataset"""
 
 
 def parser() -> Parser:
     """The arguments of ``convert``."""
-    made = Parser("convert", "Convert raw events to <out>/<name>/<name>.inter, with exact times.", EXAMPLES)
+    made = Parser(
+        "convert", "Convert raw events to <out>/<name>/<name>.inter (or .parquet), with exact times.", EXAMPLES
+    )
     add: Any = made.add_argument
-    add("files", nargs="+", type=Path, help="raw files, plain or .gz, read one after the other")
+    add("files", nargs="+", type=Path, help="raw files, plain, .gz or Parquet, read one after the other")
     add("--name", required=True, help="name of the data set")
     add("--out", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
-    add("--format", choices=FORMATS, help="default: seen from the first line")
+    add("--to", choices=("inter", "parquet"), default="inter", help="form of the new file (default: inter, RecBole's)")
+    add("--format", choices=FORMATS, help="of text; default: seen from the first line")
     add("--user", help="column or dotted JSON field of the user, by name or number from 1 (default: found by name)")
     add("--item", help="the same for the item")
     add("--time", help="the same for the time: a number since 1970, or ISO 8601 (UTC unless it has an offset)")
@@ -80,6 +84,7 @@ def _request(given: Any) -> Any:
         encoding=given.encoding,
         strict=given.strict,
         overwrite=given.overwrite,
+        to=given.to,
     )
 
 

@@ -1,4 +1,4 @@
-"""Raw data to RecBole's atomic files, with exact times.
+"""Raw data to RecBole's atomic files, or to Parquet, with exact times.
 
 Rows pass through in blocks, so that memory does not grow with the file; what is remembered of each row is a hash of
 64 bits, to count users, items and repeated events.
@@ -20,7 +20,8 @@ from tqdm import tqdm
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.times import TimeTextError, day, decimal_seconds, read_time
-from recbole_adrrec.tools.sources import Block, Layout, RawFile, ReaderOptions, find_layout
+from recbole_adrrec.tools.parquet import ParquetFile, ParquetWriter, open_raw
+from recbole_adrrec.tools.sources import Block, Layout, RawFile, ReaderOptions
 
 FIELDS = {"user": "user_id:token", "item": "item_id:token", "time": "timestamp:float"}
 """Header of the file that is written: names that RecBole and our options have by default."""
@@ -68,7 +69,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversion: files, one after the other, to ``<out>/<name>/<name>.inter``.
+    """A conversion: files, one after the other, to ``<out>/<name>/<name>.inter`` or ``.parquet``.
 
     Attributes
     ----------
@@ -88,6 +89,8 @@ class Request:
         Refuse at the first bad row.
     overwrite : bool
         Replace a file that is there.
+    to : {'inter', 'parquet'}
+        Form of the new file.
     """
 
     files: Sequence[Path]
@@ -99,11 +102,12 @@ class Request:
     encoding: str = "utf-8"
     strict: bool = False
     overwrite: bool = False
+    to: str = "inter"
 
     @property
     def target(self) -> Path:
         """The file that is written."""
-        return self.out / self.name / f"{self.name}.inter"
+        return self.out / self.name / f"{self.name}.{self.to}"
 
 
 @dataclass
@@ -159,7 +163,8 @@ class Outcome:
             if self.n_bad > len(self.bad):
                 lines.append(f"  and {self.n_bad - len(self.bad):,} more")
         folder = self.target.parent
-        lines.append(f"Train on it: python -m recbole_adrrec --dataset={folder.name} --data_path={folder.parent}")
+        if self.target.suffix == ".inter":
+            lines.append(f"Train on it: python -m recbole_adrrec --dataset={folder.name} --data_path={folder.parent}")
         return "\n".join(lines)
 
 
@@ -200,7 +205,7 @@ class Distinct:
 
 
 def convert(request: Request, progress: bool | None = None) -> Outcome:
-    """Write ``<out>/<name>/<name>.inter``, wholly or not at all.
+    """Write ``<out>/<name>/<name>.inter``, or ``.parquet``, wholly or not at all.
 
     Parameters
     ----------
@@ -245,26 +250,33 @@ def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
     header = [*FIELDS.values(), *(f"{kept.name}:{kept.kind}" for kept in request.keep)]
     columns = {**request.options.columns, **{f"keep {kept.name}": kept.source for kept in request.keep}}
     with AtomicFile(outcome.target) as out:
-        out.write(("\t".join(header) + "\n").encode())
+        parquet = ParquetWriter(out, header) if request.to == "parquet" else None
+        if parquet is None:
+            out.write(("\t".join(header) + "\n").encode())
         for path in request.files:
             before = outcome.n_events
-            with RawFile(path, request.encoding) as file:
-                layout = find_layout(file, replace(request.options, columns=columns))
+            with open_raw(path, request.encoding) as file:
+                layout = file.layout(replace(request.options, columns=columns))
                 outcome.layouts.append((path, layout))
-                for block in _watched(layout.blocks(file), file, progress):
+                for block in _watched(file.blocks(layout), file, progress):
                     good = _good_rows(block, request, outcome, path)
                     if not good[0]:
                         if outcome.n_events == 0 and outcome.n_bad:
                             raise DataError(_no_row(outcome))
                         continue
                     lines = list(map("\t".join, zip(*good, strict=True)))
-                    out.write(("\n".join(lines) + "\n").encode())
+                    if parquet is None:
+                        out.write(("\n".join(lines) + "\n").encode())
+                    else:
+                        parquet.write(good)
                     outcome.n_events += len(lines)
                     users.add(good[0])
                     items.add(good[1])
                     rows.add(lines if not request.keep else list(map("\t".join, zip(*good[:3], strict=True))))
             if outcome.n_events == before:
                 raise DataError(_no_row(outcome) if outcome.n_bad else f"{path}: has no events")
+        if parquet is not None:
+            parquet.close()
     outcome.n_users, outcome.n_items = len(users), len(items)
     outcome.n_repeated = outcome.n_events - len(rows)
 
@@ -274,7 +286,7 @@ def _no_row(outcome: Outcome) -> str:
     return f"{path}: no row could be used, the first for: line {line}: {fault}"
 
 
-def _watched(blocks: Iterator[Block], file: RawFile, progress: bool | None) -> Iterator[Block]:
+def _watched(blocks: Iterator[Block], file: RawFile | ParquetFile, progress: bool | None) -> Iterator[Block]:
     off = None if progress is None else not progress
     with tqdm(total=file.size, unit="B", unit_scale=True, desc=file.path.name, disable=off) as bar:
         for block in blocks:
@@ -339,6 +351,8 @@ def _is_text(text: str) -> bool:
 
 
 def _times(values: list[str], unit: str | None, faults: dict[int, str]) -> list[str]:
+    if all(value[:1] == "@" for value in values):
+        values, unit = [value[1:] for value in values], "s"
     if unit in (None, "s"):
         together = "".join(values)
         # Plain whole numbers of at most ten digits are what they will be, but for zeros in front.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.times import MICROSECONDS, TimeTextError, read_time
-from recbole_adrrec.tools.sources import ROLES, Layout, RawFile, ReaderOptions, find_layout
+from recbole_adrrec.tools.parquet import ParquetFile, open_raw
+from recbole_adrrec.tools.sources import ROLES, Layout, RawFile, ReaderOptions
 
 
 @dataclass
@@ -24,7 +25,7 @@ class InteractionBatch:
 def read_interactions(
     files: Sequence[Path], fields: Sequence[str], unit: str | None, encoding: str = "utf-8"
 ) -> InteractionBatch:
-    """Read files of interactions: CSV, atomic files, MovieLens' ``::`` or JSON lines, plain or gzipped.
+    """Read files of interactions: CSV, atomic files, MovieLens' ``::`` or JSON lines, plain or gzipped, or Parquet.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ def read_interactions(
     """
     rows: list[tuple[int, str, str]] = []
     for path in files:
-        with RawFile(path, encoding) as file:
-            for block in _layout(file, fields).blocks(file):
+        with open_raw(path, encoding) as file:
+            for block in file.blocks(_layout(file, fields)):
                 bad = list(block.bad)
                 for line, user, item, text in zip(block.lines, *block.columns, strict=True):
                     try:
@@ -62,9 +63,9 @@ def read_interactions(
     )
 
 
-def _layout(file: RawFile, fields: Sequence[str]) -> Layout:
+def _layout(file: RawFile | ParquetFile, fields: Sequence[str]) -> Layout:
     """Layout by the names of the training data where the first line has them all."""
     first = next(iter(file.first_lines(1)), "")
     known = all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", first) for name in fields)
     names = fields if known else (None, None, None)
-    return find_layout(file, ReaderOptions(dict(zip(ROLES, names, strict=True))))
+    return file.layout(ReaderOptions(dict(zip(ROLES, names, strict=True))))

@@ -105,6 +105,15 @@ class RawFile:
                 f"{self.path}: not readable as {self.text.encoding} after line {number:,} ({error}); set --encoding"
             ) from error
 
+    def layout(self, options: ReaderOptions) -> Layout:
+        """Find the form from the first lines and the options; see ``find_layout``."""
+        return find_layout(self, options)
+
+    def blocks(self, layout: Layout) -> Iterator[Block]:
+        """Rows of the file; raises DataError where it can't be read."""
+        json_lines = layout.kind == "jsonl"
+        return _json_blocks(self, list(layout.chosen.values())) if json_lines else _cut_blocks(self, layout)
+
 
 @dataclass
 class ReaderOptions:
@@ -123,9 +132,9 @@ class Layout:
 
     Attributes
     ----------
-    kind : {'csv', 'movielens', 'jsonl'}
+    kind : {'csv', 'movielens', 'jsonl', 'parquet'}
     delimiter : str
-        Between columns; without meaning for JSON lines.
+        Between columns; without meaning for JSON lines and Parquet.
     chosen : dict of str to (int or str)
         Index, or dotted name in JSON, by role: ``user``, ``item``, ``time``, then the columns that are kept.
     width : int
@@ -142,13 +151,9 @@ class Layout:
     header: list[str] | None = None
     quoted: bool = True
 
-    def blocks(self, file: RawFile) -> Iterator[Block]:
-        """Rows of the file; raises DataError where it can't be read."""
-        return _json_blocks(file, list(self.chosen.values())) if self.kind == "jsonl" else _cut_blocks(file, self)
-
     def __str__(self) -> str:
         head = ", names in line 1" if self.header else ", no line of names"
-        form = "JSON lines" if self.kind == "jsonl" else f"columns cut by {self.delimiter!r}{head}"
+        form = {"jsonl": "JSON lines", "parquet": "Parquet"}.get(self.kind, f"columns cut by {self.delimiter!r}{head}")
         names = {
             role: place if isinstance(place, str) else self.header[place] if self.header else f"column {place + 1}"
             for role, place in self.chosen.items()
@@ -186,12 +191,26 @@ def find_layout(file: RawFile, options: ReaderOptions) -> Layout:
         raise DataError(f"{file.path}: {delimiter!r} cuts line 1 into one column; say how with --delimiter")
     has_header = options.header if options.header is not None else _is_header(names, options)
     header = names if has_header else None
-    chosen = {role: _column(file, role, name, header, len(names)) for role, name in options.columns.items()}
+    chosen = chosen_columns(file.path, options, header, len(names))
+    return Layout(kind, delimiter, chosen, len(names), header, quoted)
+
+
+def chosen_columns(path: Path, options: ReaderOptions, header: list[str] | None, width: int) -> dict[str, int]:
+    """Index of each role's column.
+
+    Raises
+    ------
+    DataError
+        No column is known as one of them.
+    OptionError
+        A column is named that isn't there, or more than once.
+    """
+    chosen = {role: _column(path, role, name, header, width) for role, name in options.columns.items()}
     for number, role in enumerate(ROLES):
         for other in ROLES[:number]:
             if chosen[role] == chosen[other]:
                 raise OptionError(f"--{role}: the same column as --{other}; name another")
-    return Layout(kind, delimiter, chosen, len(names), header, quoted)
+    return chosen
 
 
 def _likely_delimiter(lines: Sequence[str]) -> str:
@@ -233,33 +252,31 @@ def _is_time(text: str) -> bool:
     return True
 
 
-def _column(file: RawFile, role: str, name: str | None, header: list[str] | None, width: int) -> int:
+def _column(path: Path, role: str, name: str | None, header: list[str] | None, width: int) -> int:
     """Index of a column: by its name or number, else by the names or the order that such files have."""
     if name is not None:
         found = [place for place, each in enumerate(header or ()) if name in (each, each.partition(":")[0])]
         if len(found) > 1:
             places = " and ".join(str(place + 1) for place in found)
-            raise OptionError(f"--{role}: {file.path} has {name!r} as columns {places}; give the number of one")
+            raise OptionError(f"--{role}: {path} has {name!r} as columns {places}; give the number of one")
         if found:
             return found[0]
         if name.isdigit() and 1 <= int(name) <= width:
             return int(name) - 1
         has = ", ".join(header) if header else f"{width} columns without names; give a number from 1"
-        raise OptionError(f"--{role}: {file.path} has no column {name!r} (it has {has})")
+        raise OptionError(f"--{role}: {path} has no column {name!r} (it has {has})")
     if header is None:
         # MovieLens: user, item, rating, time; with three columns there is no rating.
         place = {"user": 0, "item": 1, "time": 3 if width > 3 else 2}[role]
         if place < width:
             return place
-        raise DataError(f"{file.path}: {width} columns, none for --{role}; name it by its number from 1")
+        raise DataError(f"{path}: {width} columns, none for --{role}; name it by its number from 1")
     plain = [_plain(each) for each in header]
     known = next((each for each in KNOWN_NAMES[role] if each in plain), None)
     if known is None:
-        raise DataError(
-            f"{file.path}: no column of {', '.join(header)} is known as the {role}; name it by --{role}=NAME"
-        )
+        raise DataError(f"{path}: no column of {', '.join(header)} is known as the {role}; name it by --{role}=NAME")
     if plain.count(known) > 1:
-        raise DataError(f"{file.path}: column {known!r} stands there twice; say which by its number, --{role}=1")
+        raise DataError(f"{path}: column {known!r} stands there twice; say which by its number, --{role}=1")
     return plain.index(known)
 
 
