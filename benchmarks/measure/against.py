@@ -20,7 +20,6 @@ import yaml
 
 from measure.tables import Row, median, medians, text
 from measure.variants import CE, Variant
-from recbole_adrrec.options import SASREC_BLOCK
 
 if TYPE_CHECKING:
     from measure.session import Job, Session
@@ -42,6 +41,20 @@ SIZES: dict[str, Any] = {
     "label_smoothing": 0.0,
     "trend_rank": 0,
 }
+
+SASREC_BLOCK: dict[str, Any] = {
+    "norm_order": "post",
+    "drop_residual": False,
+    "input_position": True,
+    "input_norm": True,
+    "input_scale": False,
+    "final_norm": False,
+    "activation": "gelu",
+    "inner_dropout_prob": 0.0,
+    "item_head": "plain",
+    "layer_norm_eps": 1e-12,
+}
+"""The Transformer block of RecBole's SASRec, which is the default of ADRRec and AWRSR."""
 
 SASREC: dict[str, Any] = {
     **SIZES,

@@ -24,9 +24,7 @@ Then: python -m recbole_adrrec --dataset=mine --data_path=dataset"""
 
 def parser() -> Parser:
     """The arguments of ``convert``."""
-    made = Parser(
-        "convert", "Convert raw events to <out>/<name>/<name>.inter or .parquet, with exact times.", EXAMPLES
-    )
+    made = Parser("convert", "Convert raw events to <out>/<name>/<name>.inter or .parquet, with exact times.", EXAMPLES)
     add: Any = made.add_argument
     add("files", nargs="+", type=Path, help="raw files, plain, .gz or Parquet, read one after the other")
     add("--name", required=True, help="name of the data set")

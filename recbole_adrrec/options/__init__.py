@@ -21,12 +21,11 @@ from recbole_adrrec.options.properties import (
     tuned_names,
 )
 from recbole_adrrec.options.rules import check_global_split, check_option, check_values
-from recbole_adrrec.options.schema import MODEL_OPTIONS, SASREC_BLOCK, ModelOptions
+from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
 
 __all__ = [
     "MODEL_OPTIONS",
     "RUN_OPTIONS",
-    "SASREC_BLOCK",
     "CommandLine",
     "ModelOptions",
     "check_data",

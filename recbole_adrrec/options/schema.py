@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 
 from recbole_adrrec.errors import OptionError
@@ -177,23 +175,6 @@ class EncoderOptions(ModelOptions):
         below = width // step * step
         near = f"{below} or {below + step}" if below else f"{step}"
         raise OptionError(f"hidden_size: {width} {fault}; choose a multiple of {step}, for instance {near}{remedy}")
-
-
-SASREC_BLOCK: Mapping[str, Any] = MappingProxyType(
-    {
-        "norm_order": "post",
-        "drop_residual": False,
-        "input_position": True,
-        "input_norm": True,
-        "input_scale": False,
-        "final_norm": False,
-        "activation": "gelu",
-        "inner_dropout_prob": 0.0,
-        "item_head": "plain",
-        "layer_norm_eps": 1e-12,
-    }
-)
-"""The Transformer block of RecBole's SASRec, as options: the default of ADRRec and AWRSR."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from measure.against import SASREC_BLOCK
 from recbole.config import Config
 
 import recbole_adrrec
@@ -14,7 +15,7 @@ from recbole_adrrec.layers.refinement import REFINEMENT_MAPS, REFINEMENTS
 from recbole_adrrec.layers.transformer import ACTIVATIONS
 from recbole_adrrec.losses import LOSSES, SMOOTHED_LOSSES
 from recbole_adrrec.models.awrsr import BACKBONES
-from recbole_adrrec.options import MODEL_OPTIONS, SASREC_BLOCK, kinds, names, properties, rules, schema
+from recbole_adrrec.options import MODEL_OPTIONS, kinds, names, properties, rules, schema
 
 MODELS = options.property_names("model")
 DATASETS = options.property_names("dataset")
