@@ -79,7 +79,7 @@ class SequenceInputs(SequentialRecommender):
     def shown(
         self, items: Tensor, time: Tensor, length: Tensor, user: Tensor | None, query_time: Tensor
     ) -> tuple[Tensor, SequenceTimes, Tensor]:
-        """What the encoder sees of rows whose next event is to be predicted: items, times and lengths.
+        """Items, times and lengths that the encoder sees of rows whose next event is to be predicted.
 
         Parameters
         ----------
