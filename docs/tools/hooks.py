@@ -15,7 +15,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # the checkout, installed or not
 
-from recbole_adrrec import models, options  # noqa: E402
+from recbole_adrrec import options  # noqa: E402
+from recbole_adrrec.models import MODULES  # noqa: E402
 
 MERMAID = "javascripts/mermaid.js"
 PYTHON = ("recbole_adrrec", "recbole_adrrec.tools.recommend", "recbole_adrrec.tools.recommendations")
@@ -55,7 +56,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     markdown = markdown.replace("](../properties/overall.yaml)", "](reference/options.md)")
     for name, (file, _prefix) in ELSEWHERE.items():
         markdown = markdown.replace(f"](../{file}", f"]({name}")
-    return markdown
+    # In their own size: shrunk to the width of a page, wide drawings cannot be read.
+    return markdown.replace("```mermaid\n", '```mermaid\n%%{init: {"flowchart": {"useMaxWidth": false}}}%%\n')
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
@@ -77,7 +79,7 @@ def _mermaid() -> Path:
 def _pages() -> Iterator[tuple[str, str]]:
     for name, (file, prefix) in ELSEWHERE.items():
         yield name, (ROOT / file).read_text(encoding="utf-8").replace(f"]({prefix}", "](")
-    for model, module in models.MODULES.items():
+    for model, module in MODULES.items():
         yield f"models/{model}.md", _model_page(model, module)
     yield "reference/options.md", _options_page()
     for name, (title, modules) in REFERENCE.items():
