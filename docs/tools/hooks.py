@@ -54,8 +54,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turn links that leave docs/ into links to the pages made of those files."""
     markdown = re.sub(r"\]\(\.\./properties/model/(\w+)\.yaml\)", r"](models/\1.md)", markdown)
     markdown = markdown.replace("](../properties/overall.yaml)", "](reference/options.md)")
-    for name, (file, _prefix) in ELSEWHERE.items():
-        markdown = markdown.replace(f"](../{file}", f"]({name}")
+    for name, (file, _) in ELSEWHERE.items():
+        for up in ("../", ""):
+            markdown = markdown.replace(f"]({up}{file}", f"]({name}")
     # In their own size: shrunk to the width of a page, wide drawings cannot be read.
     return markdown.replace("```mermaid\n", '```mermaid\n%%{init: {"flowchart": {"useMaxWidth": false}}}%%\n')
 
@@ -83,7 +84,8 @@ def _pages() -> Iterator[tuple[str, str]]:
         yield f"models/{model}.md", _model_page(model, module)
     yield "reference/options.md", _options_page()
     for name, (title, modules) in REFERENCE.items():
-        blocks = [f"::: {module}" for each in modules for module in _modules(each)]
+        found = [module for each in modules for module in _modules(each)]
+        blocks = [f"::: {module}" for module in found if name == "python" or module not in PYTHON]
         yield f"reference/{name}.md", "\n\n".join([f"# {title}", *blocks])
 
 
@@ -108,9 +110,9 @@ def _options_page() -> str:
     return "\n\n".join(
         [
             "# Options of every run",
-            "From `properties/overall.yaml`: options of every sequential model that runs through this package, RecBole's "
-            "own models too. Each [model](../models.md) has its own beside them. The [guide](../guide.md) says which "
-            "counts where one stands in several places.",
+            "From `properties/overall.yaml`: options of every sequential model that runs here, RecBole's own too. Each "
+            "[model](../models.md) has its own beside them. The [guide](../guide.md) says which counts where one stands "
+            "in several places.",
             _table(options.load_properties("overall"), options.comments("overall")),
             "## Data sets with settings of ours",
             sets,
