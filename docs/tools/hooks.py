@@ -61,6 +61,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace("```mermaid\n", '```mermaid\n%%{init: {"flowchart": {"useMaxWidth": false}}}%%\n')
 
 
+def on_page_context(context: Any, page: Any, **_: Any) -> Any:
+    """Give notebooks, whose figures are wide, the room of the table of contents."""
+    if page.file.src_uri.endswith(".ipynb"):
+        page.meta["hide"] = ["toc"]
+    return context
+
+
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Load mermaid where something is drawn with it."""
     if 'class="mermaid"' not in output:
@@ -111,8 +118,8 @@ def _options_page() -> str:
         [
             "# Options of every run",
             "From `properties/overall.yaml`: options of every sequential model that runs here, RecBole's own too. Each "
-            "[model](../models.md) has its own beside them. The [guide](../guide.md) says which counts where one stands "
-            "in several places.",
+            "[model](../models.md) has its own beside them. The [guide](../guide.md) says which counts if one is given "
+            "twice.",
             _table(options.load_properties("overall"), options.comments("overall")),
             "## Data sets with settings of ours",
             sets,
