@@ -2,6 +2,8 @@
 # make test    set up, then the whole test suite (a few minutes on two cores)
 # make e2e     the slow tests on whole data sets
 # make lint    ruff and mypy
+# make docs    the site, in site/; a warning is an error
+# make notebooks   run docs/notebooks again and keep what they show
 
 PYTHON ?= python3
 MODEL ?= ADRRec
@@ -18,8 +20,9 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: run test e2e lint setup clean
+.PHONY: run test e2e lint docs notebooks setup clean
 
 run: $(READY)
 	$(BIN)/python run_recbole.py --model=$(MODEL) --dataset=$(DATASET) $(ARGS)
@@ -36,6 +39,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(DOCS_READY)
+	OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+
 setup: $(READY)
 
 # Debian splits venv from python3; virtualenv from pip makes the same folder where it is missing.
@@ -46,5 +55,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,dev]"
 	touch $(READY)
 
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $(DOCS_READY)
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
 >>> import recbole_adrrec
 >>> recbole_adrrec.register()
 >>> recbole_adrrec.models()
-['ADRRec', 'AWRSR', 'HSTU', 'MEANTIME', 'STOSA', 'TiSASRec']
+['ADRRec', 'AWRSR', 'HSTU', 'MEANTIME', 'Popularity', 'STOSA', 'TiSASRec']
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A relative kernel adds ``(P phi(i, j)) . (q_i + b)`` to a score (MEANTIME, Cho e
 distance kernel after Shaw et al., NAACL 2018). It never keeps the ``L x L x F`` features: from the projected query
 ``u_i = P^T (q_i + b)`` it makes the bias ``u_i . phi(i, j)``. A bias kernel (``gap_bias``, ``distance_bias``) has
 ``phi`` one-hot over buckets, and ``u_i`` is a learned bias for each of them, whatever the query. To add a kernel: write
-its class, put its name into ``RELATIVE_KERNELS`` at the end and into ``RelativeKernel`` of ``options/schema.py``, which
+its class, put its name into ``RELATIVE_KERNELS`` at the end and into ``RelativeKernel`` of ``options/kinds.py``, which
 says which kernels read no times, and its formula into the tests of kernels.
 
 Letters: ``B`` rows of a batch, ``h`` heads, ``L`` places of a row, ``F`` features of a kernel.

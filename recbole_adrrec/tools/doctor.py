@@ -151,7 +151,7 @@ def examine_recbole() -> list[Finding]:
 
 def examine_devices() -> list[Finding]:
     """Processors that torch can use."""
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import torch
 
     memory = psutil.virtual_memory().total / 2**30
