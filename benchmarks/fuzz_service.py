@@ -32,8 +32,8 @@ from recbole_adrrec.times import iso, seconds
 from recbole_adrrec.tools.recommend import Recommender
 
 REFUSALS = {400, 404, 405, 413, 415, 422}
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-"""Of scores: batches of another composition round differently."""
+RELATIVE, ABSOLUTE = 1e-4, 1e-5
+"""Tolerances of scores: batches of another composition round differently."""
 
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 10**18, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "0", "nan"),
@@ -258,7 +258,8 @@ class Fuzz:
                 wanted.append((case, answer, str(user), moment, query.get("top", 10), query.get("seen", False)))
             names += map(str, users)
         self._answered.clear()
-        extended = self.recommender.append(*zip(*events, strict=True)) if events else self.recommender
+        columns = [[event[place] for event in events] for place in range(3)]
+        extended = self.recommender.append(columns[0], columns[1], columns[2])
         for top, seen in {entry[4:] for entry in wanted}:
             some = [entry for entry in wanted if entry[4:] == (top, seen)]
             right = extended.recommend([entry[2] for entry in some], [entry[3] for entry in some], top, seen)
@@ -271,22 +272,22 @@ class Fuzz:
     @staticmethod
     def _same(got: Any, right: Any, recommender: Recommender, user: str, moment: int) -> bool:
         """Same items with the same scores; items of nearly equal scores may change places."""
-        if len(got) != len(right) or not np.allclose([b for _, b in got], [b for _, b in right], **TOLERANCE):
+        if len(got) != len(right) or not np.allclose([b for _, b in got], [b for _, b in right], RELATIVE, ABSOLUTE):
             return False
         if [item for item, _ in got] == [item for item, _ in right]:
             return True
         ((_, everything),) = recommender.recommend([user], moment, len(recommender.items), seen=True)
         scores = dict(everything)
         distinct = len({item for item, _ in got}) == len(got)
-        return distinct and all(np.isclose(score, scores[item], **TOLERANCE) for item, score in got)
+        return distinct and all(np.isclose(score, scores[item], RELATIVE, ABSOLUTE) for item, score in got)
 
 
 def table(found: Found) -> str:
     """Replies by kind and status, as Markdown."""
     statuses = sorted({status for _, status in found.counts})
     kinds = sorted({kind for kind, _ in found.counts})
-    rows = [[kind, *(found.counts[kind, status] for status in statuses)] for kind in kinds]
-    rows.append(["all", *(sum(row[place] for row in rows) for place in range(1, len(statuses) + 1))])
+    counts = np.array([[found.counts[kind, status] for status in statuses] for kind in kinds])
+    rows = [[kind, *row] for kind, row in zip([*kinds, "all"], [*counts.tolist(), counts.sum(0).tolist()], strict=True)]
     return tabulate(rows, ["kind", *map(str, statuses)], "pipe", intfmt=",")
 
 
