@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from efficiency import insert
 from engine.provenance import hardware, versions
 from tabulate import tabulate
@@ -36,13 +37,14 @@ VARIANTS = {
     "batches, wait of 2 ms": ["--batch_wait=2"],
 }
 HEALTH = "/health, which computes nothing"
+FIGURES = ("requests / s", "p50, ms", "p99, ms", "service's processor, ms / request")
 WARM_UP = 1.0
 """Seconds before latencies count."""
 
 
 @contextmanager
-def service(checkpoint: Path, options: Sequence[str]) -> Iterator[str]:
-    """A process of the service; its address."""
+def service(checkpoint: Path, options: Sequence[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """Address and process of a service."""
     command = [sys.executable, "-m", "recbole_adrrec", "serve", "-c", str(checkpoint), "--port=0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -50,7 +52,7 @@ def service(checkpoint: Path, options: Sequence[str]) -> Iterator[str]:
             address = re.search(r"http://\S+(?=;)", line)
             if address is None:
                 raise ValueError(f"--checkpoint: {checkpoint}: the service didn't start")
-            yield address[0]
+            yield address[0], psutil.Process(process.pid)
             process.send_signal(signal.SIGTERM)
             if process.wait(60) != 0:
                 raise RuntimeError(f"the service ended with exit code {process.returncode}")
@@ -58,8 +60,10 @@ def service(checkpoint: Path, options: Sequence[str]) -> Iterator[str]:
             process.kill()
 
 
-async def load(url: str, users: Sequence[str] | None, clients: int, seconds: float, seed: int) -> list[float]:
-    """Seconds of each request after the warm-up; to ``/health`` without users.
+async def load(
+    url: str, users: Sequence[str] | None, clients: int, seconds: float, seed: int
+) -> tuple[list[float], int]:
+    """Seconds of each request after the warm-up, and the number of all; to ``/health`` without users.
 
     Raises
     ------
@@ -68,8 +72,10 @@ async def load(url: str, users: Sequence[str] | None, clients: int, seconds: flo
     """
     began = time.perf_counter()
     taken: list[float] = []
+    sent = 0
 
     async def one(client: httpx.AsyncClient, draw: np.random.Generator) -> None:
+        nonlocal sent
         while (start := time.perf_counter()) < began + WARM_UP + seconds:
             if users is None:
                 reply = await client.get(f"{url}/health")
@@ -79,41 +85,44 @@ async def load(url: str, users: Sequence[str] | None, clients: int, seconds: flo
             end = time.perf_counter()
             if reply.status_code != 200 or (users is not None and len(reply.json()["users"][0]["items"]) != 10):
                 raise RuntimeError(f"{reply.status_code}: {reply.text[:200]}")
+            sent += 1
             if start >= began + WARM_UP:
                 taken.append(end - start)
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(limits=limits, timeout=60) as client:
         await asyncio.gather(*(one(client, np.random.default_rng([seed, number])) for number in range(clients)))
-    return taken
+    return taken, sent
 
 
 def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each variant and number of clients: medians over the runs."""
     users = recbole_adrrec.load(given.checkpoint).users
-    found: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    found: dict[tuple[str, int], list[tuple[float, ...]]] = {}
     with ExitStack() as stack:
-        urls = {name: stack.enter_context(service(given.checkpoint, options)) for name, options in VARIANTS.items()}
+        services = {name: stack.enter_context(service(given.checkpoint, options)) for name, options in VARIANTS.items()}
         jobs = [(name, clients) for clients in given.clients for name in [*VARIANTS, HEALTH]] * given.runs
         for number, (name, clients) in enumerate(tqdm(jobs, unit=" measurements", disable=not sys.stderr.isatty())):
-            url, whose = (urls["batches, no wait"], None) if name == HEALTH else (urls[name], users)
-            taken = asyncio.run(load(url, whose, clients, given.seconds, number))
+            url, process = services["batches, no wait" if name == HEALTH else name]
+            before = sum(process.cpu_times()[:2])
+            taken, sent = asyncio.run(load(url, None if name == HEALTH else users, clients, given.seconds, number))
             p50, p99 = np.percentile(taken, [50, 99]) * 1000
-            found.setdefault((name, clients), []).append((len(taken) / given.seconds, p50, p99))
+            processor = (sum(process.cpu_times()[:2]) - before) / sent * 1000
+            found.setdefault((name, clients), []).append((len(taken) / given.seconds, p50, p99, processor))
     return [
-        {"clients": clients, "service": name, **dict(zip(("rate", "p50", "p99"), np.median(runs, axis=0), strict=True))}
+        {"clients": clients, "service": name, **dict(zip(FIGURES, np.median(runs, axis=0), strict=True))}
         for (name, clients), runs in found.items()
     ]
 
 
 def report(rows: Sequence[dict[str, Any]], given: argparse.Namespace) -> str:
     """The rows as Markdown, with what they were measured on."""
-    body = [[row["clients"], row["service"], *(f"{row[key]:.3g}" for key in ("rate", "p50", "p99"))] for row in rows]
-    head = ["clients", "service", "requests / s", "p50, ms", "p99, ms"]
+    body = [[row["clients"], row["service"], *(f"{row[key]:.3g}" for key in FIGURES)] for row in rows]
+    head = ["clients", "service", *FIGURES]
     machine = hardware()
     note = f", {given.note}" if given.note else ""
     return (
-        f"{tabulate(body, head, 'pipe', disable_numparse=True, colalign=('right', 'left', *['right'] * 3))}\n\n"
+        f"{tabulate(body, head, 'pipe', disable_numparse=True, colalign=('right', 'left', *['right'] * 4))}\n\n"
         f"One user of ten items a request; medians of {given.runs} runs of {given.seconds:g} s; {machine['cpu']}, "
         f"{machine['cores']} cores, which clients and service share, torch {versions()['torch']}{note}."
     )

@@ -34,6 +34,7 @@ MODELS = {
     "SASRec": ("SASRec", {}),
     "FPMC": ("FPMC", {}),
 }
+CLIENTS = 12
 EVENTS = [["50", 891000000], ["181", "1998-03-28"], [100, 890000000.5], ["258", "@889000000"], ["100", 891000000]]
 
 
@@ -368,11 +369,12 @@ class Load:
                 items = [item["item"] for item in reply.json()["users"][0]["items"]] if reply.status_code == 200 else []
                 self.counts["right" if items == self.right[user] else "wrong"] += 1
 
-    async def run(self, seconds, stop):
-        clients = [asyncio.create_task(self.client(keep_alive=bool(number % 2))) for number in range(12)]
-        await asyncio.sleep(seconds)
+    async def run(self, answers, stop):
+        clients = [asyncio.create_task(self.client(keep_alive=bool(number % 2))) for number in range(CLIENTS)]
+        while self.counts["right"] < answers and not any(task.done() for task in clients):
+            await asyncio.sleep(0.01)
         stop()
-        await asyncio.wait_for(asyncio.gather(*clients), 60)
+        await asyncio.wait_for(asyncio.gather(*clients), 120)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
@@ -382,12 +384,14 @@ def test_a_stop_under_load_answers_all_that_was_accepted(checkpoints, name):
     right = {user: [item for item, _ in items] for user, items in answers}
     with process_of(checkpoints("ADRRec")) as (process, url):
         load_test = Load(url, right)
-        asyncio.run(load_test.run(1.0, lambda: process.send_signal(getattr(signal, name))))
-        out, err = process.communicate(timeout=60)
+        asyncio.run(load_test.run(100, lambda: process.send_signal(getattr(signal, name))))
+        out, err = process.communicate(timeout=120)
     counts = load_test.counts
     assert process.returncode == 0, err
-    assert counts["right"] > 20
-    assert counts["refused"] == 12
-    assert counts.keys() <= {"right", "refused"}, counts
+    assert counts["right"] >= 100
+    assert counts["refused"] == CLIENTS
+    # HTTP can't tell a client that wakes up late that its open connection closes just now: no part of an answer then.
+    assert counts["wrong"] == counts["cut"] == 0
+    assert counts["unanswered"] <= CLIENTS
     assert out == f"Stopped: {counts['right']:,} requests answered\n"
     assert err == ""
