@@ -24,6 +24,9 @@ from recbole_adrrec.version import __version__
 BODY_SECONDS = 10
 """Longest time in which a body has to arrive."""
 
+READ_AWAY = 16 * 1024 * 1024
+"""Bytes beyond the limit that are read and dropped: a client that is still sending might not see the refusal."""
+
 LONGEST_DETAIL = 500
 """Characters of an error's message."""
 
@@ -113,6 +116,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
+class BodyTooLongError(Exception):
+    """A body has more bytes than it may."""
+
+
 class BodyLimit:
     """ASGI middleware that reads the body of a request before the application does, or refuses it by its length.
 
@@ -132,32 +139,32 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            body = await asyncio.wait_for(self._read(scope, receive), BODY_SECONDS)
+            body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
             refusal = _refusal(408, f"body: it didn't arrive in {BODY_SECONDS} seconds; send it at once")
-        else:
-            if body is None:
-                return None  # the client has gone
-            if len(body) <= self.max_body:
-                return await self.app(scope, _replay(body, receive), send)
+        except BodyTooLongError:
             refusal = _refusal(413, f"body: more than {self.max_body:,} bytes; send shorter lists")
+        else:
+            return None if body is None else await self.app(scope, _replay(body, receive), send)
         # What is left of the body isn't read.
         refusal.headers["Connection"] = "close"
         return await refusal(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or as much of it as shows that it is too long; None if the client goes."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and (len(length) > 18 or int(length) > self.max_body):
-            return bytes(self.max_body + 1)
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body; None if the client goes."""
         parts: list[bytes] = []
-        while sum(map(len, parts)) <= self.max_body:
+        total = 0
+        while total <= self.max_body + READ_AWAY:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            parts.append(message.get("body", b""))
+            total += len(message.get("body", b""))
+            if total <= self.max_body:
+                parts.append(message.get("body", b""))
             if not message.get("more_body"):
                 break
+        if total > self.max_body:
+            raise BodyTooLongError
         return b"".join(parts)
 
 

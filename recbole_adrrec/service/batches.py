@@ -56,7 +56,7 @@ class BatchWorker(Generic[Question, Answer]):
 
     @property
     def alive(self) -> bool:
-        """Whether questions are taken."""
+        """True while questions are taken."""
         return self._thread.is_alive() and not self._closed
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer]]:

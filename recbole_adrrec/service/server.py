@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
         return self.server_state.total_requests
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, end open connections with their next answer, and close."""
+        """Stop listening, close open connections with their next answer, and wait for what was accepted."""
         self.app.state.stopping = True
         for server in self.servers:
             server.close()
