@@ -17,13 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 from efficiency import insert
 from engine.provenance import hardware, versions
 from tabulate import tabulate
@@ -70,11 +70,10 @@ async def load(
     RuntimeError
         A request wasn't answered as it should.
     """
-    began = time.perf_counter()
     taken: list[float] = []
     sent = 0
 
-    async def one(client: httpx.AsyncClient, draw: np.random.Generator) -> None:
+    async def one(client: httpx.AsyncClient, draw: np.random.Generator, began: float) -> None:
         nonlocal sent
         while (start := time.perf_counter()) < began + WARM_UP + seconds:
             if users is None:
@@ -89,9 +88,12 @@ async def load(
             if start >= began + WARM_UP:
                 taken.append(end - start)
 
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
-        await asyncio.gather(*(one(client, np.random.default_rng([seed, number])) for number in range(clients)))
+    async with AsyncExitStack() as stack:
+        # One pool for all clients would take longer than the service.
+        made = [await stack.enter_async_context(httpx.AsyncClient(timeout=60, verify=False)) for _ in range(clients)]
+        began = time.perf_counter()
+        draws = [np.random.default_rng([seed, number]) for number in range(clients)]
+        await asyncio.gather(*(one(client, draw, began) for client, draw in zip(made, draws, strict=True)))
     return taken, sent
 
 

@@ -17,7 +17,7 @@ DEFAULTS = ServiceOptions()
 
 OPTIONS = {
     "batch_size": "users computed together; 1: no batches",
-    "batch_wait": "milliseconds to wait for a batch to fill",
+    "batch_wait": "milliseconds to wait for others while the model is free",
     "queue": "users that may wait; more are refused with 503",
     "max_users": "users of a request",
     "max_events": "events of a history",

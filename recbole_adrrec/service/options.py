@@ -38,7 +38,7 @@ class ServiceOptions:
     """
 
     batch_size: int = 64
-    batch_wait: float = 2.0
+    batch_wait: float = 0.0
     queue: int = 512
     max_users: int = 100
     max_events: int = 1000
