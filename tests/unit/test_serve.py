@@ -259,7 +259,8 @@ def test_bodies_of_unknown_length_late_ones_and_other_types_are_refused(checkpoi
             headers = {"Content-Type": "application/json"}
             yield await client.post("/recommend", content=parts(11), headers=headers)
             yield await client.post("/recommend", content=parts(5, 0.2), headers=headers)
-            yield await client.post("/recommend", content=b'{"users": ["196"]}')
+            headers = {"Content-Type": "text/plain"}
+            yield await client.post("/recommend", content=b'{"users": ["196"]}', headers=headers)
 
     async def collect():
         return [reply async for reply in send()]
