@@ -135,7 +135,9 @@ def seconds(moment: Moment, option: str = "at") -> int:
         if not isinstance(moment, datetime):
             moment = datetime(moment.year, moment.month, moment.day)
         moment = (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
-    if isinstance(moment, bool) or not isinstance(moment, numbers.Real) or not math.isfinite(moment):
+    # A whole number too large for a float is finite, too.
+    finite = isinstance(moment, numbers.Integral) or (isinstance(moment, numbers.Real) and math.isfinite(moment))
+    if isinstance(moment, bool) or not finite:
         raise OptionError(
             f"{option}: {moment!r} is no moment; give seconds since 1970, a datetime or a text like 2024-05-01T12:00"
         )

@@ -23,6 +23,7 @@ from recbole_adrrec.options import suggestion
 COMMANDS = {
     "recommend": "top items of users at a moment, from a checkpoint alone",
     "explain": "a picture of what one user's recommendation attends to",
+    "serve": "recommendations over HTTP, from a checkpoint alone",
     "export": "a trained model as an ONNX graph, for serving without torch and RecBole",
     "doctor": "check the environment: versions, RecBole, devices, data sets",
     "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",

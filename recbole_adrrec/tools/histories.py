@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,26 @@ class Histories:
         added = (users[fresh], items[fresh], times[fresh])
         merged = (torch.from_numpy(np.insert(old, places, new)) for old, new in zip(columns, added, strict=True))
         return self._of(merged, n_users), len(users) - len(fresh)
+
+    def part(self, users: NDArray[np.int64], added: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Histories:
+        """The events of some users alone, with those of new ones.
+
+        Parameters
+        ----------
+        users : Int64[n]
+            Ids, rising. Users keep their id.
+        added : sequence of (Int64[m], Int64[m])
+            Items and times, in order of time, of new users, whose ids go on from ``n_users``.
+        """
+        n_users = self.n_users + len(added)
+        first, counts = self.offsets[users], np.diff(self.offsets)[users]
+        places = np.repeat(first - counts.cumsum() + counts, counts) + np.arange(counts.sum())
+        known = [self.events.column(name, torch.from_numpy(places)) for name in self.fields]
+        none = np.empty(0, np.int64)
+        ids = np.repeat(np.arange(self.n_users, n_users), [len(items) for items, _ in added])
+        new = [ids, *(np.concatenate([none, *parts]) for parts in zip(*added, strict=True))] if added else [none] * 3
+        columns = (torch.cat([old, torch.from_numpy(more).to(old.dtype)]) for old, more in zip(known, new, strict=True))
+        return self._of(columns, n_users)
 
     def gaps_from(self, user: int) -> Tensor:
         """Smallest positive gap between two events of each user from an id on, Int64, in seconds."""

@@ -33,7 +33,7 @@ from recbole_adrrec.options import suggestion
 from recbole_adrrec.options.kinds import TIMELESS_KERNELS
 from recbole_adrrec.times import SECONDS_A_DAY, Moment, iso, seconds
 from recbole_adrrec.tools.histories import Histories, Queries
-from recbole_adrrec.tools.recommendations import Recommendations
+from recbole_adrrec.tools.recommendations import Recommendations, best_items
 
 FAR = 30
 """Days outside the trained range from which on a note says that a moment is far."""
@@ -82,6 +82,8 @@ class Recommender:
         Events of the users, those that were added among them.
     notes : tuple of str
         Remarks on events that were added.
+    reads_users : bool
+        The model knows users of training by themselves, so new ones can't be answered for.
     """
 
     def __init__(self, path: str, model: Any, config: Any, data: CheckpointData) -> None:
@@ -96,7 +98,7 @@ class Recommender:
         self._new_users: list[str] = []
         self._is_ours = isinstance(model, SequenceRecommender)
         self.histories = Histories(data.events, data.item_field, data.time_field, data.n_users)
-        self._reads_users = self._probe()
+        self.reads_users = self._probe()
 
     @classmethod
     def of_training(cls, model: Any, config: Any, dataset: Any) -> Recommender:
@@ -303,7 +305,7 @@ class Recommender:
             notes.append(f"users: {len(empty):,} of {len(names):,} have no event up to the moment; they are left out")
         answered = np.nonzero(queries.counts)[0]
         n_later = int((self.histories.offsets[ids + 1] - queries.end)[ids > 0].sum())
-        notes += self._remarks(moments[answered], at is not None, n_later)
+        notes += self.remarks(moments[answered], at is not None, n_later)
         for note in notes:
             getLogger().warning(note)
         best, scores = self.rank(queries[answered], top, seen, batch_size, progress)
@@ -311,7 +313,6 @@ class Recommender:
         items[np.isnan(scores)] = None
         return Recommendations([names[place] for place in answered], moments[answered], items, scores, tuple(notes))
 
-    @torch.inference_mode()
     def rank(
         self, queries: Queries, top: int, seen: bool = False, batch_size: int = 512, progress: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -327,25 +328,31 @@ class Recommender:
         found = np.zeros((len(queries), width), dtype=np.float32)
         with tqdm(total=len(queries), unit=" users", disable=not progress, leave=False) as bar:
             for places in queries.batches(batch_size):
-                batch = queries[places]
-                with self.units():
-                    scores = self.model.full_sort_predict(self._rows(batch))
-                scores = scores.view(len(batch), -1).float()
-                if bool(scores[:, 1:].isnan().any()):
-                    raise CheckpointError(
-                        f"{self.path}: the model's scores are NaN; its training diverged, train it again"
-                    )
-                scores[:, 0] = -torch.inf
-                if not seen:
-                    rows, items = self.histories.items_of(batch)
-                    scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
-                value, item = (part.cpu().numpy() for part in scores.topk(width))
-                order = np.lexsort((item, -value))
-                best[places] = np.take_along_axis(item, order, 1)
-                found[places] = np.take_along_axis(value, order, 1)
-                bar.update(len(batch))
-        found[np.isneginf(found)] = np.nan
+                scores = self.scores(queries[places], np.full(len(places), seen))
+                best[places], found[places] = best_items(scores, width)
+                bar.update(len(places))
         return best, found
+
+    @torch.inference_mode()
+    def scores(self, queries: Queries, seen: NDArray[np.bool_]) -> torch.Tensor:
+        """Scores of all items in one pass, Float32[n, items]; -inf for padding and, unless ``seen``, for items met.
+
+        Raises
+        ------
+        CheckpointError
+            A score is NaN.
+        """
+        with self.units():
+            scores = self.model.full_sort_predict(self._rows(queries))
+        scores = scores.view(len(queries), -1).float()
+        if bool(scores[:, 1:].isnan().any()):
+            raise CheckpointError(f"{self.path}: the model's scores are NaN; its training diverged, train it again")
+        scores[:, 0] = -torch.inf
+        new_only = np.nonzero(~seen)[0]
+        rows, items = self.histories.items_of(queries[new_only])
+        rows = torch.from_numpy(new_only)[rows]
+        scores[rows.to(scores.device), items.to(scores.device)] = -torch.inf
+        return scores
 
     def rows(self, users: Sequence[object], at: Moment | Sequence[Moment] | None = None) -> Interaction:
         """Input of the model for users at a moment, a row each, as RecBole's models take it."""
@@ -361,7 +368,7 @@ class Recommender:
         """While this lasts, the model knows the unit of time of users whom it wasn't trained on (TiSASRec)."""
         kernels = getattr(self.model, "kernels", None)
         trained = getattr(kernels, "smallest_gaps", None)
-        if kernels is None or trained is None or not self._new_users:
+        if kernels is None or trained is None or self.histories.n_users == self.data.n_users:
             yield
             return
         kernels.smallest_gaps = torch.cat([trained, self.histories.gaps_from(self.data.n_users).to(trained.device)])
@@ -387,7 +394,7 @@ class Recommender:
         ids = np.array([self._user_ids.get(name, 0) for name in names], dtype=np.int64)
         unknown = [names[place] for place in np.nonzero(ids == 0)[0].tolist()]
         new = np.nonzero(ids >= self.data.n_users)[0]
-        if self._reads_users and len(new):
+        if self.reads_users and len(new):
             raise DataError(
                 f"users: {names[new[0]]!r} is not among the users of training, for each of whom "
                 f"{self.config['model']} learned something; train again, or use a model that reads events alone"
@@ -408,7 +415,7 @@ class Recommender:
         notes.append(f"{text}; left out")
         return ids
 
-    def _remarks(self, moments: NDArray[np.int64], given: bool, n_later: int) -> list[str]:
+    def remarks(self, moments: NDArray[np.int64], given: bool, n_later: int) -> list[str]:
         """Notes on answers for these moments."""
         if not given or len(moments) == 0:
             return []

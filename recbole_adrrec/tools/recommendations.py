@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,12 @@ class Recommendations:
                 "score": self.scores[rows, ranks],
             }
         )
+
+
+def best_items(scores: Tensor, top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Best items of Float32[n, items] and their scores, [n, top]; NaN where the score is -inf, equal ones by item."""
+    value, item = (part.cpu().numpy() for part in scores.topk(top))
+    order = np.lexsort((item, -value))
+    value = np.take_along_axis(value, order, 1)
+    value[np.isneginf(value)] = np.nan
+    return np.take_along_axis(item, order, 1), value

@@ -40,7 +40,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["--lni_wieght=0.1"], "error: command line: unknown option lni_wieght; did you mean lni_weight?"),
         (
             ["ml-100k"],
-            "error: 'ml-100k' is no command (recommend, explain, export, doctor, convert, upgrade-checkpoint, or",
+            "error: 'ml-100k' is no command (recommend, explain, serve, export, doctor, convert, upgrade-checkpoint,",
         ),
         (["recomend", "-c", "x.pth"], "error: 'recomend' is no command; did you mean recommend? (recommend, "),
         (["--epochs"], "error: epochs: no value is given"),
