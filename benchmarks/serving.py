@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 from efficiency import insert
 from engine.provenance import hardware, versions
 from tabulate import tabulate

@@ -27,6 +27,7 @@ REFERENCE = {
     "models": ("Models", ["recbole_adrrec.models"]),
     "option_types": ("Option types", ["recbole_adrrec.options"]),
     "tools": ("Tools", ["recbole_adrrec.tools", "recbole_adrrec.files"]),
+    "service": ("Service", ["recbole_adrrec.service"]),
     "integration": ("RecBole", ["recbole_adrrec.integration", "recbole_adrrec.collectives"]),
 }
 """Pages of the reference: title, and modules or packages, whose modules follow one another."""
