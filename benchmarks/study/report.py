@@ -53,6 +53,8 @@ def blocks_of(analysis: Analysis) -> list[Block]:
     blocks += strata_blocks(analysis)
     blocks += measured_blocks(analysis)
     blocks += _ties(analysis)
+    if gaps := _gaps(analysis):
+        blocks += [Heading("Missing runs", 2, "missing"), Items(tuple(gaps))]
     blocks += _failures(analysis)
     blocks += _how(analysis)
     return blocks
@@ -65,17 +67,23 @@ def _overview(analysis: Analysis) -> Iterator[Block]:
         f"{', '.join(map(str, results.seeds))}. Tested and drawn: {plots.metric_name(analysis.metric) or NONE}. "
         "Figures stand in one table only if they share data set, split, ranked items and knowledge of the query time."
     )
-    gaps = [
-        f"{table.key.title}: {entry.label} lacks seed{'s' if len(entry.missing) != 1 else ''} "
-        f"{', '.join(map(str, entry.missing))}"
-        for table in analysis.tables
-        for entry in table.entries.values()
-        if entry.missing
-    ]
-    gaps += [f"{name} never ran" for name in results.never_ran]
-    if gaps:
-        yield Heading("Missing runs", 2, "missing")
-        yield Items(tuple(gaps))
+    if _gaps(analysis):
+        yield Paragraph("Not everything has been run: see Missing runs, below.")
+
+
+def _gaps(analysis: Analysis) -> list[str]:
+    """Runs that are missing, those of one data set, split and seeds together."""
+    found: dict[str, dict[str, None]] = {}
+    for table in analysis.tables:
+        split = table.key.split.replace("_", "-").replace("temporal", "temporal split")
+        for entry in table.entries.values():
+            if entry.missing:
+                seeds = f"seed{'s' if len(entry.missing) != 1 else ''} {', '.join(map(str, entry.missing))}"
+                found.setdefault(f"{table.key.dataset}, {split}, {seeds}", {})[entry.label] = None
+    for name in analysis.results.never_ran:
+        place, _, label = name.partition(": ")
+        found.setdefault(f"{place}, all seeds", {})[label] = None
+    return [f"{place}: {'; '.join(labels)}" for place, labels in found.items()]
 
 
 def _table_blocks(analysis: Analysis, table: AnalysedTable) -> Iterator[Block]:
