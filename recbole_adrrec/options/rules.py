@@ -53,6 +53,7 @@ OVERALL_RULES: dict[str, Rule] = {
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
     "resume": Unset(TEXT),
+    "init_from": Unset(TEXT),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
