@@ -191,7 +191,8 @@ def _meetings(users: Tensor, items: Tensor, known: Tensor, n_before: int) -> Ten
             meet = same & (known[item] < 0) & (known[neighbour] > 0)
             pairs.append(torch.stack([item[meet], known[neighbour[meet]]]))
     index = torch.cat(pairs, 1)
-    return torch.sparse_coo_tensor(index, torch.ones(index.size(1)), (len(known), n_before)).coalesce()
+    ones, size = torch.ones(index.size(1)), (len(known), n_before)
+    return torch.sparse_coo_tensor(index, ones, size, check_invariants=False).coalesce()
 
 
 # Weights
