@@ -13,7 +13,9 @@ updated
 
 Validation takes the ``--days`` before each moment. Items first met in validation or test are left out.
 
-    python benchmarks/update.py --seeds 2020 2021 2022 --json update.json
+    python benchmarks/update.py --seeds 2020 2021 2022
+
+Models and figures are kept in ``--results``; the same command goes on where it was ended, and prints the table.
 """
 
 from __future__ import annotations
@@ -21,23 +23,34 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from engine.provenance import hardware, versions
-from engine.store import write_json
+from engine.store import read_json, write_json
 from measure.tables import markdown
 from tqdm import tqdm
 
 from recbole_adrrec.times import SECONDS_A_DAY, iso
 
 METRIC = "ndcg@10"
+SHARE = "share of the gain"
 PART = 10
 """An update has one step for so many of training anew."""
+
+OPTIONS: dict[str, Any] = {
+    "user_inter_num_interval": None,  # a filter over all events would look ahead
+    "item_inter_num_interval": None,
+    "metrics": ["NDCG"],
+    "topk": [10],
+    "valid_metric": "NDCG@10",
+    "checkpoint_last": 0,
+    "show_progress": False,
+    "state": "warning",
+}
 
 
 @dataclass(frozen=True)
@@ -62,95 +75,88 @@ def moments(share: float, weeks: float) -> tuple[int, int]:
     return first, int(first + weeks * 7 * SECONDS_A_DAY)
 
 
-def train(arguments: argparse.Namespace, folder: Path, cut: int, days: float, seed: int, **options: Any) -> Outcome:
-    """Train on the events before ``days`` before a cut, validate up to the cut, and test on all events after it."""
+def train(given: Mapping[str, Any], model: str) -> Outcome:
+    """Train a model on a part of ml-100k to early stopping, and test its best epoch; without an epoch, as it begins."""
     recbole = importlib.import_module("recbole.quick_start.quick_start")
-    split = {"times": [int(cut - days * SECONDS_A_DAY), cut], "targets": "successive"}
-    given = {
-        "seed": seed,
-        "eval_args": {"split": {"GT": split}, "order": "TO", "group_by": "user", "mode": "full"},
-        "user_inter_num_interval": None,
-        "item_inter_num_interval": None,
-        "metrics": ["NDCG"],
-        "topk": [10],
-        "valid_metric": "NDCG@10",
-        "checkpoint_dir": str(folder),
-        "checkpoint_last": 0,
-        "show_progress": False,
-        "state": "warning",
-        "epochs": arguments.epochs,
-        **options,
-    }
-    config = recbole.Config(model=arguments.model, dataset="ml-100k", config_dict=given)
+    config = recbole.Config(model=model, dataset="ml-100k", config_dict={**OPTIONS, **given})
     recbole.init_seed(config["seed"], config["reproducibility"])
     recbole.init_logger(config)
     train_data, valid_data, test_data = recbole.data_preparation(config, recbole.create_dataset(config))
     recbole.init_seed(config["seed"], config["reproducibility"])
-    model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
-    trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    made = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
     scores: list[float] = []
-    trainer.fit(
-        train_data,
-        valid_data,
-        verbose=False,
-        callback_fn=lambda epoch, score: scores.append(float(score)),
-    )
+    trainer.fit(train_data, valid_data, verbose=False, callback_fn=lambda epoch, score: scores.append(float(score)))
     result = trainer.evaluate(test_data, load_best_model=bool(scores))
     best = scores.index(max(scores)) + 1 if scores else 0
-    return Outcome(trainer.saved_model_file, float(result[METRIC]), len(scores), best, len(scores) * len(train_data))
+    file = Path(trainer.saved_model_file).name
+    return Outcome(file, float(result[METRIC]), len(scores), best, len(scores) * len(train_data))
 
 
-def measure(arguments: argparse.Namespace, seed: int, folder: Path, bar: Any) -> dict[str, Any]:
-    """The three models of a seed."""
-    first, second = moments(arguments.share, arguments.weeks)
-    days = arguments.days
+@dataclass(frozen=True)
+class Seed:
+    """The models of one seed, each trained once: what a folder holds already is read."""
 
-    def note(name: str) -> None:
-        bar.set_postfix_str(f"seed {seed}, {name}")
+    number: int
+    arguments: argparse.Namespace
+    bar: Any
 
-    note("before the first moment")
-    old = train(arguments, folder / "old", first, days, seed)
-    bar.update()
-    note("not updated")
-    kept = train(arguments, folder / "kept", second, days, seed, init_from=old.file, epochs=0)
-    bar.update()
-    note("anew")
-    anew = train(arguments, folder / "anew", second, days, seed)
-    bar.update()
-    note("updated")
-    epochs = max(1, anew.epochs // PART)
-    updated = train(arguments, folder / "updated", second, days, seed, init_from=old.file, epochs=epochs)
-    bar.update()
-    gain = anew.score - kept.score
-    return {
-        "seed": seed,
-        "not updated": kept.score,
-        "anew": anew.score,
-        "updated": updated.score,
-        "share of the gain": (updated.score - kept.score) / gain if gain else None,
-        "epochs": {"before": old.epochs, "anew": anew.epochs, "anew, best": anew.best_epoch, "updated": updated.epochs},
-        "steps": {"anew": anew.steps, "updated": updated.steps},
-    }
+    def outcome(self, name: str, cut: int, **options: Any) -> Outcome:
+        """Train on the events before the days before a cut, validate up to the cut, test on all events after it."""
+        folder = self.arguments.results / f"{self.number}-{name.replace(' ', '_')}"
+        found = read_json(folder / "outcome.json")
+        if found is None:
+            self.bar.set_postfix_str(f"seed {self.number}, {name}")
+            split = {"times": [int(cut - self.arguments.days * SECONDS_A_DAY), cut], "targets": "successive"}
+            given = {
+                "seed": self.number,
+                "eval_args": {"split": {"GT": split}, "order": "TO", "group_by": "user", "mode": "full"},
+                "checkpoint_dir": str(folder),
+                **options,
+            }
+            found = asdict(train(given, self.arguments.model))
+            write_json(folder / "outcome.json", found)
+        self.bar.update()
+        return Outcome(**found)
+
+    def row(self, first: int, second: int) -> dict[str, Any]:
+        """Scores of the three models, and what they took."""
+        old = self.outcome("before", first)
+        file = str(self.arguments.results / f"{self.number}-before" / old.file)
+        anew = self.outcome("anew", second)
+        kept = self.outcome("not updated", second, init_from=file, epochs=0)
+        updated = self.outcome("updated", second, init_from=file, epochs=max(1, anew.epochs // PART))
+        found = {"not updated": kept, "anew": anew, "updated": updated}
+        return {
+            "seed": self.number,
+            **{name: each.score for name, each in found.items()},
+            SHARE: share(kept.score, anew.score, updated.score),
+            "steps anew": anew.steps,
+            "to its best epoch": anew.steps * anew.best_epoch // anew.epochs,
+            "steps of the update": updated.steps,
+        }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def share(kept: float, anew: float, updated: float) -> float | None:
+    """Share of the gain of training anew; None where there is none."""
+    return (updated - kept) / (anew - kept) if anew > kept else None
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Scores of each seed and their means, in Markdown; the last share is that of the means."""
-    head = ["seed", "not updated", "anew", "updated", "share of the gain", "steps anew", "steps of the update"]
+    scores, steps = list(rows[0])[1:4], list(rows[0])[5:]
+    mean = {name: fmean(row[name] for row in rows) for name in (*scores, *steps)}
+    last = {"seed": "mean", SHARE: share(*(mean[name] for name in scores)), **mean}
     cells = [
         [
             str(row["seed"]),
-            *(f"{row[name]:.4f}" for name in head[1:4]),
-            "-" if row[head[4]] is None else f"{row[head[4]]:.0%}",
-            f"{row['steps']['anew']:,}",
-            f"{row['steps']['updated']:,}",
+            *(f"{row[name]:.4f}" for name in scores),
+            "no gain" if row[SHARE] is None else f"{row[SHARE]:.0%}",
+            *(f"{row[name]:,.0f}" for name in steps),
         ]
-        for row in rows
+        for row in [*rows, last]
     ]
-    kept, anew, updated = (fmean(row[name] for row in rows) for name in head[1:4])
-    share = f"{(updated - kept) / (anew - kept):.0%}" if anew != kept else "-"
-    steps = [f"{fmean(row['steps'][name] for row in rows):,.0f}" for name in ("anew", "updated")]
-    cells.append(["mean", f"{kept:.4f}", f"{anew:.4f}", f"{updated:.4f}", share, *steps])
-    return markdown(head, cells)
+    return markdown(list(rows[0]), cells)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -159,32 +165,32 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="ADRRec", help="ADRRec by default")
     add("--seeds", type=int, nargs="+", default=[2020, 2021, 2022])
-    add("--share", type=float, default=0.8, help="share of the time of all events that lies before the first moment")
-    add("--weeks", type=float, default=4, help="weeks from the first moment to the second")
-    add("--days", type=float, default=7, help="days of validation before each moment")
-    add("--epochs", type=int, default=300, help="most epochs of a training")
-    add("--json", type=Path, help="file for the figures, written after each seed")
+    add("--share", type=float, default=0.5, help="share of the time of all events that lies before the first moment")
+    add("--weeks", type=float, default=8, help="weeks from the first moment to the second")
+    add("--days", type=float, default=3, help="days of validation before each moment")
+    add("--results", type=Path, default=Path("results", "update"), help="folder for models and figures")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and print a table."""
+    """Measure, and print a table; 2 if the folder holds something else."""
     arguments = parse(argv)
     import recbole_adrrec
 
     recbole_adrrec.register()
     from recbole_adrrec.integration.register import command_line
 
-    cuts = [iso(moment) for moment in moments(arguments.share, arguments.weeks)]
-    rows: list[dict[str, Any]] = []
-    bars = tqdm(total=4 * len(arguments.seeds), unit="model")
-    with tempfile.TemporaryDirectory() as scratch, bars as bar, command_line({}, strict=False):
-        for seed in arguments.seeds:
-            rows.append(measure(arguments, seed, Path(scratch, str(seed)), bar))
-            if arguments.json:
-                stated = {"cuts": cuts, "arguments": vars(arguments)}
-                write_json(arguments.json, {**stated, "hardware": hardware(), "versions": versions(), "rows": rows})
-    print(f"ml-100k, {arguments.model}, cut at {cuts[0]} and {cuts[1]}; test NDCG@10\n\n{table(rows)}")
+    cuts = moments(arguments.share, arguments.weeks)
+    stated = {"model": arguments.model, "cuts": [iso(moment) for moment in cuts], "days": arguments.days}
+    plan = arguments.results / "update.json"
+    before = read_json(plan) or {"plan": stated}
+    if before["plan"] != stated:
+        print(f"error: --results: {arguments.results} holds {before['plan']}; choose another folder", file=sys.stderr)
+        return 2
+    write_json(plan, {"plan": stated, "hardware": hardware(), "versions": versions()})
+    with tqdm(total=4 * len(arguments.seeds), unit="model") as bar, command_line({}, strict=False):
+        rows = [Seed(seed, arguments, bar).row(*cuts) for seed in arguments.seeds]
+    print(f"ml-100k, {arguments.model}, cut at {iso(cuts[0])} and {iso(cuts[1])}; test NDCG@10\n\n{table(rows)}")
     return 0
 
 
