@@ -61,6 +61,9 @@ FREE_OPTIONS = frozenset(
 CLOCK = ("time_unit", "kernel_freq")
 """Options that are a clock's numbers."""
 
+EXCLUDES_RESUME = (
+    "init_from, resume: resume goes on with the same data, init_from starts on newer data; leave one of the two out"
+)
 
 # Before data is read
 
@@ -82,10 +85,7 @@ def prepare(config: Any) -> None:
     """
     file, model = config["init_from"], config["model"]
     if config["resume"]:
-        raise OptionError(
-            "init_from, resume: resume goes on with the same data, init_from starts on newer data; leave one of the "
-            "two out"
-        )
+        raise OptionError(EXCLUDES_RESUME)
     if not issubclass(MODEL_OPTIONS.get(model, object), EncoderOptions):
         able = ", ".join(name for name, each in MODEL_OPTIONS.items() if issubclass(each, EncoderOptions))
         raise OptionError(f"init_from: {model} can't start from a trained model; leave it out, or choose one of {able}")
@@ -275,7 +275,8 @@ def _summary(
     days = (range(first, last + 1) for first, last in (data.days, (int(shown[0]), int(shown[-1]))))
     parts.append(f"days from the first to the last: {_counts(*map(set, days))}")
     if clock:
-        parts.append(f"kernels of time keep their unit, {clock['time_unit']:,g} s, and {clock['kernel_freq']:,g} units")
+        unit, freq = clock["time_unit"], clock["kernel_freq"]
+        parts.append(f"kernels of time keep their unit, {unit:,.6g} s, and their slowest rate, 1 in {freq:,.6g} units")
     return f"init_from: {os.fspath(file)}; {'; '.join(parts)}; the optimizer starts anew"
 
 

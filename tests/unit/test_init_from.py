@@ -150,6 +150,7 @@ def test_rows_of_newer_data_follow_the_rule(
     ranges = [set(range(int(each[0]), int(each[-1]) + 1)) for each in days]
     assert min(len(ranges[0] - ranges[1]), len(ranges[1] - ranges[0])) > 9
     assert f"days from the first to the last: {counts(*ranges)}" in line
+    assert ("kernels of time keep their unit, " in line) == (variant != "STOSA")
 
     assert recbole_adrrec.load(after.path).recommend(users=[sorted(users[1])[0]], top=3).frame().shape == (3, 4)
     # The clock is the first model's, and goes on to a third one.
@@ -300,6 +301,8 @@ def test_files_without_a_model_are_refused_before_data_is_read(
             train("ADRRec", tmp_path, tmp_path, "nowhere", init_from=file)
     assert cli.main(["--init_from=nowhere.pth"]) == 2
     assert "nowhere.pth: there is no such checkpoint" in capsys.readouterr().err
+    assert cli.main([f"--init_from={plain}", f"--resume={last}"]) == 2
+    assert init_from.EXCLUDES_RESUME in capsys.readouterr().err
 
 
 def test_an_option_that_is_a_call_is_never_called(plain: Path, data: Path, tmp_path: Path) -> None:
