@@ -55,7 +55,7 @@ OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained model: its file, test NDCG@10, epochs run, the best of them, and steps run."""
+    """A trained model: its file, test NDCG@10 (NaN: not tested), epochs run, the best of them, and steps run."""
 
     file: str
     score: float
@@ -75,7 +75,7 @@ def moments(share: float, weeks: float) -> tuple[int, int]:
     return first, int(first + weeks * 7 * SECONDS_A_DAY)
 
 
-def train(given: Mapping[str, Any], model: str) -> Outcome:
+def train(given: Mapping[str, Any], model: str, test: bool) -> Outcome:
     """Train a model on a part of ml-100k to early stopping, and test its best epoch; without an epoch, as it begins."""
     recbole = importlib.import_module("recbole.quick_start.quick_start")
     config = recbole.Config(model=model, dataset="ml-100k", config_dict={**OPTIONS, **given})
@@ -87,10 +87,10 @@ def train(given: Mapping[str, Any], model: str) -> Outcome:
     trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
     scores: list[float] = []
     trainer.fit(train_data, valid_data, verbose=False, callback_fn=lambda epoch, score: scores.append(float(score)))
-    result = trainer.evaluate(test_data, load_best_model=bool(scores))
+    score = float(trainer.evaluate(test_data, load_best_model=bool(scores))[METRIC]) if test else float("nan")
     best = scores.index(max(scores)) + 1 if scores else 0
     file = Path(trainer.saved_model_file).name
-    return Outcome(file, float(result[METRIC]), len(scores), best, len(scores) * len(train_data))
+    return Outcome(file, score, len(scores), best, len(scores) * len(train_data))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Seed:
     arguments: argparse.Namespace
     bar: Any
 
-    def outcome(self, name: str, cut: int, **options: Any) -> Outcome:
+    def outcome(self, name: str, cut: int, test: bool = True, **options: Any) -> Outcome:
         """Train on the events before the days before a cut, validate up to the cut, test on all events after it."""
         folder = self.arguments.results / f"{self.number}-{name.replace(' ', '_')}"
         found = read_json(folder / "outcome.json")
@@ -114,14 +114,14 @@ class Seed:
                 "checkpoint_dir": str(folder),
                 **options,
             }
-            found = asdict(train(given, self.arguments.model))
+            found = asdict(train(given, self.arguments.model, test))
             write_json(folder / "outcome.json", found)
         self.bar.update()
         return Outcome(**found)
 
     def row(self, first: int, second: int) -> dict[str, Any]:
         """Scores of the three models, and what they took."""
-        old = self.outcome("before", first)
+        old = self.outcome("before", first, test=False)
         file = str(self.arguments.results / f"{self.number}-before" / old.file)
         anew = self.outcome("anew", second)
         kept = self.outcome("not updated", second, init_from=file, epochs=0)
@@ -130,7 +130,7 @@ class Seed:
         return {
             "seed": self.number,
             **{name: each.score for name, each in found.items()},
-            SHARE: share(kept.score, anew.score, updated.score),
+            SHARE: share(*(each.score for each in found.values())),
             "steps anew": anew.steps,
             "to its best epoch": anew.steps * anew.best_epoch // anew.epochs,
             "steps of the update": updated.steps,

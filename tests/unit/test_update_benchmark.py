@@ -17,10 +17,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
     """Options of every training that was run; none really is."""
     given: list[Mapping[str, Any]] = []
 
-    def train(options: Mapping[str, Any], model: str) -> update.Outcome:
+    def train(options: Mapping[str, Any], model: str, test: bool) -> update.Outcome:
         given.append(options)
         epochs = options.get("epochs", 47)
-        score = {0: 0.05, 4: 0.068, 47: 0.07}[epochs]
+        score = {0: 0.05, 4: 0.068, 47: 0.07}[epochs] if test else float("nan")
         return update.Outcome(f"{model}.pth", score, epochs, min(epochs, 37), epochs * 100)
 
     monkeypatch.setattr(update, "train", train)
