@@ -47,6 +47,7 @@ OPTIONS: dict[str, Any] = {
     "metrics": ["NDCG"],
     "topk": [10],
     "valid_metric": "NDCG@10",
+    "metric_decimal_place": 6,
     "checkpoint_last": 0,
     "show_progress": False,
     "state": "warning",
