@@ -1,15 +1,16 @@
 """A model updated on the weeks after its training, beside one trained anew: its share of the gain, and its steps.
 
 ml-100k is cut at two moments, ``--share`` of its time and ``--weeks`` later. Every event after the second one is
-predicted from all events before it, by three models of each seed:
+predicted from all events before it, by four models of each seed:
 
 not updated
     trained to early stopping on what lay before the first moment; items that came later have the rows that
     ``init_from`` gives them, and no step is trained;
 anew
     trained to early stopping on what lay before the second moment;
-updated
-    the first, trained by ``init_from`` on the data of the second for a tenth of the epochs that the second ran.
+updated on all events, updated on new events
+    the first, trained by ``init_from`` on the data of the second in at most a tenth of the steps that the second ran:
+    on all events, or on those alone that the first was not trained on (``train_from``), from the same histories.
 
 Validation takes the ``--days`` before each moment. Items first met in validation or test are left out.
 
@@ -37,7 +38,6 @@ from tqdm import tqdm
 from recbole_adrrec.times import SECONDS_A_DAY, iso
 
 METRIC = "ndcg@10"
-SHARE = "share of the gain"
 PART = 10
 """An update has one step for so many of training anew."""
 
@@ -76,13 +76,18 @@ def moments(share: float, weeks: float) -> tuple[int, int]:
     return first, int(first + weeks * 7 * SECONDS_A_DAY)
 
 
-def train(given: Mapping[str, Any], model: str, test: bool) -> Outcome:
-    """Train a model on a part of ml-100k to early stopping, and test its best epoch; without an epoch, as it begins."""
+def train(given: Mapping[str, Any], model: str, test: bool, most_steps: int | None) -> Outcome:
+    """Train a model on a part of ml-100k to early stopping, and test its best epoch; without an epoch, as it begins.
+
+    It is trained for whole epochs, of ``most_steps`` together or less, but for one at least.
+    """
     recbole = importlib.import_module("recbole.quick_start.quick_start")
     config = recbole.Config(model=model, dataset="ml-100k", config_dict={**OPTIONS, **given})
     recbole.init_seed(config["seed"], config["reproducibility"])
     recbole.init_logger(config)
     train_data, valid_data, test_data = recbole.data_preparation(config, recbole.create_dataset(config))
+    if most_steps is not None:
+        config["epochs"] = max(1, most_steps // len(train_data))
     recbole.init_seed(config["seed"], config["reproducibility"])
     made = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
@@ -102,62 +107,72 @@ class Seed:
     arguments: argparse.Namespace
     bar: Any
 
-    def outcome(self, name: str, cut: int, test: bool = True, **options: Any) -> Outcome:
+    def outcome(self, name: str, cut: int, test: bool = True, most_steps: int | None = None, **options: Any) -> Outcome:
         """Train on the events before the days before a cut, validate up to the cut, test on all events after it."""
         folder = self.arguments.results / f"{self.number}-{name.replace(' ', '_')}"
         found = read_json(folder / "outcome.json")
         if found is None:
             self.bar.set_postfix_str(f"seed {self.number}, {name}")
-            split = {"times": [int(cut - self.arguments.days * SECONDS_A_DAY), cut], "targets": "successive"}
+            split = {"times": [self.validation(cut), cut], "targets": "successive", **options.pop("split", {})}
             given = {
                 "seed": self.number,
                 "eval_args": {"split": {"GT": split}, "order": "TO", "group_by": "user", "mode": "full"},
                 "checkpoint_dir": str(folder),
                 **options,
             }
-            found = asdict(train(given, self.arguments.model, test))
+            found = asdict(train(given, self.arguments.model, test, most_steps))
             write_json(folder / "outcome.json", found)
         self.bar.update()
         return Outcome(**found)
 
-    def row(self, first: int, second: int) -> dict[str, Any]:
-        """Scores of the three models, and what they took."""
+    def validation(self, cut: int) -> int:
+        """The moment at which validation before a cut begins."""
+        return int(cut - self.arguments.days * SECONDS_A_DAY)
+
+    def rows(self, first: int, second: int) -> list[dict[str, Any]]:
+        """Score, share of the gain, and steps of each model."""
         old = self.outcome("before", first, test=False)
-        file = str(self.arguments.results / f"{self.number}-before" / old.file)
+        begin = {"init_from": str(self.arguments.results / f"{self.number}-before" / old.file)}
         anew = self.outcome("anew", second)
-        kept = self.outcome("not updated", second, init_from=file, epochs=0)
-        updated = self.outcome("updated", second, init_from=file, epochs=max(1, anew.epochs // PART))
-        found = {"not updated": kept, "anew": anew, "updated": updated}
-        return {
-            "seed": self.number,
-            **{name: each.score for name, each in found.items()},
-            SHARE: share(*(each.score for each in found.values())),
-            "steps anew": anew.steps,
-            "to its best epoch": anew.steps * anew.best_epoch // anew.epochs,
-            "steps of the update": updated.steps,
+        most = anew.steps // PART
+        new = {"train_from": self.validation(first)}
+        found = {
+            "not updated": self.outcome("not updated", second, epochs=0, **begin),
+            "anew": anew,
+            "updated on all events": self.outcome("updated on all events", second, most_steps=most, **begin),
+            "updated on new events": self.outcome("updated on new events", second, most_steps=most, split=new, **begin),
         }
+        return [
+            {"model": name, "seed": self.number, "score": each.score, "steps": each.steps}
+            for name, each in found.items()
+        ]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Score and share of the gain of each model, seed by seed and over all, in Markdown.
+
+    The share of all seeds is that of the mean scores.
+    """
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    score = {(row["model"], row["seed"]): row["score"] for row in rows}
+    score |= {(model, "mean"): fmean(score[model, seed] for seed in seeds) for model in models}
+
+    def cell(model: str, column: Any) -> str:
+        kept, anew, own = (score[each, column] for each in ("not updated", "anew", model))
+        gained = share(kept, anew, own)
+        return f"{own:.4f}" + (
+            "" if model == "not updated" else f" ({'no gain' if gained is None else f'{gained:.0%}'})"
+        )
+
+    steps = {model: fmean(row["steps"] for row in rows if row["model"] == model) for model in models}
+    cells = [[model, *(cell(model, each) for each in [*seeds, "mean"]), f"{steps[model]:,.0f}"] for model in models]
+    return markdown(["", *(f"seed {seed}" for seed in seeds), "mean", "steps"], cells)
 
 
 def share(kept: float, anew: float, updated: float) -> float | None:
     """Share of the gain of training anew; None where there is none."""
     return (updated - kept) / (anew - kept) if anew > kept else None
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Scores of each seed and their means, in Markdown; the last share is that of the means."""
-    scores, steps = list(rows[0])[1:4], list(rows[0])[5:]
-    mean = {name: fmean(row[name] for row in rows) for name in (*scores, *steps)}
-    last = {"seed": "mean", SHARE: share(*(mean[name] for name in scores)), **mean}
-    cells = [
-        [
-            str(row["seed"]),
-            *(f"{row[name]:.4f}" for name in scores),
-            "no gain" if row[SHARE] is None else f"{row[SHARE]:.0%}",
-            *(f"{row[name]:,.0f}" for name in steps),
-        ]
-        for row in [*rows, last]
-    ]
-    return markdown(list(rows[0]), cells)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -189,9 +204,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: --results: {arguments.results} holds {before['plan']}; choose another folder", file=sys.stderr)
         return 2
     write_json(plan, {"plan": stated, "hardware": hardware(), "versions": versions()})
-    with tqdm(total=4 * len(arguments.seeds), unit="model") as bar, command_line({}, strict=False):
-        rows = [Seed(seed, arguments, bar).row(*cuts) for seed in arguments.seeds]
-    print(f"ml-100k, {arguments.model}, cut at {iso(cuts[0])} and {iso(cuts[1])}; test NDCG@10\n\n{table(rows)}")
+    with tqdm(total=5 * len(arguments.seeds), unit="model") as bar, command_line({}, strict=False):
+        rows = [row for seed in arguments.seeds for row in Seed(seed, arguments, bar).rows(*cuts)]
+    title = f"ml-100k, {arguments.model}, cut at {iso(cuts[0])} and {iso(cuts[1])}; test NDCG@10 (share of the gain)"
+    print(f"{title}\n\n{table(rows)}")
     return 0
 
 
