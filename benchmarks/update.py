@@ -132,7 +132,7 @@ class Seed:
     def rows(self, first: int, second: int) -> list[dict[str, Any]]:
         """Score, share of the gain, and steps of each model."""
         old = self.outcome("before", first, test=False)
-        begin = {"init_from": str(self.arguments.results / f"{self.number}-before" / old.file)}
+        begin: dict[str, Any] = {"init_from": str(self.arguments.results / f"{self.number}-before" / old.file)}
         anew = self.outcome("anew", second)
         most = anew.steps // PART
         new = {"train_from": self.validation(first)}
