@@ -65,8 +65,10 @@ class Plan:
         import recbole_adrrec
 
         recbole_adrrec.register()
-        from recbole_adrrec.integration import resume
+        from recbole_adrrec.integration import init_from, resume
 
+        if given.get("init_from") is not None:
+            raise OptionError(init_from.EXCLUDES_RESUME)
         file = given["resume"]
         saved = resume.saved_options(file)
         for name in ("model", "dataset"):

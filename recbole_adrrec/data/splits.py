@@ -11,6 +11,9 @@ It is chosen by ``eval_args: {split: {GT: {...}}, order: TO, group_by: user, mod
     Three shares of the events, for training, validation and test; default ``[0.8, 0.1, 0.1]``.
 ``times``
     In place of ``shares``: the two moments, as :func:`recbole_adrrec.times.seconds` reads them (numbers, dates, texts).
+``train_from``
+    A moment, as those of ``times``: training predicts the events from then on, each from all events before it. Unset:
+    all. With ``init_from`` it trains on what is new, and keeps the histories.
 ``targets``
     Which events of a user within a period are predicted: ``last`` (default), ``first``, or ``successive``, each of them
     from all events before it.
@@ -44,6 +47,7 @@ class GlobalSplit:
 
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     times: tuple[int, int] | None = None
+    train_from: int | None = None
     targets: str = "last"
     cold_items: str = "drop"
     cold_users: str = "keep"
@@ -58,6 +62,8 @@ class GlobalSplit:
         for name, read in (("shares", float), ("times", seconds)):
             if given.get(name) is not None:
                 given[name] = tuple(read(each) for each in given[name])
+        if given.get("train_from") is not None:
+            given["train_from"] = seconds(given["train_from"], "train_from")
         return cls(**given)
 
     def moments(self, times: NDArray[np.int64]) -> tuple[int, int]:
@@ -181,7 +187,8 @@ def build(dataset: Any, split: GlobalSplit) -> list[Any]:
     rows = dataset.inter_feat
     times = rows[dataset.time_field]
     period = torch.from_numpy(np.searchsorted(np.asarray(dataset.split_moments), times.numpy(), side="right"))
-    parts = [(period == 0).nonzero().squeeze(1)]
+    trained = (period == 0) & (times >= (split.train_from or 0))
+    parts = [trained.nonzero().squeeze(1)]
     for place in (1, 2):
         inside = (period == place).nonzero().squeeze(1)
         parts.append(inside[_chosen(rows.targets[inside].long(), rows[dataset.uid_field][inside], split.targets)])

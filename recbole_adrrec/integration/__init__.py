@@ -1,6 +1,7 @@
 """Everything that reaches into RecBole.
 
 ``register`` adds ours to its look-ups. ``patches`` repairs it for today's libraries, in ``patches_libraries``,
-``patches_data`` and ``distributed``. ``trainer`` and ``resume`` train and continue. ``checkpoint``,
-``checkpoint_data``, ``restore`` and ``upgrade`` write and read checkpoints. ``ranking`` evaluates.
+``patches_data`` and ``distributed``. ``trainer`` and ``resume`` train and continue, ``init_from`` starts on newer
+data. ``checkpoint``, ``checkpoint_data``, ``restore`` and ``upgrade`` write and read checkpoints. ``ranking``
+evaluates.
 """

@@ -247,9 +247,12 @@ def _hook_data() -> None:
     dataset_class = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
     loader = importlib.import_module("recbole_adrrec.data.loader").WindowTrainDataLoader
     check_resume = importlib.import_module("recbole_adrrec.integration.resume").check_resume
+    prepare = importlib.import_module("recbole_adrrec.integration.init_from").prepare
 
     def create(original: Callable[..., Any]) -> Callable[..., Any]:
         def create_dataset(config: Any) -> Any:
+            if config["init_from"]:
+                prepare(config)
             if config["resume"]:
                 check_resume(config)
             name = f"{config['model']}Dataset"

@@ -22,7 +22,7 @@ LAST = "-last"
 RESUME_IGNORED_OPTIONS = frozenset(
     {
         # How long, where to, what is shown.
-        *("resume", "epochs", "stopping_step", "checkpoint_dir", "checkpoint_last", "checkpoint_data"),
+        *("resume", "init_from", "epochs", "stopping_step", "checkpoint_dir", "checkpoint_last", "checkpoint_data"),
         *("show_progress", "show_user", "state", "log_wandb", "wandb_project", "config_files", "debug"),
         *("loss_decimal_place", "metric_decimal_place"),
         # Which data: their content is compared.
@@ -36,7 +36,7 @@ RESUME_IGNORED_OPTIONS = frozenset(
 
 OF_A_RUN = frozenset(
     {
-        *("resume", "config_files", "debug", "help"),
+        *("resume", "init_from", "config_files", "debug", "help"),
         *("local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"),
     }
 )

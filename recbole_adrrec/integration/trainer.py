@@ -18,7 +18,7 @@ from torch import Tensor
 
 from recbole_adrrec.collectives import barrier
 from recbole_adrrec.errors import CheckpointError, UserError
-from recbole_adrrec.integration import checkpoint_data, ranking, resume
+from recbole_adrrec.integration import checkpoint_data, init_from, ranking, resume
 from recbole_adrrec.integration.checkpoint import (
     config_entry,
     load_checkpoint,
@@ -98,16 +98,19 @@ class ResumableTrainer(Trainer):
         show_progress: bool = False,
         callback_fn: Any = None,
     ) -> tuple[float, Any]:
-        """RecBole's ``fit``; with the option ``resume`` it continues.
+        """RecBole's ``fit``; with the option ``resume`` it continues, with ``init_from`` it starts as a trained model.
 
         Raises
         ------
         CheckpointError
-            The file of ``resume`` can't be used, or holds the state of training on other data.
+            The file of either can't be used, or that of ``resume`` holds the state of training on other data.
         TrainingError
             The loss or the weights are no longer finite, or a model could not be saved.
         """
         self._dataset, self._data, self._saves = train_data._dataset, None, saved
+        if self.config["init_from"]:
+            init_from.fill(self.model, self._dataset, self.config["init_from"], self.logger)
+            self.config["init_from"] = None
         if self.resumable:
             self._loaders = {"train": train_data, **({"valid": valid_data} if valid_data else {})}
             self._data_fingerprint = checkpoint_data.training_fingerprint(train_data)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from recbole_adrrec.layers.knots import knot_vectors
 from recbole_adrrec.layers.sequence_times import KernelSettings, SequenceTimes, whole_days
 from recbole_adrrec.times import SECONDS_A_DAY
 
@@ -106,6 +107,15 @@ class DayKernel(TimeKernel):
         nearer = (day - self.trained_days[before]) <= (self.trained_days[after] - day)
         return torch.where(nearer, before, after)
 
+    @property
+    def row_days(self) -> Tensor:
+        """Day of each row, Int64[n], since 1970."""
+        return self.trained_days
+
+    def vectors_of(self, days: Tensor) -> Tensor:
+        """Vectors of days since 1970, Float[m, d]; those of the nearest trained ones."""
+        return self.embed(days * SECONDS_A_DAY)
+
 
 class SmoothDayKernel(TimeKernel):
     """Learned vectors ``day_spacing`` days apart, interpolated linearly in time between them.
@@ -133,6 +143,15 @@ class SmoothDayKernel(TimeKernel):
         knot = place.long()
         share = (place - knot).to(self.embedding.weight.dtype).unsqueeze(-1)
         return torch.lerp(self.embedding(knot), self.embedding(knot + 1), share)
+
+    @property
+    def row_days(self) -> Tensor:
+        """Day of each knot, Int64[n], since 1970."""
+        return int(self.trained_days[0]) + self.spacing * torch.arange(self.embedding.num_embeddings)
+
+    def vectors_of(self, days: Tensor) -> Tensor:
+        """Vectors of days since 1970, Float[m, d], to the knot after the last trained day; see ``knot_vectors``."""
+        return knot_vectors(self.embedding.weight, self.trained_days, self.spacing, days)
 
 
 def day_kernel(settings: KernelSettings) -> AbsoluteKernel:

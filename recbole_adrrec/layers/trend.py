@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.knots import knot_vectors
 from recbole_adrrec.times import SECONDS_A_DAY
 
 
@@ -59,6 +60,15 @@ class Trend(nn.Module):
         share = (since - before).to(self.knots.weight.dtype).unsqueeze(-1)
         after = (before + 1).clamp(max=self.knots.num_embeddings - 1)
         return torch.lerp(self.knots(before), self.knots(after), share)
+
+    @property
+    def row_days(self) -> Tensor:
+        """Day of each knot, Float64[n], since 1970."""
+        return int(self.trained_range[0]) + self.spacing * torch.arange(self.knots.num_embeddings, dtype=torch.float64)
+
+    def vectors_of(self, days: Tensor) -> Tensor:
+        """``e`` of days since 1970, Float[m, r], to the knot after the last trained day; see ``knot_vectors``."""
+        return knot_vectors(self.knots.weight, self.trained_range, self.spacing, days)
 
     def item_factors(self, items: Tensor | None) -> Tensor:
         """``a`` of all items or of ``items``, Int64[...]: Float[..., r]."""

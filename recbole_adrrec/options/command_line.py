@@ -12,7 +12,7 @@ from recbole_adrrec.options.rules import MODEL_RULES, OVERALL_RULES, RECBOLE_RUL
 
 TEXT_OPTIONS = frozenset(
     {
-        *("model", "dataset", "ip", "port", "gpu_id", "data_path", "checkpoint_dir", "resume"),
+        *("model", "dataset", "ip", "port", "gpu_id", "data_path", "checkpoint_dir", "resume", "init_from"),
         *("field_separator", "seq_separator"),
         *("user_inter_num_interval", "item_inter_num_interval"),
         *("entity_kg_num_interval", "relation_kg_num_interval"),

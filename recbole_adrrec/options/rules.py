@@ -53,6 +53,7 @@ OVERALL_RULES: dict[str, Rule] = {
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
     "resume": Unset(TEXT),
+    "init_from": Unset(TEXT),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
@@ -82,6 +83,7 @@ RECBOLE_RULES: dict[str, Rule] = {
 GLOBAL_SPLIT_RULES: dict[str, Rule] = {
     "shares": Unset(ListOf(POSITIVE)),
     "times": Unset(ListOf(ANYTHING)),
+    "train_from": ANYTHING,
     "targets": Choice(("last", "first", "successive")),
     "cold_items": Choice(("drop", "keep")),
     "cold_users": Choice(("keep", "drop")),
@@ -236,6 +238,8 @@ def check_global_split(given: Mapping[str, Any], where: str) -> None:
         raise OptionError(f"{where}shares and times exclude each other; leave one of them out")
     if shares is not None and len(shares) != 3:
         raise OptionError(f"{where}shares: {list(shares)!r} should be three, for training, validation and test")
+    if given.get("train_from") is not None:
+        seconds(given["train_from"], f"{where}train_from")
     if times is not None:
         try:
             moments = [seconds(each) for each in times]

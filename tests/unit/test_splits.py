@@ -70,6 +70,16 @@ def test_first_and_successive_targets(tmp_path: Path) -> None:
     assert shown(test) >= {("ann", "abcad", "b"), ("ann", "abcadb", "e"), ("cem", "a", "f"), ("cem", "af", "c")}
 
 
+@pytest.mark.parametrize("train_rows", ["prefix", "sequence"])
+def test_training_from_a_moment_predicts_no_earlier_events_and_shows_them(tmp_path: Path, train_rows: str) -> None:
+    given = {"train_rows": train_rows, "MAX_ITEM_LIST_LENGTH": 4}
+    whole, part = (build(tmp_path, None, given, times=TIMES, **entries)[1] for entries in ({}, {"train_from": 3 * DAY}))
+    assert shown(part[0]) == {("ann", "ab", "c"), ("bob", "b", "a"), ("eve", "c", "b")}
+    assert [shown(each) for each in part[1:]] == [shown(each) for each in whole[1:]]
+    if train_rows == "sequence":
+        assert [each[0].windows.n_targets for each in (whole, part)] == [4, 3]
+
+
 def test_cold_items_leave_histories_targets_and_the_ranking(tmp_path: Path) -> None:
     kept, _ = build(tmp_path, times=TIMES, cold_items="keep")
     dropped, (_, valid, test) = build(tmp_path, times=TIMES)
@@ -134,6 +144,7 @@ def test_dates_are_days_in_utc(tmp_path: Path) -> None:
         ({"times": ["soon", "later"]}, "dates such as"),
         ({"times": [10, 20], "shares": [1, 1, 1]}, "exclude each other"),
         ({"cold_items": "ignore"}, "none of drop, keep"),
+        ({"train_from": "soon"}, "train_from: .*'soon' is neither a number nor ISO 8601"),
     ],
 )
 def test_wrong_entries_are_refused(tmp_path: Path, entries: dict[str, Any], message: str) -> None:
