@@ -1,4 +1,5 @@
-"""Make the report of a results folder again: Markdown, CSV, LaTeX and one HTML page.
+"""Make the report of a results folder again: Markdown, CSV, LaTeX and one HTML page; tables of validation where the
+study tested nothing.
 
 python benchmarks/report.py RESULTS
 python benchmarks/report.py RESULTS --strata --data_path /path/to/data
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study import checks, report, strata
+from study import checks, report, strata, validation
 from study.command_line import command_of
 from study.measurements import KINDS, measure, measured_kinds, specs_of
 from study.results import Results
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure_kept(given.results, given.measure.split(","), given.data_path, command)
         if given.strata:
             strata.measure(Results.read(given.results), str(Path(given.data_path).resolve()))
-        paths = report.write(given.results)
+        tested = any(run.metrics for run in Results.read(given.results).runs)
+        paths = report.write(given.results) if tested else {"validation": validation.write(Path(given.results))}
     except UserError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2

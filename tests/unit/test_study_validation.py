@@ -7,6 +7,7 @@ from pathlib import Path
 
 import compare
 import pytest
+import report as report_command
 from simulated import write_run, write_settings
 from study import study_file, validation
 
@@ -74,6 +75,10 @@ def test_a_study_on_validation_alone_tests_nothing(
     first, second = (run["best_valid"] for run in runs.values())
     assert first == second > 0
     text = (results / validation.FILE).read_text()
+    (results / validation.FILE).unlink()
+    assert report_command.main([str(results)]) == 0
+    assert (results / validation.FILE).read_text() == text
+    assert not (results / "report").exists()
     assert "## again" in text
     assert "## small" in text
     assert "2 runs done" in capsys.readouterr().out
