@@ -183,7 +183,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100, help="in all, a third for each kind of work (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="kill one of three nodes of a Ray cluster under a study, instead (needs ray)",
+    )
     given = parser.parse_args()
+    if given.ray:
+        return int(not lose_a_node())
     draw = random.Random(given.seed)
     tallies = {}
     with tempfile.TemporaryDirectory() as name:
@@ -279,6 +286,38 @@ def descendants(pid: int) -> Iterator[int]:
     """Process numbers of the children of a process, and theirs."""
     for child in psutil.Process(pid).children(recursive=True):
         yield child.pid
+
+
+def lose_a_node() -> bool:
+    """Kill a node of a cluster in the middle of its run; True where the study ends as on one machine, all runs done."""
+    from ray.cluster_utils import Cluster
+
+    work = Studying()
+    with tempfile.TemporaryDirectory() as name:
+        whole, _ = unbroken(work, Path(name) / "whole")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        folder = Path(name) / "broken"
+        folder.mkdir()
+        try:
+            nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+            command = [*work.command(folder), "--ray", cluster.address]
+            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            while process.poll() is None and not list(folder.glob("results/scratch/*")):
+                time.sleep(0.2)
+            time.sleep(5)  # runs are at work on all nodes
+            begun = sorted(path.name for path in folder.glob("results/scratch/*"))
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            print(f"Of three nodes one was killed; {len(begun)} runs had begun: {', '.join(begun)}", flush=True)
+            output, _ = process.communicate()
+        finally:
+            cluster.shutdown()
+        repeated = [line for line in output.splitlines() if "the run is repeated" in line]
+        print("\n".join(repeated) or "no run was on that node")
+        same = process.returncode == 0 and work.outcome(folder) == whole
+        print(
+            f"Exit code {process.returncode}; runs and figures {'equal' if same else 'DIFFER FROM'} those of one machine"
+        )
+        return same and bool(repeated)
 
 
 def table(tallies: dict[str, Tally]) -> str:

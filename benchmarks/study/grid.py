@@ -11,6 +11,7 @@ import importlib.util
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,9 @@ from study.plan import Plan, RunSpec
 from study.runs import RunChild, record_path, status
 
 STUDY_FILE = "study.json"
+
+REPEATS = 3
+"""Times that a run is repeated whose machine in a cluster was lost."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +219,15 @@ def _run_on_ray(
         except Exception as error:
             raise OptionError(f"ray: no cluster at {address!r} ({error})") from error
     try:
-        # A run whose machine is lost is recorded as failed; Ray must not start it again beside the record.
+        # Ray must not start a run again beside its record: it is we who repeat the run of a lost machine.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_on_a_node)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        working = {remote.remote(asdict(spec), str(plan.results), environment): spec for spec in missing}
+
+        def begin_run(spec: RunSpec) -> Any:
+            return remote.remote(asdict(spec), str(plan.results), environment)
+
+        working = {begin_run(spec): spec for spec in missing}
+        lost: Counter[str] = Counter()
         started, begin = now(), time.perf_counter()
         bar.set_postfix_str(f"Ray, {int(ray.cluster_resources().get('CPU', 0))} processors", refresh=True)
         while working:
@@ -228,6 +237,11 @@ def _run_on_ray(
                 try:
                     result = ray.get(each)
                 except Exception as error:
+                    if _is_loss(ray, error) and lost[spec.id] < REPEATS and status(plan.results, spec) is None:
+                        lost[spec.id] += 1
+                        bar.write(f"{spec.id}: its machine was lost; the run is repeated")
+                        working[begin_run(spec)] = spec
+                        continue
                     seconds = time.perf_counter() - begin
                     runs.write_failure(plan.results, spec, f"Ray: {error}".strip(), started, seconds)
                     result = "failed"
@@ -236,6 +250,11 @@ def _run_on_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def _is_loss(ray: Any, error: Exception) -> bool:
+    """True where a worker or its machine went, not where the function on it failed."""
+    return isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def _refuse_silence(address: str) -> None:
