@@ -314,9 +314,8 @@ def lose_a_node() -> bool:
         repeated = [line for line in output.splitlines() if "the run is repeated" in line]
         print("\n".join(repeated) or "no run was on that node")
         same = process.returncode == 0 and work.outcome(folder) == whole
-        print(
-            f"Exit code {process.returncode}; runs and figures {'equal' if same else 'DIFFER FROM'} those of one machine"
-        )
+        verdict = "equal" if same else "DIFFER FROM"
+        print(f"Exit code {process.returncode}; runs and figures {verdict} those of one machine")
         return same and bool(repeated)
 
 
