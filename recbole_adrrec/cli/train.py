@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import traceback
 from collections.abc import Mapping, Sequence
@@ -121,6 +122,11 @@ class Plan:
         quick_start = importlib.import_module("recbole.quick_start")
         typed = {name: value for name, value in self.given.items() if name not in options.RUN_OPTIONS}
         processes = {name: self.option(name) for name in PROCESSES if self.option(name) is not None}
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            if processes:
+                raise OptionError(f"{next(iter(processes))}: torchrun says how many processes meet where; leave it out")
+            processes = torchrun_processes()
+            typed.setdefault("gpu_id", os.environ["LOCAL_RANK"])
         if "port" in processes:
             processes["port"] = str(processes["port"])
         single = processes.get("nproc", 1) == 1 and processes.get("world_size", -1) <= 0
@@ -199,6 +205,19 @@ class Plan:
             except UserError as error:
                 case = str(error)
         return f"\n{summary}\n\n{case}".rstrip()
+
+
+def torchrun_processes() -> dict[str, Any]:
+    """RecBole's options of the processes that torchrun started, each as a machine with one process."""
+    # RecBole's processes make their own meeting point, beside that of torchrun.
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    return {
+        "nproc": 1,
+        "world_size": int(os.environ["WORLD_SIZE"]),
+        "group_offset": int(os.environ["RANK"]),
+        "ip": os.environ["MASTER_ADDR"],
+        "port": str(int(os.environ["MASTER_PORT"]) + 1),
+    }
 
 
 def interrupted(trainers: Sequence[Any], stop: KeyboardInterrupt) -> KeyboardInterrupt:

@@ -18,8 +18,10 @@ from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 
+from recbole_adrrec import cli
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import distributed
+from recbole_adrrec.integration.checkpoint import load_checkpoint
 from recbole_adrrec.integration.patching import original
 
 ROOT = Path(__file__).parents[2]
@@ -244,3 +246,34 @@ def test_the_faults_are_there_without_the_patches(small: dict[str, Any], monkeyp
     if not torch.cuda.is_available():
         with pytest.raises((RuntimeError, ValueError, AssertionError)):
             original(Config._init_device)(config)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_nproc_does(small: dict[str, Any], tmp_path: Path) -> None:
+    """Two processes that torchrun started end at the weights of two that ``--nproc`` started, to the last bit."""
+    options = {**small, "hidden_size": 8, "inner_size": 8, "n_layers": 1, "epochs": 2}
+    options |= {"hidden_dropout_prob": 0, "attn_dropout_prob": 0, "show_user": "none", "metrics": "NDCG"}
+    ends = []
+    for name in ("torchrun", "nproc"):
+        folder = tmp_path / name
+        given = {**options, "checkpoint_dir": folder}
+        words = [f"--{key}={value}" for key, value in given.items() if not isinstance(value, dict)]
+        start = [sys.executable, "-m"]
+        if name == "torchrun":
+            start += ["torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}", "-m"]
+        else:
+            words += ["--nproc=2", f"--port={free_port()}"]
+        call = [*start, "recbole_adrrec", "--model=ADRRec", "--dataset=small", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run(call, check=True, capture_output=True, cwd=tmp_path, env=environment, timeout=300)
+        (last,) = folder.glob("*-last.pth")
+        ends.append(load_checkpoint(last)["state_dict"])
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
+def test_under_torchrun_processes_are_not_counted_twice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert cli.main(["--model=ADRRec", "--dataset=ml-100k", "--nproc=2"]) == 2
+    assert "nproc: torchrun says how many processes meet where; leave it out" in capsys.readouterr().err
