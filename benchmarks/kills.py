@@ -44,6 +44,8 @@ class Work(ABC):
     name: str
     writes: str
     """Pattern of unfinished files, by which a kill in the middle of a write is known."""
+    aimed = False
+    """True where a kill waits until a file is being written."""
 
     @abstractmethod
     def command(self, folder: Path) -> list[str]:
@@ -59,9 +61,9 @@ class Work(ABC):
 
 
 class Training(Work):
-    """Training, and the saving of its checkpoints, continued by ``--resume``."""
+    """Training, continued by ``--resume``."""
 
-    name, writes = "training and saving", "saved/.*.tmp"
+    name, writes = "training", "saved/.*.tmp"
 
     def command(self, folder: Path) -> list[str]:
         """Begin, or resume from the last state where one was saved."""
@@ -89,6 +91,12 @@ class Training(Work):
         """Checkpoints that have their names are whole."""
         for path in folder.glob("saved/[!.]*.pth"):
             load_checkpoint(path)
+
+
+class Saving(Training):
+    """Training that is killed while a checkpoint is being written."""
+
+    name, aimed = "saving", True
 
 
 class Converting(Work):
@@ -181,7 +189,8 @@ class Tally:
 def main() -> int:
     """Kill as often as the command line says, print the table, and return 1 if something was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=100, help="in all, a third for each kind of work (default: 100)")
+    parser.add_argument("--kills", type=int, default=100, help="in all, as many for each kind of work (default: 100)")
+    parser.add_argument("--work", choices=("training", "saving", "converting", "studying"), help="of this kind alone")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     parser.add_argument(
         "--ray",
@@ -194,7 +203,8 @@ def main() -> int:
     draw = random.Random(given.seed)
     tallies = {}
     with tempfile.TemporaryDirectory() as name:
-        kinds = (Training(), Converting(Path(name)), Studying())
+        every = (Training(), Saving(), Converting(Path(name)), Studying())
+        kinds = [work for work in every if given.work in (None, work.name)]
         with tqdm(total=given.kills, unit="kill") as bar:
             for place, work in enumerate(kinds):
                 share = given.kills // len(kinds) + (place < given.kills % len(kinds))
@@ -213,7 +223,7 @@ def kill_often(work: Work, parent: Path, kills: int, draw: random.Random, bar: A
     while tally.kills < kills:
         folder = parent / "broken"
         for _ in range(min(CHAIN, kills - tally.kills)):
-            if not killed(work, folder, draw.uniform(0.1, 1.0) * took, draw.random() < 0.5):
+            if not killed(work, folder, draw.uniform(0.1, 0.9 if work.aimed else 1.0) * took, draw.random() < 0.5):
                 break
             tally.kills += 1
             tally.in_a_write += any(folder.glob(work.writes))
@@ -267,17 +277,19 @@ def killed(work: Work, folder: Path, after: float, alone: bool) -> bool:
         process = subprocess.Popen(
             work.command(folder), cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    try:
-        code = process.wait(after)
-    except subprocess.TimeoutExpired:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(after)
+    while work.aimed and process.poll() is None and not any(folder.glob(work.writes)):
+        time.sleep(0.0005)
+    if process.poll() is None:
         children = [] if alone else list(descendants(process.pid))
         for pid in (process.pid, *children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
         return True
-    if code != 0:
-        raise AssertionError(f"{work.name} ended with {code}: {(folder / 'output').read_text()[-500:]}") from None
+    if process.returncode != 0:
+        raise AssertionError(f"{work.name} ended with {process.returncode}: {(folder / 'output').read_text()[-500:]}")
     (folder / "done").touch()
     return False
 
