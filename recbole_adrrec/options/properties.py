@@ -78,10 +78,9 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 
 @functools.cache
 def _folder() -> Path:
-    """The folder of defaults: installed with the package, or beside it in a checkout."""
-    spec = importlib.util.find_spec("recbole_adrrec.properties")
-    places = list(spec.submodule_search_locations or []) if spec else []
-    return Path(places[0]) if places else Path(__file__).resolve().parents[2] / "properties"
+    """The folder of defaults: in the package where it is installed, or beside it in a checkout."""
+    installed, beside = (Path(__file__).resolve().parents[number] / "properties" for number in (1, 2))
+    return installed if installed.is_dir() else beside
 
 
 def _text(kind: Kind, name: str) -> str:
