@@ -53,7 +53,7 @@ class Work(ABC):
 
     @abstractmethod
     def outcome(self, folder: Path) -> Any:
-        """What the finished work left behind, comparable by ``==``."""
+        """Result of the finished work, comparable by ``==``."""
 
     def check(self, folder: Path) -> None:
         """Raise an error where something has the name of a whole file and is none."""
