@@ -195,6 +195,11 @@ def decimal_seconds(micro: int) -> str:
     return f"{whole}.{rest:06d}".rstrip("0") if rest else str(whole)
 
 
+def whole_days(time: Tensor) -> Tensor:
+    """Whole days since 1970 (UTC), Int64, of times in seconds; also right before 1970."""
+    return (time // SECONDS_A_DAY).long()
+
+
 # Columns of times
 
 

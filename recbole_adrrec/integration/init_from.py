@@ -27,13 +27,12 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration.checkpoint import load_checkpoint, load_weights, plain_option
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
-from recbole_adrrec.layers.absolute_kernels import DayKernel, SmoothDayKernel
+from recbole_adrrec.layers.draws import SharedNegatives, TieOrder
 from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ItemHead
+from recbole_adrrec.layers.heads import ItemHead, Trend
 from recbole_adrrec.layers.intervals import TimeIntervals
+from recbole_adrrec.layers.kernels import DayKernel, SmoothDayKernel
 from recbole_adrrec.layers.noise import LayerwiseNoise
-from recbole_adrrec.layers.objectives import SharedNegatives, TieOrder
-from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 from recbole_adrrec.options.schema import EncoderOptions
 

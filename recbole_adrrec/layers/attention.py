@@ -20,11 +20,10 @@ from torch.nn import functional as F
 
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.flex import flex_attend
-from recbole_adrrec.layers.fused import fused_cpu_attention
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.layout import Group, JaggedGroup, Layout
-from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.softmax import fused_cpu_attention, masked_softmax
 
 
 class Projected(NamedTuple):
@@ -91,7 +90,7 @@ class Attention(nn.Module):
           autocast and GPUs.
         - ``sdpa``: torch's ``scaled_dot_product_attention``, where scores are products of queries and keys: half the
           time on a CPU without dropout, and no ``W x W`` weights. With dropout it is slower there than ``fused``.
-        - ``fused``: softmax, dropout and sum in one (``layers.fused``), on a CPU.
+        - ``fused``: softmax, dropout and sum in one (``layers.softmax``), on a CPU.
         - ``flex``: torch's ``flex_attention`` over rows one behind another, without dropout; its plain form on a CPU.
         """
         if isinstance(group, JaggedGroup):

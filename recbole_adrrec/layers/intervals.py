@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import Projected, ProjectedAttention
 from recbole_adrrec.layers.dropout import Dropout
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.layers.transformer import Perturbation, TransformerEncoder
 
 

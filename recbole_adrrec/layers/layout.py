@@ -1,4 +1,4 @@
-"""Layouts of a batch: padded rows, or events alone in groups of rows of similar length.
+"""Times of a batch's events, and how the events are laid out: padded, or alone in groups of rows of similar length.
 
 Norms, projections, feed-forward, head and loss work on single events and take states of any layout. Attention works on
 groups of rows, ``[b, W]`` places each, which it gets from the states by ``Group.pad`` and hands back by
@@ -10,7 +10,7 @@ of its longest row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,61 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from recbole_adrrec.layers.masks import attention_mask
-from recbole_adrrec.layers.sequence_times import SequenceTimes
-
 GROUP_GROWTH = 1.5
 """Rows of a group are at most so many times as long as its shortest, or ``SHORT`` places."""
 
 SHORT = 4
+
+
+@dataclass(frozen=True)
+class SequenceTimes:
+    """Places and times of the events of a batch.
+
+    Attributes
+    ----------
+    position : Int64[B, L]
+        Row of the position table.
+    query_time : Int64[B, L] or Float64[B, L]
+        Time at which each place predicts, in seconds since 1970 (UTC).
+    key_time : Int64[B, L] or Float64[B, L]
+        Time of each event, in the same unit. The same object as ``query_time`` where the two are equal, so that
+        nothing is computed twice.
+    valid : Bool[B, L]
+        True at events, false at padding.
+    user : Int64[B], optional
+        User of each row, where known.
+    unit : Int64[B], optional
+        Seconds in one unit of the row's intervals (TiSASRec), where it is not that of the user.
+    """
+
+    position: Tensor
+    query_time: Tensor
+    key_time: Tensor
+    valid: Tensor
+    user: Tensor | None = None
+    unit: Tensor | None = None
+
+    def rows(self, index: slice | Tensor, width: int) -> SequenceTimes:
+        """Some rows, cut to the first ``width`` places."""
+        chosen = self.map(lambda part: part[index, :width])
+        user, unit = (None if part is None else part[index] for part in (self.user, self.unit))
+        return replace(chosen, user=user, unit=unit)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SequenceTimes:
+        """Apply a function to each tensor but ``user`` and ``unit``, which are left out."""
+        key = function(self.key_time)
+        query = key if self.query_time is self.key_time else function(self.query_time)
+        return SequenceTimes(function(self.position), query, key, function(self.valid))
+
+
+def attention_mask(valid: Tensor, causal: bool) -> Tensor:
+    """Bool[B, 1, L, L], true where query ``i`` may attend to key ``j``: an event and, if causal, none after it.
+
+    ``valid``, Bool[B, L], is true at events.
+    """
+    length = valid.size(1)
+    mask = valid[:, None, None, :].expand(-1, 1, length, -1)
+    return mask.tril() if causal else mask
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points, negative_squared_distance
-from recbole_adrrec.layers.masks import masked_softmax
+from recbole_adrrec.layers.softmax import masked_softmax
 
 REFINEMENT_MAPS = ("distance", "place")
 """Values of ``refinement_maps``: rows of the learned maps stand for distances or for places."""

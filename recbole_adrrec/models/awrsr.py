@@ -11,9 +11,8 @@ from typing import Any
 
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.block import mix_components, sasrec_components
 from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, build_trend
-from recbole_adrrec.models.mix import mix_components
-from recbole_adrrec.models.sasrec import sasrec_components
 from recbole_adrrec.models.stosa import stosa_components
 from recbole_adrrec.models.tisasrec import tisasrec_components
 from recbole_adrrec.options.schema import AWRSROptions

@@ -14,17 +14,15 @@ from torch import Tensor, nn
 
 from recbole_adrrec.collectives import share_of
 from recbole_adrrec.layers.attention import captured_weights
+from recbole_adrrec.layers.draws import SharedNegatives
 from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.heads import ItemHead, Trend
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.noise import Encode
-from recbole_adrrec.layers.objectives import SharedNegatives, last_place
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.losses import item_cross_entropy, positive_versus_negative, sampled_loss, shared_softmax
 from recbole_adrrec.models.components import DataStats, InteractionTimes, ModelComponents
-from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch
+from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch, last_place
 from recbole_adrrec.options.schema import EncoderOptions
 
 FULL_ROWS = 0.75
@@ -64,8 +62,8 @@ class Targets(NamedTuple):
         True at the ``N`` places, laid out as the states.
     items : Int64[N]
         Targets.
-    time : Tensor[N]
-        Query times.
+    query_time : Tensor[N]
+        Their times, or those of the events before them: see ``models.inputs``.
     negatives : Int64[N, k], optional
         Sampled items of each target.
     shared : Int64[k], optional
@@ -76,7 +74,7 @@ class Targets(NamedTuple):
 
     places: Tensor
     items: Tensor
-    time: Tensor
+    query_time: Tensor
     negatives: Tensor | None
     shared: Tensor | None
     share: Tensor | float
@@ -232,7 +230,7 @@ class SequenceRecommender(SequenceInputs):
     def _encoder_of(self, items: Tensor, times: SequenceTimes) -> tuple[Layout, Encode]:
         """Layout of a batch, and a function that runs the layers on it."""
         layout = self._layout(times.valid)
-        hidden = self.item_embedding(layout.pack(items), layout.pack_times(times))
+        hidden = self.item_embedding(layout.pack(items), layout.pack(times.position))
         context = self.kernels(times, layout, hidden.dtype)
         return layout, partial(self.encoder, hidden, layout, context)
 

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.heads import ItemHead, Trend
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.sequence_times import SequenceTimes, whole_days
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.options.schema import EncoderOptions
-from recbole_adrrec.times import smallest_gaps, time_scale
+from recbole_adrrec.times import smallest_gaps, time_scale, whole_days
 
 Refine = Callable[[int, int], Refinement | None]
 """Gives the refinement of a layer, by the layer's number from 1 and its number of heads."""

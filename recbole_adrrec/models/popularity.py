@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.objectives import last_place
-from recbole_adrrec.models.inputs import SequenceInputs
+from recbole_adrrec.models.inputs import SequenceInputs, last_place
 from recbole_adrrec.options.schema import PopularityOptions
 from recbole_adrrec.times import SECONDS_A_DAY
 

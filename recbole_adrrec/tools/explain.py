@@ -20,9 +20,8 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.intervals import IntervalAttention
 from recbole_adrrec.layers.kernels import MixContext, MixKernels
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.pointwise import PointwiseAttention, gap_buckets
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.times import Moment
 from recbole_adrrec.tools.recommend import Recommender

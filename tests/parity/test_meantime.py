@@ -5,7 +5,8 @@ import torch
 
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.layout import SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.losses import item_cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
 from tests import helpers

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention, captured_weights
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.draws import SharedNegatives
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS
-from recbole_adrrec.layers.objectives import SharedNegatives
 from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
 from recbole_adrrec.losses import LOSSES
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR, BACKBONES
 from recbole_adrrec.models.base import SequenceRecommender
+from recbole_adrrec.models.block import sasrec_components
 from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
-from recbole_adrrec.models.sasrec import sasrec_components
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
 from recbole_adrrec.options.schema import AWRSROptions

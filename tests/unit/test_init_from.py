@@ -26,9 +26,9 @@ from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, OptionError, UserError
 from recbole_adrrec.integration import init_from
 from recbole_adrrec.integration.checkpoint import load_checkpoint
-from recbole_adrrec.layers.absolute_kernels import DayKernel, SmoothDayKernel
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings
-from recbole_adrrec.layers.trend import Trend
+from recbole_adrrec.layers.heads import Trend
+from recbole_adrrec.layers.kernels import DayKernel, SmoothDayKernel
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 from recbole_adrrec.times import SECONDS_A_DAY
 

@@ -16,10 +16,10 @@ from recbole_adrrec.layers.attention import (
     captured_weights,
 )
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.layout import Layout, SequenceTimes, attention_mask
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
+from recbole_adrrec.layers.softmax import masked_softmax
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
 from tests import helpers
 

@@ -7,8 +7,7 @@ from recbole_adrrec.layers.attention import DotProductAttention, captured_weight
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
 from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
 from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.times import smallest_gaps
 from tests.unit.test_layers_attention import largest_tensor
 

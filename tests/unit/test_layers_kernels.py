@@ -8,11 +8,24 @@ import pytest
 import torch
 
 from recbole_adrrec.layers import relative_kernels
-from recbole_adrrec.layers.absolute_kernels import DayKernel, HourKernel, MonthKernel, SmoothDayKernel, WeekdayKernel
-from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.relative_kernels import DistanceBiasKernel, GapBiasKernel, SinusoidKernel
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.kernels import (
+    ABSOLUTE_KERNELS,
+    RELATIVE_KERNELS,
+    DayKernel,
+    HourKernel,
+    MixKernels,
+    MonthKernel,
+    SmoothDayKernel,
+    WeekdayKernel,
+)
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
+from recbole_adrrec.layers.relative_kernels import (
+    Clock,
+    DistanceBiasKernel,
+    GapBiasKernel,
+    KernelSettings,
+    SinusoidKernel,
+)
 from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2

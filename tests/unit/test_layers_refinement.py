@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.layout import Layout, attention_mask
 from recbole_adrrec.layers.refinement import (
     DISTANCE_RANK,
     REFINEMENT_MAPS,
@@ -19,6 +18,7 @@ from recbole_adrrec.layers.refinement import (
     ValueRefinement,
     skewed,
 )
+from recbole_adrrec.layers.softmax import masked_softmax
 from tests.unit.test_layers_attention import largest_tensor
 
 WIDTH, HEADS, RANK = 7, 2, 3

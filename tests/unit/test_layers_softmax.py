@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from recbole_adrrec.layers import fused as module
+from recbole_adrrec.layers import softmax as module
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
-from recbole_adrrec.layers.fused import fused_cpu_attention
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.layout import Layout, attention_mask
+from recbole_adrrec.layers.softmax import fused_cpu_attention, masked_softmax
 
 ROWS, LENGTH, WIDTH = 5, 7, 3
 HEADS = (2, 1, 1)

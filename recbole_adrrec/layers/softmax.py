@@ -1,10 +1,10 @@
-"""Softmax, dropout and the sum of values in one, a few rows at a time.
+"""Softmax under a mask, and softmax, dropout and the sum of values in one.
 
-On a CPU these steps cost little arithmetic and many passes over ``[B, H, L, L]`` weights, each through memory. Here
-one block of rows goes through all of them while it is in the cache, and only the weights are kept for the backward
-pass: what dropout draws is drawn again there.
+On a CPU the latter three cost little arithmetic and many passes over ``[B, H, L, L]`` weights, each through memory.
+``fused_cpu_attention`` takes one block of rows through all of them while it is in the cache, and keeps only the weights
+for the backward pass: what dropout draws is drawn again there.
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places, ``dh`` width of a head.
+Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places of a row, ``dh`` width of a head.
 """
 
 from __future__ import annotations
@@ -17,10 +17,61 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_adrrec.layers.dropout import DropoutBits, drop_threshold
-from recbole_adrrec.layers.masks import masked_softmax_
 
 BLOCK_WEIGHTS = 1 << 19
 """Attention weights that are worked on at a time: what fits a CPU's cache."""
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the allowed keys; a query without any gets zeros, in values and gradients.
+
+    Parameters
+    ----------
+    scores : Float[B, H, L, L]
+        Attention scores, query by key.
+    mask : Bool[B, 1, L, L]
+        True where a key may be attended to.
+
+    Returns
+    -------
+    Float[B, H, L, L]
+        Weights: rows sum to one, or to zero where no key is allowed.
+    """
+    weights: Tensor = _MaskedSoftmax.apply(scores, mask)
+    keyless = ~mask.any(-1, keepdim=True)
+    # On a CPU a look at the few flags is cheaper than a pass over all weights; elsewhere it would wait for the device.
+    if keyless.device.type == "cpu" and not torch.compiler.is_compiling() and not keyless.any():
+        return weights
+    return weights.masked_fill(keyless, 0.0)
+
+
+def masked_softmax_(scores: Tensor, mask: Tensor, out: Tensor) -> Tensor:
+    """Values of ``masked_softmax`` alone, without gradients, into ``out``; overwrites the scores."""
+    torch.softmax(scores.masked_fill_(~mask, torch.finfo(scores.dtype).min), -1, out=out)
+    keyless = ~mask.any(-1, keepdim=True)
+    return out.masked_fill_(keyless, 0.0) if keyless.any() else out
+
+
+class _MaskedSoftmax(torch.autograd.Function):
+    """Softmax of scores with those outside the mask set to the lowest number.
+
+    A masked score has weight 0, and so its gradient is 0 already: the backward pass of ``masked_fill``, one more pass
+    over all weights, is left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
+        weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+        ctx.save_for_backward(weights)
+        ctx.dtype = scores.dtype
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        grad = torch.ops.aten._softmax_backward_data(grads[0], weights, -1, weights.dtype)
+        return grad.to(ctx.dtype), None
 
 
 def fused_cpu_attention(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -> Tensor:
