@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import builtins
 import copy
-import importlib
 import os
 import pickle
 import re
@@ -42,13 +41,7 @@ ENUMS = {"MODEL_TYPE": "ModelType", "MODEL_INPUT_TYPE": "InputType", "eval_type"
 
 
 def plain(value: Any, where: str) -> Any:
-    """A value as nested lists, dicts, numbers, strings and tensors.
-
-    Raises
-    ------
-    CheckpointError
-        It holds something else; ``where`` says of what.
-    """
+    """A value as nested lists, dicts, numbers, strings and tensors; ``where`` names it if it holds something else."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
@@ -89,14 +82,9 @@ def config_entry(config: Any) -> dict[str, Any]:
 
 
 def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
-    """Save a checkpoint, completely or not at all.
+    """Save a checkpoint, completely or not at all; what stands there stays until then.
 
-    Parameters
-    ----------
-    entries : mapping
-        Everything but ``format``, ``version`` and ``fingerprint``.
-    file : str or path-like
-        A file that stands there stays until the new one is complete.
+    ``entries`` are everything but ``format``, ``version`` and ``fingerprint``.
 
     Raises
     ------
@@ -112,38 +100,22 @@ def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) ->
         with AtomicFile(os.fspath(file)) as handle:
             torch.save(state, handle)
     except RuntimeError as error:
-        # torch speaks of its writer, not of the disk.
-        reason = _os_error(error)
+        # torch speaks of its writer; the error of the disk stands behind it.
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__cause__ or reason.__context__
         if reason is None:
             raise
         raise OSError(reason.errno, reason.strerror, os.fspath(file)) from error
-
-
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind another one."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 # Reading
 
 
 def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
-    """Load a checkpoint; runs nothing that the file brings.
+    """Load the entries of a checkpoint; runs nothing that the file brings.
 
-    Parameters
-    ----------
-    file : str or path-like
-    map_location
-        As of ``torch.load``; whatever else is given is ignored.
-
-    Returns
-    -------
-    dict
-        Its entries, see above.
+    ``map_location`` is as of ``torch.load``; whatever else is given is ignored.
 
     Raises
     ------
@@ -211,24 +183,19 @@ def first_line(error: object) -> str:
 
 
 def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Any:
-    """RecBole's ``Config`` with the options of a checkpoint.
+    """RecBole's ``Config`` with the options of a checkpoint; ``CheckpointError`` where one has an impossible value.
 
     It is made without its constructor, which passes every string to ``eval``.
-
-    Raises
-    ------
-    CheckpointError
-        An option has an impossible value.
     """
-    config_class = importlib.import_module("recbole.config").Config
-    enums = importlib.import_module("recbole.utils.enum_type")
-    utils = importlib.import_module("recbole.utils")
+    from recbole.config import Config
+    from recbole.utils import enum_type, get_model
+
     stored = copy.deepcopy(checkpoint["config"])
     options = stored["options"]
     try:
         for name, kind in ENUMS.items():
             if options.get(name) is not None:
-                options[name] = getattr(enums, kind)[options[name]]
+                options[name] = getattr(enum_type, kind)[options[name]]
         options["device"] = torch.device(options["device"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
@@ -236,12 +203,12 @@ def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
     if teacher is not None and (not str(teacher).isidentifier() or hasattr(builtins, str(teacher))):
         # model/context_aware_recommender/kd_dagfm.py:44 evaluates it.
         raise CheckpointError(f"{path}: its option teacher is {teacher!r}, not the name of a model; not loaded")
-    config = config_class.__new__(config_class)
+    config = Config.__new__(Config)
     config.compatibility_settings()  # as its constructor does, for `np.float` and others that RecBole uses
     config._init_parameters_category()
     config.yaml_loader = config._build_yaml_loader()
     config.model, config.dataset = stored["model"], stored["dataset"]
-    config.model_class = utils.get_model(stored["model"])
+    config.model_class = get_model(stored["model"])
     config.file_config_dict, config.cmd_config_dict, config.internal_config_dict = {}, {}, {}
     config.variable_config_dict = config.external_config_dict = stored["given"]
     config.final_config_dict = options
@@ -265,13 +232,7 @@ def shape_difference(stored: Mapping[str, Any], model: torch.nn.Module) -> str |
 
 
 def load_weights(model: Any, checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Load the weights of a checkpoint into a RecBole model, all of them or none.
-
-    Raises
-    ------
-    CheckpointError
-        They don't fit the model.
-    """
+    """Load the weights of a checkpoint into a RecBole model, all of them or, with a ``CheckpointError``, none."""
     difference = shape_difference(checkpoint["state_dict"], model)
     if difference is not None:
         raise CheckpointError(

@@ -68,12 +68,7 @@ EXCLUDES_RESUME = (
 
 
 def prepare(config: Any) -> None:
-    """Refuse a file that a run can't start from, and give the run the clock of the file.
-
-    Parameters
-    ----------
-    config : Config
-        Of the run; its option ``init_from`` names the file. ``time_unit`` and ``kernel_freq`` become the file's.
+    """Refuse a file, ``config["init_from"]``, that a run can't start from, and give the run the clock of the file.
 
     Raises
     ------
@@ -92,8 +87,8 @@ def prepare(config: Any) -> None:
     CheckpointData.of(checkpoint, os.fspath(file))
     clock = _clock(checkpoint["state_dict"])
     _refuse_differences(config, checkpoint["config"], clock, file)
-    for name, value in clock.items():
-        config[name] = value
+    for name in clock:
+        config[name] = clock[name]
 
 
 def _clock(weights: Mapping[str, Tensor]) -> dict[str, float]:
@@ -119,14 +114,11 @@ def _refuse_differences(config: Any, stored: Mapping[str, Any], clock: Mapping[s
         now[name] = clock[name] if now[name] is None else now[name]
     differing = [name for name in before if now[name] != before[name]]
     if differing:
-
-        def listed(values: Mapping[str, Any]) -> str:
-            return ", ".join(f"{name} {values[name]!r}" for name in differing)
-
+        theirs, ours = (", ".join(f"{name} {values[name]!r}" for name in differing) for values in (before, now))
         remedy = " ".join(f"--{name}={_as_text(before[name])}" for name in differing)
         raise OptionError(
-            f"init_from: {file} was trained with {listed(before)}, this run has {listed(now)}; give {remedy}, or train "
-            "anew without init_from"
+            f"init_from: {file} was trained with {theirs}, this run has {ours}; give {remedy}, or train anew without "
+            "init_from"
         )
 
 
@@ -198,22 +190,9 @@ def _meetings(users: Tensor, items: Tensor, known: Tensor, n_before: int) -> Ten
 
 
 def fill(model: nn.Module, dataset: Any, file: str | os.PathLike[str], logger: Any) -> None:
-    """Give a model the weights of a trained one, by the rules above, and log what was kept, new and dropped.
+    """Give a model, made for a training data set, the weights of a trained one by the rules above, and log them.
 
-    Parameters
-    ----------
-    model : SequenceRecommender
-        Made for ``dataset``.
-    dataset : SequenceDataset
-        The training part.
-    file : str or path-like
-        A checkpoint that :func:`prepare` has accepted.
-    logger : Logger
-
-    Raises
-    ------
-    CheckpointError
-        The file can't be read, or its weights don't fit the model.
+    ``file`` is one that :func:`prepare` has accepted; ``CheckpointError`` where its weights don't fit the model.
     """
     trained, _, data = restore(file)
     rows = ItemRows.between(data.items, dataset)

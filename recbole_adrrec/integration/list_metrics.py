@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from recbole.evaluator import register
 from recbole.evaluator.base_metric import AbstractMetric
 from recbole.utils import EvaluatorType
 from scipy.sparse import csr_matrix
@@ -92,12 +91,3 @@ class IntraListDiversity(ListMetric):
             distances = np.tril(1 - cosines[place[:, :, None], place[:, None, :]], -1).sum(2)
             found[first : first + BLOCK_LISTS, 1:] = distances.cumsum(1)[:, 1:] / (size * (size - 1) / 2)
         return found
-
-
-def add() -> None:
-    """Add the metrics to RecBole's look-ups (evaluator/register.py:62)."""
-    for metric in (Novelty, IntraListDiversity):
-        name = metric.__name__.lower()
-        register.metrics_dict[name] = metric
-        register.metric_information[name] = metric.metric_need
-        register.metric_types[name] = metric.metric_type

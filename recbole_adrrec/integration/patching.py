@@ -12,16 +12,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Patch:
-    """One fault of RecBole and the function that repairs it."""
+    """One fault of RecBole and the function that repairs it.
+
+    Attributes
+    ----------
+    name, where, fault : str
+        Short name; RecBole's file and line, of version 1.2.1; the fault, and the versions that have it.
+    needed : callable
+        Tells whether the libraries installed here have the fault.
+    apply : callable
+        Repairs it.
+    """
 
     name: str
-    """Short name, as a table shows it."""
     where: str
-    """RecBole's file and line, of version 1.2.1."""
     fault: str
-    """The fault, and the versions that have it."""
     needed: Callable[[], bool]
-    """Tells whether the libraries installed here have the fault."""
     apply: Callable[[], None]
 
 
@@ -82,13 +88,22 @@ def original(function: Any) -> Any:
     return getattr(function, "__wrapped__", None)
 
 
-def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """Set ``owner.name`` to ``make(old)``, where ``old`` is the function that stood there.
+def override(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put the decorated function in the place of ``owner.name``, which it gets as its first argument.
 
     Where ``owner`` is a module, other modules of RecBole that took the function by name get the new one too.
     """
-    old = getattr(owner, name)
-    new = functools.update_wrapper(make(old), old, updated=())
-    if isinstance(owner, ModuleType):
-        replace_everywhere(old, new)
-    setattr(owner, name, new)
+
+    def put(function: Callable[..., Any]) -> Callable[..., Any]:
+        old = getattr(owner, name)
+
+        @functools.wraps(old, updated=())
+        def new(*args: Any, **kwargs: Any) -> Any:
+            return function(old, *args, **kwargs)
+
+        if isinstance(owner, ModuleType):
+            replace_everywhere(old, new)
+        setattr(owner, name, new)
+        return function
+
+    return put

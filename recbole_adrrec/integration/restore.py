@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -26,11 +25,6 @@ from recbole_adrrec.integration.checkpoint_data import CheckpointData, check_sam
 def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, Any, Any, Any, Any]:
     """RecBole's ``load_data_and_model`` (quick_start/quick_start.py:232), on whatever machine it is now.
 
-    Parameters
-    ----------
-    model_file : str or path-like
-        A checkpoint.
-
     Returns
     -------
     tuple
@@ -41,7 +35,8 @@ def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, A
     CheckpointError
         See :func:`load_checkpoint`; also where the file doesn't fit the model or the data.
     """
-    recbole = importlib.import_module("recbole.quick_start.quick_start")
+    from recbole.quick_start import quick_start as recbole
+
     checkpoint = load_checkpoint(model_file, map_location="cpu")
     config = restore_config(checkpoint, model_file)
     if config["device"].type == "cuda" and not torch.cuda.is_available():
@@ -73,14 +68,8 @@ class _NotStoredError(AttributeError):
 class DatasetStandIn:
     """Stands for the data set when a model is made again: the few facts that models read of it.
 
-    Parameters
-    ----------
-    config : Config
-        Options of the run.
-    data : CheckpointData
-        Of the checkpoint.
-    state : dict of str to Tensor
-        Its weights; buffers that models read off the data are among them.
+    They come from the options of the run, ``config``, the checkpoint's data, and its weights, ``state``: buffers that
+    models read off the data are among them.
     """
 
     def __init__(self, config: Any, data: CheckpointData, state: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import random
@@ -19,6 +18,9 @@ from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 
 LAST = "-last"
 
+PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
+"""Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
+
 RESUME_IGNORED_OPTIONS = frozenset(
     {
         # How long, where to, what is shown.
@@ -27,19 +29,14 @@ RESUME_IGNORED_OPTIONS = frozenset(
         *("loss_decimal_place", "metric_decimal_place"),
         # Which data: their content is compared.
         *("data_path", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
-        # Where it runs.
-        *("gpu_id", "use_gpu", "device", "ip", "port", "offset", "group_offset", "nproc", "local_rank", "help"),
-        "eval_batch_size",
+        # Where it runs: the number of processes matters, not how they are started.
+        *(PROCESS_OPTIONS - {"world_size"}),
+        *("gpu_id", "use_gpu", "device", "help", "eval_batch_size"),
     }
 )
 """Options that don't change what an epoch does to the weights."""
 
-OF_A_RUN = frozenset(
-    {
-        *("resume", "init_from", "config_files", "debug", "help"),
-        *("local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"),
-    }
-)
+OF_A_RUN = PROCESS_OPTIONS | {"resume", "init_from", "config_files", "debug", "help"}
 """Options that belong to one call of the program, and are not taken over by the next."""
 
 
@@ -89,13 +86,7 @@ def last_file(best: str | os.PathLike[str]) -> Path:
 
 
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a checkpoint that training can be continued from, and refuse any other.
-
-    Raises
-    ------
-    CheckpointError
-        It is missing, damaged, changed since it was saved, or holds no state to continue from.
-    """
+    """Load a checkpoint that training can be continued from; a ``CheckpointError`` refuses any other."""
     checkpoint = load_checkpoint(file, map_location="cpu")
     if not isinstance(checkpoint.get("training"), dict):
         raise CheckpointError(
@@ -108,12 +99,7 @@ def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
 def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of the run that left a checkpoint: those that the user gave, and defaults that have changed since.
 
-    ``model`` and ``dataset`` are among them.
-
-    Raises
-    ------
-    CheckpointError
-        See :func:`load_training`.
+    ``model`` and ``dataset`` are among them; see :func:`load_training` for what is refused.
     """
     config = load_training(file)["config"]
     given = {name: value for name, value in config["given"].items() if name not in OF_A_RUN}
@@ -126,20 +112,17 @@ def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
 def check_resume(config: Any) -> None:
     """Refuse, before data is read, to continue where it could not lead to the weights of an unbroken run.
 
-    Parameters
-    ----------
-    config : Config
-        Of the run that shall continue; its option ``resume`` names the file.
-
     Raises
     ------
     CheckpointError
-        The file can't be used; see :func:`load_training`.
+        The file that ``config["resume"]`` names can't be used; see :func:`load_training`.
     OptionError
         An option differs from those of the checkpoint, or the model trains in a way of its own.
     """
+    from recbole.utils import get_trainer
+
     file = config["resume"]
-    trainer_class = importlib.import_module("recbole.utils").get_trainer(config["MODEL_TYPE"], config["model"])
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
     if not getattr(trainer_class, "resumable", False):
         raise OptionError(
             f"resume: {config['model']} trains in a way of its own, which can't be continued; leave it out"

@@ -156,13 +156,7 @@ class ResumableTrainer(Trainer):
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """RecBole's ``evaluate``.
-
-        Raises
-        ------
-        CheckpointError
-            The file can't be used, or is of another model or of other data.
-        """
+        """RecBole's ``evaluate``; ``CheckpointError`` where the file can't be used, or is of another model or data."""
         self.evaluated = eval_data
         if eval_data and load_best_model:
             file = model_file or self.saved_model_file
@@ -199,10 +193,9 @@ class ResumableTrainer(Trainer):
         """Keep what training goes on from; where that fails, training is worth more than the file."""
         if not (self._saves and self.config["checkpoint_last"]):
             return
+        file = resume.last_file(self.saved_model_file)
         try:
-            self._save(
-                resume.last_file(self.saved_model_file), self._whole_epochs - 1, self.best_valid_result, best=False
-            )
+            self._save(file, self._whole_epochs - 1, self.best_valid_result, best=False)
         except TrainingError as error:
             self.logger.warning(f"{error}. Training goes on without it")
 

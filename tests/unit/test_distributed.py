@@ -186,7 +186,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shares_are_all_rows_once_and_in_order(n_rows: int, world_size: int) -> None:
-    shares = [distributed.Share(n_rows, rank, world_size) for rank in range(world_size)]
+    shares = [distributed.share(n_rows, rank, world_size) for rank in range(world_size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
