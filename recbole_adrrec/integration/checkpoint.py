@@ -37,9 +37,6 @@ ENUMS = {"MODEL_TYPE": "ModelType", "MODEL_INPUT_TYPE": "InputType", "eval_type"
 """Options whose values are enums of ``recbole.utils.enum_type``; they are stored by name."""
 
 
-# Writing
-
-
 def plain(value: Any, where: str) -> Any:
     """A value as nested lists, dicts, numbers, strings and tensors; ``where`` names it if it holds something else."""
     if isinstance(value, Tensor):
@@ -107,9 +104,6 @@ def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) ->
         if reason is None:
             raise
         raise OSError(reason.errno, reason.strerror, os.fspath(file)) from error
-
-
-# Reading
 
 
 def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
@@ -213,9 +207,6 @@ def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
     config.variable_config_dict = config.external_config_dict = stored["given"]
     config.final_config_dict = options
     return config
-
-
-# Weights
 
 
 def shape_difference(stored: Mapping[str, Any], model: torch.nn.Module) -> str | None:

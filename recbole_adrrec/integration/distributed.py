@@ -84,9 +84,6 @@ def patch_folders() -> None:
     override(utils, "ensure_dir")(lambda _, dir_path: os.makedirs(dir_path, exist_ok=True))
 
 
-# Training
-
-
 def share(n_rows: int, rank: int, world_size: int) -> range:
     """One process's share of the rows: a run of neighbours, no row twice, the shares together all rows in order."""
     return range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)
@@ -199,9 +196,6 @@ def patch_training() -> None:
         parts = total if isinstance(total, tuple) else (total,)
         means = mean_over_processes(torch.tensor(parts, dtype=torch.float64, device=self.device)).tolist()
         return tuple(means) if isinstance(total, tuple) else means[0]
-
-
-# Evaluation
 
 
 @patch(

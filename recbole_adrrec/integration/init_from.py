@@ -64,8 +64,6 @@ EXCLUDES_RESUME = (
     "init_from, resume: resume goes on with the same data, init_from starts on newer data; leave one of the two out"
 )
 
-# Before data is read
-
 
 def prepare(config: Any) -> None:
     """Refuse a file, ``config["init_from"]``, that a run can't start from, and give the run the clock of the file.
@@ -127,26 +125,16 @@ def _as_text(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-# Rows
-
-
 @dataclass(frozen=True)
 class ItemRows:
-    """Where rows of items come from: ``V`` items of the data, ``U`` of the trained model, padding included.
-
-    Attributes
-    ----------
-    known : Int64[V]
-        Each item's row of the trained model; -1 for new ones.
-    met : sparse Float[V, U]
-        How often known items stand near each new one.
-    n_before : int
-        ``U``.
-    """
+    """Where rows of items come from: ``V`` items of the data, ``U`` of the trained model, padding included."""
 
     known: Tensor
+    """Int64[V]: each item's row of the trained model; -1 for new ones."""
     met: Tensor
+    """sparse Float[V, U]: how often known items stand near each new one."""
     n_before: int
+    """``U``."""
 
     @classmethod
     def between(cls, names: list[str], dataset: Any) -> ItemRows:
@@ -184,9 +172,6 @@ def _meetings(users: Tensor, items: Tensor, known: Tensor, n_before: int) -> Ten
     index = torch.cat(pairs, 1)
     ones, size = torch.ones(index.size(1)), (len(known), n_before)
     return torch.sparse_coo_tensor(index, ones, size, check_invariants=False).coalesce()
-
-
-# Weights
 
 
 def fill(model: nn.Module, dataset: Any, file: str | os.PathLike[str], logger: Any) -> None:
@@ -230,9 +215,6 @@ def _own_rows(module: nn.Module, before: Any, items: ItemRows) -> dict[str, Tens
         vectors = before.vectors_of(module.row_days.cpu())
         return {"embedding.weight": vectors, "trained_days": module.trained_days}
     return {}
-
-
-# Words
 
 
 def _summary(

@@ -32,9 +32,6 @@ MODULES_WITH_SEQUENCES = (DATASET, "recbole.data.dataset.kg_dataset", "recbole.d
 TIMEOUT_S = 30
 
 
-# Reading
-
-
 def copies_columns() -> bool:
     """True where ``frame[column].fillna(inplace=True)`` leaves the frame as it is (always since pandas 3)."""
     frame = pd.DataFrame({"a": [np.nan]})
@@ -150,9 +147,6 @@ def patch_lengths() -> None:
         importlib.import_module(name).len = length  # type: ignore[attr-defined]
 
 
-# Downloads
-
-
 @patch(
     "downloads",
     "data/dataset/dataset.py:230-254, :268",
@@ -177,13 +171,7 @@ def patch_download() -> None:
 
 
 def _download(dataset: Any, target: Path, wanted: str) -> None:
-    """Download a data set by RecBole's own functions into a folder beside its place, and move it there.
-
-    Raises
-    ------
-    DataError
-        RecBole knows no such data set, or it can't be had.
-    """
+    """Download a data set by RecBole's own functions into a folder beside its place, and move it there."""
     from recbole.data.dataset import dataset as module
 
     url, name = dataset._get_download_url("url", allow_none=True), dataset.dataset_name
@@ -215,9 +203,6 @@ def _download(dataset: Any, target: Path, wanted: str) -> None:
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
-
-
-# Saved data sets
 
 
 class _NoConfig:

@@ -37,9 +37,6 @@ def patch_numpy_names() -> None:
         setattr(np, name, getattr(np, NAMES[name]))
 
 
-# ray
-
-
 class TuneStandIn(ModuleType):
     """Stands for ``ray.tune`` in RecBole, which calls one function of it."""
 
@@ -125,9 +122,6 @@ def objective_function(config_dict: Any = None, config_file_list: Any = None, sa
     return objective(config_dict=config_dict, config_file_list=config_file_list, saved=saved)
 
 
-# torch
-
-
 @patch(
     "anomaly detection",
     "model/sequential_recommender/sine.py:25",
@@ -150,9 +144,6 @@ def patch_scaler() -> None:
     from recbole.trainer import trainer
 
     overlay(trainer, "amp", GradScaler=functools.partial(torch.amp.GradScaler, "cuda"))
-
-
-# Look-ups and values
 
 
 @patch(

@@ -12,22 +12,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Patch:
-    """One fault of RecBole and the function that repairs it.
-
-    Attributes
-    ----------
-    name, where, fault : str
-        Short name; RecBole's file and line, of version 1.2.1; the fault, and the versions that have it.
-    needed : callable
-        Tells whether the libraries installed here have the fault.
-    apply : callable
-        Repairs it.
-    """
+    """One fault of RecBole and the function that repairs it."""
 
     name: str
     where: str
+    """RecBole's file and line, of version 1.2.1."""
     fault: str
+    """The fault, and the versions that have it."""
     needed: Callable[[], bool]
+    """Tells whether the libraries installed here have the fault."""
     apply: Callable[[], None]
 
 

@@ -27,14 +27,9 @@ BLOCK_SCORES_ELSEWHERE = 1 << 26
 
 
 class RowScores:
-    """Scores of a batch by blocks of rows, which can be iterated once more.
+    """Scores of a batch of ``n_rows`` by blocks of rows, which can be iterated once more.
 
-    Parameters
-    ----------
-    n_rows : int
-        ``B``.
-    blocks : callable
-        Gives the first row of each block and its scores, Float[b, V], in order; masked ones ``-inf``.
+    ``blocks`` gives the first row of each block and its scores, Float[b, V], in order; masked ones ``-inf``.
     """
 
     def __init__(self, n_rows: int, blocks: Callable[[], Iterator[tuple[int, Tensor]]]) -> None:
@@ -52,10 +47,7 @@ class RowScores:
     def ranks(self, at: Tensor, items: Tensor) -> Tensor:
         """Rank of items among all of their row, from 1, Float[P]; items of one score share the mean of their ranks.
 
-        Parameters
-        ----------
-        at, items : Int64[P]
-            Rows and items.
+        Rows ``at`` and items are Int64[P].
         """
         ranks = torch.zeros(len(at), device=at.device)
         for first, scores in self.blocks():
@@ -67,16 +59,10 @@ class RowScores:
 
 
 def score_by_rows(trainer: Any, score: Callable[..., Any], batch: Any) -> tuple[Any, ...]:
-    """The result of ``Trainer._full_sort_batch_eval``, with :class:`RowScores` in place of the scores.
+    """The result of ``trainer._full_sort_batch_eval``, with :class:`RowScores` in place of the scores.
 
-    Parameters
-    ----------
-    trainer : recbole.trainer.Trainer
-        Whose model is evaluated.
-    score : callable
-        RecBole's method, which scores and masks a batch.
-    batch : tuple
-        Interaction, masked items (rows and items, or a table of booleans) or None, rows and items of the targets.
+    ``score`` is RecBole's method, which scores and masks a batch: interaction, masked items (rows and items, or a table
+    of booleans) or None, rows and items of the targets.
     """
     interaction, history, positive_u, positive_i = batch
     n_rows = len(interaction)

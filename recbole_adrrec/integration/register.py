@@ -42,10 +42,7 @@ class Parsed(dict[str, Any]):
 def register() -> None:
     """Patch RecBole, then add our models, options, dataset, loader and trainer to its look-ups. Harmless when repeated.
 
-    Raises
-    ------
-    RuntimeError
-        The installed version of RecBole is not one that this package works with.
+    ``RuntimeError`` where the installed version of RecBole is not one that this package works with.
     """
     global _registered
     if _registered:
@@ -65,12 +62,8 @@ def register() -> None:
 def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None]:
     """While this lasts, ``given`` is the command line that every ``Config`` reads, and ``sys.argv`` is not.
 
-    Parameters
-    ----------
-    given : mapping of str to object
-        Options with their values already of their types.
-    strict : bool
-        Refuse every unknown option, here and in configuration files; else only near-misses of our own.
+    The values of ``given`` have their types already. ``strict`` refuses every unknown option, here and in configuration
+    files; else only near-misses of our own are.
     """
     global _given, _strict
     before = _given, _strict
@@ -103,16 +96,10 @@ def watch_trainers() -> Iterator[list[Any]]:
         quick_start.get_trainer = original
 
 
-# Models
-
-
 def _hook_models() -> None:
     """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
     for name, path in MODULES.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = importlib.import_module(path)
-
-
-# Options
 
 
 def _hook_config() -> None:
@@ -226,9 +213,6 @@ def _foreign_command_line() -> dict[str, Any]:
     return found
 
 
-# Data
-
-
 def _hook_data() -> None:
     """Give every sequential model our dataset, and windows their loader (data/utils.py:40, :296)."""
     from recbole.data import dataset as dataset_module
@@ -253,9 +237,6 @@ def _hook_data() -> None:
     def get_dataloader(original: Any, config: Any, phase: str) -> Any:
         windows = phase == "train" and config["train_rows"] == "sequence"
         return WindowTrainDataLoader if windows else original(config, phase)
-
-
-# Trainers and checkpoints
 
 
 def _hook_trainers() -> None:
@@ -284,9 +265,6 @@ def _hook_metrics() -> None:
         metrics.metrics_dict[name] = metric
         metrics.metric_information[name] = metric.metric_need
         metrics.metric_types[name] = metric.metric_type
-
-
-# Processes
 
 
 def _hook_processes() -> None:

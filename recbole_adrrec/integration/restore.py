@@ -19,8 +19,6 @@ from recbole_adrrec.integration.checkpoint import (
 )
 from recbole_adrrec.integration.checkpoint_data import CheckpointData, check_same_data
 
-# With the data
-
 
 def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, Any, Any, Any, Any]:
     """RecBole's ``load_data_and_model`` (quick_start/quick_start.py:232), on whatever machine it is now.
@@ -56,9 +54,6 @@ def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, A
     model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     load_weights(model, checkpoint, model_file)
     return config, model, dataset, train_data, valid_data, test_data
-
-
-# Without the data
 
 
 class _NotStoredError(AttributeError):
@@ -119,17 +114,9 @@ class DatasetStandIn:
 
 
 def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, Any, CheckpointData]:
-    """Make the model of a checkpoint again, on ``device``, in evaluation mode.
+    """Model, ``Config`` and data of a checkpoint, made again on ``device``, in evaluation mode.
 
-    Returns
-    -------
-    tuple
-        Model, ``Config``, and the data of the checkpoint.
-
-    Raises
-    ------
-    CheckpointError, OptionError
-        See :func:`recbole_adrrec.tools.recommend.load`.
+    Errors as of :func:`recbole_adrrec.tools.recommend.load`.
     """
     path = os.fspath(checkpoint)
     stored = load_checkpoint(path, map_location="cpu")

@@ -82,9 +82,6 @@ def last_file(best: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}{LAST}{path.suffix}")
 
 
-# Files to continue from
-
-
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Load a checkpoint that training can be continued from; a ``CheckpointError`` refuses any other."""
     checkpoint = load_checkpoint(file, map_location="cpu")

@@ -32,9 +32,6 @@ class TrainingError(UserError):
     """Training can't go on; the text says what was saved."""
 
 
-# The trainer
-
-
 @functools.cache
 def with_checkpoints(trainer_class: type) -> type:
     """A trainer of RecBole's under :class:`ResumableTrainer`."""
@@ -150,8 +147,6 @@ class ResumableTrainer(Trainer):
         score, self._valid_result = super()._valid_epoch(*args, **kwargs)
         return score, self._valid_result
 
-    # Evaluation
-
     @torch.no_grad()
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
@@ -174,8 +169,6 @@ class ResumableTrainer(Trainer):
     def _map_reduce(self, result: Any, num_sample: int) -> Any:
         """The result alone: what all processes collected was put together before."""
         return result
-
-    # Saving
 
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         file = kwargs.get("saved_model_file", self.saved_model_file)
@@ -249,8 +242,6 @@ class ResumableTrainer(Trainer):
         file = resume.last_file(self.saved_model_file)
         return f"; go on with --resume={file}" if file.is_file() else ""
 
-    # Continuing
-
     def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
         """Continue from a checkpoint: all of it, or nothing where it doesn't fit.
 
@@ -311,8 +302,6 @@ class ResumableTrainer(Trainer):
         rank = 0 if self.config["single_spec"] else torch.distributed.get_rank()
         resume.set_random_state(everyone[rank % len(everyone)], self._loaders)
         self._pending = None
-
-    # Faults
 
     def _check_nan(self, loss: Tensor) -> None:
         # A scaler meets infinities on purpose and skips their step.

@@ -10,22 +10,11 @@ from torch import Tensor, nn
 
 
 def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Draw the events that a cloze model has to predict.
+    """Draw the events that a cloze model has to predict, Bool[B, L].
 
-    Each event that may be masked is masked with probability ``ratio``. Of a row with two or more events, at least one
-    stays known and, if any may be masked, at least one is. Draws from torch's global random state.
-
-    Parameters
-    ----------
-    maskable, valid : Bool[B, L]
-        Events that may be masked, and all events.
-    ratio : float
-        Probability of each.
-
-    Returns
-    -------
-    Bool[B, L]
-        True at the masked events.
+    Each ``maskable`` event, Bool[B, L], is masked with probability ``ratio``. Of a row with two or more ``valid``
+    events, Bool[B, L], at least one stays known and, if any may be masked, at least one is. Draws from torch's global
+    random state.
     """
     draw = torch.rand(valid.shape, device=valid.device)
     lowest = draw.masked_fill(~maskable, 2.0)
@@ -82,14 +71,8 @@ class TieOrder(nn.Module):
     def forward(self, time: Tensor, valid: Tensor, row: Tensor) -> Tensor:
         """Indices of places, Int64[B, L].
 
-        Parameters
-        ----------
-        time : Tensor[B, L]
-            Ascending times of the events.
-        valid : Bool[B, L]
-            True at events, which are the first places.
-        row : Int64[B]
-            A number for each row.
+        ``time``, Tensor[B, L], are the ascending times of the events; ``valid``, Bool[B, L], is true at events, which
+        are the first places; ``row``, Int64[B], is a number for each row.
         """
         moves_on = torch.ones_like(valid)
         moves_on[:, 1:] = (time[:, 1:] != time[:, :-1]) | ~valid[:, 1:]

@@ -20,14 +20,10 @@ class ItemEmbedding(nn.Embedding):
 
     Parameters
     ----------
-    n_rows : int
-        Rows ``V`` of the table, padding and special tokens included.
-    hidden_size : int
-        Width ``d``.
-    dropout : float
-        Share of the elements that training drops.
-    scale : float
-        Factor of the embeddings on their way in, though not as targets.
+    n_rows, hidden_size : int
+        Rows ``V`` of the table, padding and special tokens included, and its width ``d``.
+    dropout, scale : float
+        Share of the elements that training drops; factor of the embeddings on their way in, though not as targets.
     n_positions : int, optional
         Rows of a table of positions that are added; none by default.
     layer_norm_eps : float, optional

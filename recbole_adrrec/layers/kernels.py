@@ -62,9 +62,6 @@ def _between(table: Tensor, place: Tensor) -> Tensor:
     return torch.lerp(F.embedding(before, table), F.embedding(after, table), share)
 
 
-# Absolute kernels
-
-
 class AbsoluteKernel(nn.Module):
     """Embedding of single events in a learned table of ``rows`` vectors."""
 
@@ -253,23 +250,14 @@ ABSOLUTE_KERNELS: dict[str, Callable[[KernelSettings], AbsoluteKernel]] = {
 }
 
 
-# All kernels of a model
-
-
 @dataclass(frozen=True)
 class MixContext:
-    """Results of the kernels for a batch, which all layers share.
-
-    Attributes
-    ----------
-    absolute : list of (Tensor, Tensor)
-        For each absolute kernel the embeddings of the query and of the key side, ``[B, L, d]`` or ``[N, d]``.
-    relative : list of list of callable
-        For each group of rows the ``PairBias`` of each relative kernel.
-    """
+    """Results of the kernels for a batch, which all layers share."""
 
     absolute: list[tuple[Tensor, Tensor]]
+    """For each absolute kernel the embeddings of the query and of the key side, Float[B, L, d] or Float[N, d]."""
     relative: list[list[PairBias]]
+    """For each group of rows the ``PairBias`` of each relative kernel."""
 
     def single(self, number: int, places: slice) -> MixContext:
         """The part of one group of rows, whose places in the states are given."""

@@ -26,31 +26,21 @@ SHORT = 4
 
 @dataclass(frozen=True)
 class SequenceTimes:
-    """Places and times of the events of a batch.
-
-    Attributes
-    ----------
-    position : Int64[B, L]
-        Row of the position table.
-    query_time : Int64[B, L] or Float64[B, L]
-        Time at which each place predicts, in seconds since 1970 (UTC).
-    key_time : Int64[B, L] or Float64[B, L]
-        Time of each event, in the same unit. The same object as ``query_time`` where the two are equal, so that
-        nothing is computed twice.
-    valid : Bool[B, L]
-        True at events, false at padding.
-    user : Int64[B], optional
-        User of each row, where known.
-    unit : Int64[B], optional
-        Seconds in one unit of the row's intervals (TiSASRec), where it is not that of the user.
-    """
+    """Places and times of the events of a batch."""
 
     position: Tensor
+    """Int64[B, L]: row of the position table."""
     query_time: Tensor
+    """Int64[B, L] or Float64[B, L]: time at which each place predicts, in seconds since 1970 (UTC)."""
     key_time: Tensor
+    """Int64[B, L] or Float64[B, L]: time of each event, in the same unit. The same object as ``query_time`` where
+    the two are equal, so that nothing is computed twice."""
     valid: Tensor
+    """Bool[B, L]: true at events, false at padding."""
     user: Tensor | None = None
+    """Int64[B]: user of each row, where known."""
     unit: Tensor | None = None
+    """Int64[B]: seconds in one unit of the row's intervals (TiSASRec), where it is not that of the user."""
 
     def rows(self, index: slice | Tensor, width: int) -> SequenceTimes:
         """Some rows, cut to the first ``width`` places."""
@@ -77,27 +67,18 @@ def attention_mask(valid: Tensor, causal: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that attention takes together.
-
-    Attributes
-    ----------
-    places : slice
-        Their places in the states: rows of padded states, events of packed ones.
-    mask : Bool[b, 1, W, W]
-        True where query ``i`` may attend to key ``j``.
-    rows : Int64[b], optional
-        Numbers of the batch's rows; those of ``places`` where the states are padded.
-    gather : Int64[b * W], optional
-        For packed states: the number of the group's event at each place; 0 at padding.
-    scatter : Int64[n], optional
-        For packed states: the place of each of the group's ``n`` events.
-    """
+    """Rows that attention takes together."""
 
     places: slice
+    """Their places in the states: rows of padded states, events of packed ones."""
     mask: Tensor
+    """Bool[b, 1, W, W]: true where query ``i`` may attend to key ``j``."""
     rows: Tensor | None = None
+    """Int64[b]: numbers of the batch's rows; those of ``places`` where the states are padded."""
     gather: Tensor | None = None
+    """Int64[b * W], for packed states: the number of the group's event at each place; 0 at padding."""
     scatter: Tensor | None = None
+    """Int64[n], for packed states: the place of each of the group's ``n`` events."""
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all places, ``[B, L, ...]`` or ``[N, ...]``, as those of this group, ``[b, W, ...]``."""
@@ -125,18 +106,12 @@ class Group:
 
 @dataclass(frozen=True)
 class JaggedGroup(Group):
-    """All rows of a batch, one behind another as a single long row, ``b`` = 1 and ``W`` = ``N``.
-
-    Attributes
-    ----------
-    row : Int64[N]
-        The row of each event.
-    causal : bool
-        Whether events are kept from later ones of their row. The mask is empty.
-    """
+    """All rows of a batch, one behind another as a single long row, ``b`` = 1 and ``W`` = ``N``."""
 
     row: Tensor = field(kw_only=True)
+    """Int64[N]: the row of each event."""
     causal: bool = field(kw_only=True)
+    """Whether events are kept from later ones of their row. The mask is empty."""
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all events as those of one row."""
@@ -192,20 +167,14 @@ class Layout:
     Its constructors take ``valid``, Bool[B, L], true at events, which are the first places of each row; ``causal``,
     whether query ``i`` is kept from keys ``j > i``; and ``max_pairs``, the most pairs of places of a group of several
     rows, unlimited if None.
-
-    Attributes
-    ----------
-    valid : Bool[B, L]
-        True at events.
-    groups : tuple of Group
-        In the order of the states.
-    order : Int64[N], optional
-        For packed states: places ``row * L + place`` of the batch, in the order of the states.
     """
 
     valid: Tensor
+    """Bool[B, L]: true at events."""
     groups: tuple[Group, ...]
+    """In the order of the states."""
     order: Tensor | None = None
+    """Int64[N], for packed states: places ``row * L + place`` of the batch, in the order of the states."""
 
     @classmethod
     def padded(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
@@ -252,7 +221,7 @@ class Layout:
 
     @classmethod
     def jagged(cls, valid: Tensor, causal: bool) -> Layout:
-        """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``layers.flex``).
+        """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``softmax.flex_attend``).
 
         An empty row counts as one event.
         """

@@ -51,30 +51,21 @@ class Clock:
 
 @dataclass(frozen=True)
 class KernelSettings:
-    """Everything that kernels are built from; each takes what it needs.
-
-    Attributes
-    ----------
-    hidden_size, max_seq_length : int
-        Width ``d`` of every kernel, and rows of the position table.
-    trained_days, clock : callable
-        Give the sorted whole days since 1970 (UTC) that training shows, Int64[n], and the ``Clock`` of kernels of a
-        gap in time; called only if needed.
-    day_spacing : int
-        Days between two knots of the day kernel; 1 for a row of its own for each day.
-    max_distance : int, optional
-        ``k`` of the distance kernel.
-    grid_points : int, optional
-        Points of the grid between which exponential and log1p are interpolated; exact by default.
-    """
+    """Everything that kernels are built from; each takes what it needs."""
 
     hidden_size: int
     max_seq_length: int
+    """Rows of the position table."""
     trained_days: Callable[[], Tensor]
+    """Gives the sorted whole days since 1970 (UTC) that training shows, Int64[n]; called only if needed."""
     clock: Callable[[], Clock]
+    """Called only if needed."""
     day_spacing: int = 1
+    """Days between two knots of the day kernel; 1 for a row of its own for each day."""
     max_distance: int | None = None
+    """``k`` of the distance kernel."""
     grid_points: int | None = None
+    """Points of the grid between which exponential and log1p are interpolated; exact by default."""
 
 
 class RelativeKernel(nn.Module):

@@ -1,41 +1,34 @@
-"""Softmax under a mask, and softmax, dropout and the sum of values in one.
+"""Softmax under a mask; and softmax, dropout and the sum of values in one, on a CPU and on a GPU.
 
 On a CPU the latter three cost little arithmetic and many passes over ``[B, H, L, L]`` weights, each through memory.
 ``fused_cpu_attention`` takes one block of rows through all of them while it is in the cache, and keeps only the weights
 for the backward pass: what dropout draws is drawn again there.
 
-Letters: ``B`` rows of a batch, ``H`` heads, ``L`` places of a row, ``dh`` width of a head.
+Letters: ``B`` rows of a batch, ``N`` events, ``H`` heads, ``L`` places, ``dh`` width of a head, ``F`` features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from recbole_adrrec.layers.dropout import DropoutBits, drop_threshold
+from recbole_adrrec.layers.layout import JaggedGroup
 
 BLOCK_WEIGHTS = 1 << 19
 """Attention weights that are worked on at a time: what fits a CPU's cache."""
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the allowed keys; a query without any gets zeros, in values and gradients.
+    """Weights, Float[B, H, L, L]: softmax of the scores, Float[B, H, L, L], over the keys that a query may attend to.
 
-    Parameters
-    ----------
-    scores : Float[B, H, L, L]
-        Attention scores, query by key.
-    mask : Bool[B, 1, L, L]
-        True where a key may be attended to.
-
-    Returns
-    -------
-    Float[B, H, L, L]
-        Weights: rows sum to one, or to zero where no key is allowed.
+    ``mask``, Bool[B, 1, L, L], is true at these. A query without any gets zeros, in values and gradients.
     """
     weights: Tensor = _MaskedSoftmax.apply(scores, mask)
     keyless = ~mask.any(-1, keepdim=True)
@@ -75,23 +68,18 @@ class _MaskedSoftmax(torch.autograd.Function):
 
 
 def fused_cpu_attention(scores: list[Tensor], mask: Tensor, values: Tensor, dropout: float) -> Tensor:
-    """``dropout(softmax(scores)) @ values``, where a query without any allowed key gets zeros.
+    """``dropout(softmax(scores)) @ values``, Float[B, H, L, dh], which can be differentiated once.
 
     Parameters
     ----------
     scores : list of Float[B, h, L, L]
         Attention scores, query by key, of some heads each; ``H`` together.
     mask : Bool[B, 1, L, L]
-        True where a key may be attended to.
+        True where a key may be attended to; a query without any gets zeros.
     values : Float[B, H, L, dh]
         Values that are summed.
     dropout : float
         Share of the weights that is dropped, in steps of ``dropout.STEPS``; 0 outside of training.
-
-    Returns
-    -------
-    Float[B, H, L, dh]
-        Can be differentiated once.
     """
     threshold = drop_threshold(dropout)
     seed = DropoutBits.draw_seed() if threshold else 0
@@ -140,3 +128,36 @@ class _FusedAttention(torch.autograd.Function):
             for target, part in zip(on_scores, on_block.split(ctx.heads, 1), strict=True):
                 target[block] = part
         return None, on_values, None, None, *on_scores
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def block_mask(group: JaggedGroup) -> Any:
+    """torch's ``BlockMask`` of the pairs that may attend."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_attend(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return group.may_attend(query, key)
+
+    count = len(group.row)
+    return create_block_mask(may_attend, None, None, count, count, device=str(group.row.device))
+
+
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, group: JaggedGroup) -> Tensor:
+    """``softmax(query @ key) @ value`` within each row, Float[1, H, N, dh].
+
+    On a GPU by torch's ``flex_attention``, which skips blocks of pairs of different rows; on a CPU, which has no
+    gradient of it, in its plain form with all ``N x N`` pairs: for tests alone. Queries and keys are Float[1, H, N, F],
+    values Float[1, H, N, dh].
+    """
+    if query.is_cuda:
+        return _compiled()(query, key, value, block_mask=block_mask(group), scale=1.0)
+    place = torch.arange(query.size(2), device=query.device)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=group.may_attend(place.unsqueeze(1), place), scale=1.0
+    )

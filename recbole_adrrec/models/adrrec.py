@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.noise import Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
 from recbole_adrrec.losses import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
-from recbole_adrrec.models.base import SequenceRecommender, Targets
+from recbole_adrrec.models.base import SequenceRecommender, Targets, build_trend
 from recbole_adrrec.models.block import mix_components
-from recbole_adrrec.models.components import build_trend
 from recbole_adrrec.options.schema import ADRRecOptions
 
 NEVER = -1e9

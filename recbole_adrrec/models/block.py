@@ -16,7 +16,7 @@ from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
 from recbole_adrrec.layers.kernels import MixKernels
 from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.components import DataStats, ModelComponents, NoKernels, Refine, unrefined
+from recbole_adrrec.models.base import DataStats, ModelComponents, NoKernels, Refine, unrefined
 from recbole_adrrec.options.kinds import TIMELESS_KERNELS
 from recbole_adrrec.options.schema import BlockOptions, MixOptions
 

@@ -41,22 +41,20 @@ CAUSAL = {
     },
 }
 ALL_KERNELS = {"absolute_kernels": list(ABSOLUTE_KERNELS), "relative_kernels": list(RELATIVE_KERNELS)}
-MODELS = {
-    **CAUSAL,
-    **{
-        f"ADRRec, {objective}, {'query time' if timed else 'history'}": (
-            ADRRec,
-            {
-                **{"objective": objective, "use_query_time": timed, "hidden_size": 20, **ALL_KERNELS},
-                **{"lni_weight": 0.5, "lni_noise": "in_manifold"},
-            },
-        )
-        for objective, timed in itertools.product(("causal", "cloze"), (False, True))
-    },
+ADRREC = {
+    f"ADRRec, {objective}, {'query time' if timed else 'history'}": (
+        ADRRec,
+        {
+            **{"objective": objective, "use_query_time": timed, "hidden_size": 20, **ALL_KERNELS},
+            **{"lni_weight": 0.5, "lni_noise": "in_manifold"},
+        },
+    )
+    for objective, timed in itertools.product(("causal", "cloze"), (False, True))
 }
+MODELS = {**CAUSAL, **ADRREC}
 FEW = settings(max_examples=12, deadline=None)
 
-names = st.sampled_from(list(CAUSAL))
+CAUSAL_NAMES = [name for name in MODELS if "cloze" not in name]
 lengths = st.lists(st.integers(1, WIDTH), min_size=1, max_size=4)
 seeds = st.integers(0, 10_000)
 
@@ -77,8 +75,9 @@ def states(model, batch):
     return model.eval()(items, moments).detach()
 
 
-@FEW
-@given(names, seeds, st.integers(0, WIDTH - 1))
+@pytest.mark.parametrize("name", CAUSAL_NAMES)
+@settings(max_examples=3, deadline=None)
+@given(seeds, st.integers(0, WIDTH - 1))
 def test_a_state_depends_on_no_later_event(name, seed, changed):
     model = build(name)
     batch = helpers.rows([WIDTH], seed=seed)
@@ -90,7 +89,12 @@ def test_a_state_depends_on_no_later_event(name, seed, changed):
     assert not torch.equal(before[:, changed], after[:, changed])
     times = dict(batch, timestamp_list=batch["timestamp_list"].clone())
     times["timestamp_list"][0, changed] += 10 * 86400
-    assert torch.equal(before[:, :changed], states(model, times)[:, :changed])
+    after = states(model, times)
+    # A place's query time is that of the event after it.
+    first = max(0, changed - 1) if model.use_query_time else changed
+    assert torch.equal(before[:, :first], after[:, :first])
+    if name in ADRREC:  # The first place sees but itself, whatever the kernels say.
+        assert not torch.equal(before[:, max(1, first)], after[:, max(1, first)])
 
 
 @pytest.mark.parametrize("loss_type", ["CE", "BPR"])
@@ -138,11 +142,12 @@ def test_published_padding_depends_on_the_padding():
     assert not torch.allclose(wider.full_sort_predict(batch), published.full_sort_predict(batch), atol=1e-3)
 
 
-@FEW
-@given(names, st.integers(1, WIDTH), seeds, st.sampled_from(["CE", "BPR", "sampled_softmax"]))
+@pytest.mark.parametrize("name", CAUSAL_NAMES)
+@settings(max_examples=3, deadline=None)
+@given(st.integers(1, WIDTH), seeds, st.sampled_from(["CE", "BPR", "sampled_softmax"]))
 def test_a_window_trains_what_its_prefixes_train(name, length, seed, loss_type):
     """A window's loss and gradients are the mean of those of its prefixes."""
-    model = build(name, loss_type=loss_type)
+    model = build(name, loss_type=loss_type, **({"lni_weight": 0.0} if name in ADRREC else {}))
     window = helpers.rows([length], seed=seed, targets="causal")
     prefix_length = torch.arange(1, length + 1)
     inside = torch.arange(WIDTH) < prefix_length.unsqueeze(1)

@@ -7,7 +7,7 @@ import torch
 
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.pointwise import LAST_BUCKET, PointwiseAttention, gap_buckets
-from recbole_adrrec.models.components import NoContext
+from recbole_adrrec.models.base import NoContext
 from recbole_adrrec.models.hstu import HSTU
 from tests import helpers
 

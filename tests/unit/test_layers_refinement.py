@@ -14,6 +14,7 @@ from recbole_adrrec.layers.refinement import (
     REFINEMENTS,
     AdditiveRefinement,
     Refinement,
+    RefinementSettings,
     SimpleRefinement,
     ValueRefinement,
     skewed,
@@ -32,7 +33,7 @@ maps_ = st.sampled_from(REFINEMENT_MAPS)
 def made_at_first(kind, rank=RANK, **changes):
     """A refinement as training begins with it."""
     extra = {"value_map": True} if kind == "value with map" else {}
-    return REFINEMENTS[kind.split()[0]](HEADS, WIDTH, rank, **extra, **changes).double()
+    return REFINEMENTS[kind.split()[0]](RefinementSettings(HEADS, WIDTH, rank, **extra, **changes)).double()
 
 
 def refinement(kind, seed=0, **changes):
@@ -224,26 +225,26 @@ def test_nothing_is_refined_by_the_plain_one():
 
 @pytest.mark.parametrize("maps", REFINEMENT_MAPS)
 def test_the_value_map_starts_near_the_identity(maps):
-    made = ValueRefinement(1, WIDTH, maps=maps, value_map=True)
+    made = ValueRefinement(RefinementSettings(1, WIDTH, maps=maps, value_map=True))
     mask = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool).tril()
     spread = masked_softmax(made._spread(WIDTH).expand(1, -1, -1, -1), mask)
     assert (spread[0, 0].diagonal() >= 1 - 1 / (1 + WIDTH)).all()
 
 
 def test_the_rank_by_default():
-    assert SimpleRefinement(HEADS, WIDTH).first_map.shape == (HEADS, WIDTH, DISTANCE_RANK)
-    assert SimpleRefinement(HEADS, WIDTH, maps="place").first_map.shape == (HEADS, WIDTH, WIDTH)
+    assert SimpleRefinement(RefinementSettings(HEADS, WIDTH)).first_map.shape == (HEADS, WIDTH, DISTANCE_RANK)
+    assert SimpleRefinement(RefinementSettings(HEADS, WIDTH, maps="place")).first_map.shape == (HEADS, WIDTH, WIDTH)
 
 
 @pytest.mark.parametrize(("start", "share"), [(None, 0.05), (0.5, 0.5), (0.9, 0.9)])
 def test_additive_starts_with_a_share(start, share):
-    gate = AdditiveRefinement(HEADS, WIDTH, start=start).gate
+    gate = AdditiveRefinement(RefinementSettings(HEADS, WIDTH, start=start)).gate
     torch.testing.assert_close(gate.sigmoid(), torch.full((HEADS, 1, 1), share))
 
 
 def test_maps_by_place_start_as_normal_numbers():
     torch.manual_seed(3)
-    made = SimpleRefinement(HEADS, WIDTH, RANK, maps="place")
+    made = SimpleRefinement(RefinementSettings(HEADS, WIDTH, RANK, maps="place"))
     torch.manual_seed(3)
     for each in (made.first_map, made.second_map):
         assert torch.equal(each, torch.randn(HEADS, WIDTH, RANK))
@@ -260,7 +261,7 @@ def test_each_parameter_has_a_gradient_from_the_start(kind, rank):
 
 
 def test_maps_by_distance_start_smooth_and_of_size_one():
-    made = SimpleRefinement(HEADS, 200)
+    made = SimpleRefinement(RefinementSettings(HEADS, 200))
     assert torch.equal(made.first_map, made.second_map)
     torch.testing.assert_close(made.first_map.square().mean(-1).sqrt().mean(), torch.tensor(1.0), rtol=0.15, atol=0)
     steps = made.first_map.diff(dim=1).norm(dim=-1)
@@ -280,7 +281,7 @@ def test_skewed_weights_stand_by_distance():
 def test_nothing_is_made_of_pairs_by_rank():
     length, rank = 40, 8
     weights, mask = plain_weights([length], length=length)
-    made = SimpleRefinement(HEADS, length, rank).double()
+    made = SimpleRefinement(RefinementSettings(HEADS, length, rank)).double()
 
     largest = largest_tensor(lambda: made(weights, mask).square()) / 8
     assert largest <= HEADS * length * (length + 1)
