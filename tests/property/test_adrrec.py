@@ -232,28 +232,6 @@ def test_noise_adds_to_the_loss_and_keeps_dropout():
     assert noisy > plain
 
 
-@pytest.mark.parametrize("kind", ["row", "sequence"])
-@pytest.mark.parametrize("objective", ["causal", "cloze"])
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-def test_training_lowers_the_loss(kind, objective, loss_type):
-    model = helpers.build(
-        ADRRec,
-        dtype=torch.float32,
-        objective=objective,
-        loss_type=loss_type,
-        lni_weight=0.01,
-        initializer_range=0.02,
-    )
-    batch = batch_for(model, [7, 5, 6, 2], 0, kind)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    first = loss_of(model, batch).item()
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        optimizer.step()
-    assert loss_of(model, batch) < 0.7 * first
-
-
 PUBLISHED_BLOCK = {
     "mixture": "heads",
     "day_spacing": None,

@@ -20,6 +20,7 @@ from recbole_adrrec.layers.refinement import (
     skewed,
 )
 from recbole_adrrec.layers.softmax import masked_softmax
+from tests import helpers
 from tests.unit.test_layers_attention import largest_tensor
 
 WIDTH, HEADS, RANK = 7, 2, 3
@@ -118,13 +119,7 @@ def test_equals_the_plain_form(kind, maps, causal):
     scores = weights.clamp_min(1e-9).log().requires_grad_()
     weights = masked_softmax(scores, mask)
     fast, plain = made(weights, mask), written_out(made, kind, weights, mask)
-    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
-    factors = torch.randn_like(fast)
-    inputs = [scores, *made.parameters()]
-    gradients = torch.autograd.grad((fast * factors).sum(), inputs, retain_graph=True)
-    expected = torch.autograd.grad((plain * factors).sum(), inputs)
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
+    helpers.assert_same(fast, plain, [scores, *made.parameters()])
 
 
 @FEW
@@ -170,11 +165,7 @@ def test_padding_and_trimming_change_nothing(kind, maps, counts, seed):
     wide[..., :length, :length] = weights
     wide[..., length:, :] = noise[..., length:, :]
     refined = made(wide, wide_mask)[..., :length, :length], made(weights, mask)
-    torch.testing.assert_close(*refined, rtol=0, atol=1e-12)
-    factors = torch.randn_like(weights)
-    gradients = [torch.autograd.grad((each * factors).sum(), list(made.parameters())) for each in refined]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    helpers.assert_same(*refined, made.parameters(), atol=1e-12)
 
 
 @settings(max_examples=5, deadline=None)

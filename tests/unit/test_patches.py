@@ -263,9 +263,8 @@ def test_the_scaler_does_not_warn() -> None:
         warnings.simplefilter("error")
         scaler = trainer_module.amp.GradScaler(enabled=False)
     assert scaler.scale(torch.ones(1)).item() == 1
-    if patches_libraries.has_new_scaler():
-        with pytest.warns(FutureWarning, match="GradScaler"):
-            torch.cuda.amp.GradScaler(enabled=False)
+    with pytest.warns(FutureWarning, match="GradScaler"):
+        torch.cuda.amp.GradScaler(enabled=False)
 
 
 # The tools and the check
