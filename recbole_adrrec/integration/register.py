@@ -258,7 +258,7 @@ def _hook_metrics() -> None:
     """Add metrics of lists to RecBole's (evaluator/register.py:62)."""
     from recbole.evaluator import register as metrics
 
-    from recbole_adrrec.integration.list_metrics import IntraListDiversity, Novelty
+    from recbole_adrrec.integration.ranking import IntraListDiversity, Novelty
 
     for metric in (Novelty, IntraListDiversity):
         name = metric.__name__.lower()

@@ -23,15 +23,8 @@ from recbole_adrrec.integration.checkpoint_data import CheckpointData, check_sam
 def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, Any, Any, Any, Any]:
     """RecBole's ``load_data_and_model`` (quick_start/quick_start.py:232), on whatever machine it is now.
 
-    Returns
-    -------
-    tuple
-        Config, model, dataset, and the loaders for training, validation and test.
-
-    Raises
-    ------
-    CheckpointError
-        See :func:`load_checkpoint`; also where the file doesn't fit the model or the data.
+    Gives config, model, dataset, and the loaders for training, validation and test. ``CheckpointError`` as of
+    :func:`load_checkpoint`, and where the file doesn't fit the model or the data.
     """
     from recbole.quick_start import quick_start as recbole
 

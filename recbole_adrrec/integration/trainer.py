@@ -49,17 +49,12 @@ class ResumableTrainer(Trainer):
     code before 2.6 (:308, :323, :583, :770); a failed write destroys the last file; each of several processes looks for
     a file of its own name, before the first has written it (:132, :289); and weights of other data are taken without a
     word.
-
-    Attributes
-    ----------
-    resumable : bool
-        Whether training can be continued: not that of trainers with epochs of their own.
-    evaluated : loader
-        Evaluated last.
     """
 
     resumable = True
+    """Whether training can be continued: not that of trainers with epochs of their own."""
     evaluated: Any = None
+    """The loader that was evaluated last."""
     saved_model_file: str
     start_epoch: int
     cur_step: int

@@ -113,14 +113,8 @@ class SequenceInputs(SequentialRecommender):
     ) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, times and lengths that the encoder sees of rows whose next event is to be predicted.
 
-        Parameters
-        ----------
-        items, key_time : Int64[B, L], Tensor[B, L]
-            Histories, oldest first, padded behind; times in seconds since 1970 (UTC).
-        length, user : Int64[B]
-            Events of each row; users' numbers, where they are known.
-        query_time : Tensor[B]
-            Moments of the queries.
+        Histories are ``items``, Int64[B, L], oldest first, padded behind, and ``key_time``, Tensor[B, L], in seconds
+        since 1970 (UTC), of ``length``, Int64[B], events; ``user``, Int64[B], where known; ``query_time``, Tensor[B].
         """
         if self.objective == "causal":
             return items, self._causal_times(key_time, length, query_time, user), length

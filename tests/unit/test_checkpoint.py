@@ -107,9 +107,6 @@ def test_a_checkpoint_is_plain_data(trained: tuple[Path, dict[str, Any]]) -> Non
     assert found["version"] == recbole_adrrec.__version__
 
 
-# Crafted files
-
-
 class Payload:
     """Creates a file when it is unpickled by whoever calls what a pickle says."""
 
@@ -216,9 +213,6 @@ def test_options_that_a_model_would_evaluate_are_refused(trained: tuple[Path, di
             load_data_and_model(crafted)
 
 
-# Other files
-
-
 def test_other_files_are_told_from_checkpoints(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     whole = trained[0].read_bytes()
     cases = {
@@ -282,9 +276,6 @@ def test_a_model_comes_home_from_a_gpu_and_from_several_processes(
     assert (config["single_spec"], config["local_rank"]) == (True, 0)
 
 
-# Models with more than weights
-
-
 FEATURES = "item_id:token\tkind:token_seq\n" + "".join(f"i{item}\tk{item % 3} k{item % 2}\n" for item in range(12))
 
 
@@ -332,9 +323,6 @@ def test_a_model_trained_twice_starts_from_its_own_checkpoint() -> None:
         )
 
 
-# Files that are whole or absent
-
-
 def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
     save_checkpoint({"a": 1}, path)
@@ -359,9 +347,6 @@ def test_files_get_usual_permissions_and_links_stay_links(tmp_path: Path) -> Non
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "new").read_bytes() == b"y"
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
-
-
-# Saved datasets and dataloaders
 
 
 @pytest.mark.parametrize("protocol", [0, 4])

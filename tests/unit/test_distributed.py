@@ -14,8 +14,10 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.evaluator.collector import Collector
 from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
+from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import get_trainer
 
 from recbole_adrrec import cli
@@ -52,6 +54,7 @@ import recbole_adrrec
 recbole_adrrec.register()
 from recbole.quick_start import run
 from recbole.trainer import Trainer
+from recbole.trainer.trainer import AbstractTrainer
 
 fit = Trainer.fit
 def fit_and_tell(self, *args, **kwargs):
@@ -206,7 +209,7 @@ def test_a_process_without_rows_evaluates_all_the_same(small: dict[str, Any], mo
         everyone[:] = [mine, {"rec.topk": collected}]
 
     monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", gather)
-    collector = distributed.importlib.import_module("recbole.evaluator.collector").Collector(config)
+    collector = Collector(config)
     assert torch.equal(collector.get_data_struct().get("rec.topk"), collected)
     collector.data_struct.set("rec.topk", collected[:1])
     assert collector.get_data_struct().get("rec.topk").tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 1]]
@@ -233,9 +236,7 @@ def test_the_faults_are_there_without_the_patches(small: dict[str, Any], monkeyp
         assert config["single_spec"] is False
         model = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match="device_ids"):
-            original(distributed.importlib.import_module(distributed.TRAINER).AbstractTrainer.__init__)(
-                Trainer.__new__(Trainer), config, model
-            )
+            original(AbstractTrainer.__init__)(Trainer.__new__(Trainer), config, model)
         trainer = Trainer(config, model)
         assert isinstance(trainer.distributed_model, torch.nn.parallel.DistributedDataParallel)
         result = {"ndcg@10": 0.123456789}

@@ -191,9 +191,6 @@ def test_users_that_are_not_named_are_said_to_be(data: Path, tmp_path: Path, cap
     assert torch.equal(state(after)["kernels.smallest_gaps"], after.train_data._dataset.smallest_training_gaps())
 
 
-# Days
-
-
 def settings(first: int, last: int, spacing: int) -> KernelSettings:
     return KernelSettings(4, 9, lambda: torch.arange(first, last + 1), lambda: Clock(1.0, 2.0), spacing)
 
@@ -234,9 +231,6 @@ def test_knots_of_a_trend_keep_what_was_learned(days: int) -> None:
     moments = torch.arange(200 * SECONDS_A_DAY, (199 + days) * SECONDS_A_DAY, 40_000)
     torch.testing.assert_close(new(moments), old(moments))
     torch.testing.assert_close(new(moments[-1:] + 25 * SECONDS_A_DAY), old(moments[-1:] + 25 * SECONDS_A_DAY))
-
-
-# Files and options that don't fit
 
 
 @pytest.fixture(scope="module", name="plain")
@@ -336,9 +330,6 @@ def test_how_a_model_is_trained_may_differ(data: Path, tmp_path: Path) -> None:
     assert int(state(before)["noise.step"]) > 0
     assert {int(value) for name, value in state(again).items() if name.endswith(".step")} == {0}
     assert torch.equal(state(before)["item_embedding.weight"], state(again)["item_embedding.weight"])
-
-
-# Training
 
 
 def test_an_updated_run_is_broken_off_and_resumed(data: Path, tmp_path: Path, small: dict[str, Any]) -> None:

@@ -207,9 +207,6 @@ assert "ndcg@10" in result.metrics, result.metrics
     run_alone(code)
 
 
-# Look-ups and values
-
-
 @pytest.mark.parametrize(
     ("name", "near"), [("SASRex", "SASRec"), ("sasrec", "SASRec"), ("ADRec", "ADRRec"), ("lightgmb", "LightGBM")]
 )
@@ -265,9 +262,6 @@ def test_the_scaler_does_not_warn() -> None:
     assert scaler.scale(torch.ones(1)).item() == 1
     with pytest.warns(FutureWarning, match="GradScaler"):
         torch.cuda.amp.GradScaler(enabled=False)
-
-
-# The tools and the check
 
 
 def test_replacing_reaches_every_module_of_recbole_alone(monkeypatch: pytest.MonkeyPatch) -> None:

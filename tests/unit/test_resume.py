@@ -505,9 +505,6 @@ def test_models_that_train_in_their_own_way_say_so(tiny: dict[str, Any]) -> None
         resume.check_resume(config)
 
 
-# Files
-
-
 def test_checkpoint_last_sets_how_often(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save_last = ResumableTrainer._save_last

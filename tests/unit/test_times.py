@@ -78,9 +78,6 @@ def test_other_texts_are_refused(text):
         seconds(text)
 
 
-# Every place
-
-
 def by_file(text, folder):
     Path("events.csv").write_text(f"user,item,time\nann,tea,{text}\n")
     return read_interactions([Path("events.csv")], ("u", "i", "t"), None).times[0]
@@ -160,9 +157,6 @@ def test_times_are_written_for_people():
     assert (iso(noon), day(noon), minute(noon)) == ("2024-05-01T12:00:30Z", "2024-05-01", "2024-05-01 12:00")
     assert iso(0) == day(0) == minute(0) == "1970-01-01"
     assert seconds(iso(noon)) == noon
-
-
-# Columns
 
 
 def times(*values: float) -> np.ndarray:
