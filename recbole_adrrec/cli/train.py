@@ -37,62 +37,58 @@ def train(given: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training: model, data set, configuration files, options of the command line, and those of each file.
+    """A training: configuration files, options of the command line, those of each file, and all together.
 
     Later files go over earlier ones, and the command line over all of them.
     """
 
-    model: str
-    dataset: str
     files: list[str]
     given: Mapping[str, Any]
     filed: list[dict[str, Any]]
+    together: dict[str, Any]
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Plan:
-        """Read the files that a command line names; model and data set may stand in either."""
+        """Read the files that a command line names; with ``resume``, the options of the run that left the file."""
         files = list(given.get("config_files", []))
         filed = [options.read_config_file(file) for file in files]
         together: dict[str, Any] = {}
         for each in [*filed, given]:
             together.update(each)
-        if together.get("resume") is not None:
-            return cls._continued(together)
-        return cls(together.get("model", MODEL), together.get("dataset", DATASET), files, given, filed)
-
-    @classmethod
-    def _continued(cls, given: dict[str, Any]) -> Plan:
-        """The plan of the run that left a checkpoint, with the options given now over it."""
+        if together.get("resume") is None:
+            return cls(files, given, filed, {"model": MODEL, "dataset": DATASET, **together})
         import recbole_adrrec
 
         recbole_adrrec.register()
         from recbole_adrrec.integration import init_from, resume
 
-        if given.get("init_from") is not None:
+        if together.get("init_from") is not None:
             raise OptionError(init_from.EXCLUDES_RESUME)
-        file = given["resume"]
-        saved = resume.saved_options(file)
+        saved = resume.saved_options(together["resume"])
         for name in ("model", "dataset"):
-            if given.get(name, saved[name]) != saved[name]:
+            if together.get(name, saved[name]) != saved[name]:
                 raise OptionError(
-                    f"resume: {file} was trained with {name} {saved[name]}, not {given[name]}; leave {name} out, or "
-                    "train anew without resume"
+                    f"resume: {together['resume']} was trained with {name} {saved[name]}, not {together[name]}; leave "
+                    f"{name} out, or train anew without resume"
                 )
-        together = {**saved, **given}
+        together = {**saved, **together}
         together.pop("config_files", None)
-        return cls(saved["model"], saved["dataset"], [], together, [])
+        return cls([], together, [], together)
 
-    def option(self, name: str, default: Any = None) -> Any:
-        """An option as given on the command line or else in the last file that has it."""
-        for source in [self.given, *reversed(self.filed)]:
-            if name in source:
-                return source[name]
-        return default
+    @property
+    def model(self) -> Any:
+        """Name of the model, once checked."""
+        return self.together["model"]
+
+    @property
+    def dataset(self) -> Any:
+        """Name of the data set, once checked."""
+        return self.together["dataset"]
 
     @property
     def data_folder(self) -> Path:
         """Folder of the data set."""
-        return Path(str(self.option("data_path", "dataset/")), self.dataset)
+        return Path(str(self.together.get("data_path", "dataset/")), self.dataset)
 
     def check(self) -> None:
         """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
@@ -103,14 +99,10 @@ class Plan:
         for file, filed in zip(self.files, self.filed, strict=True):
             options.check_names(filed, self.model, strict=True, where=f"config file {file}", warn=False)
         for name in ("nproc", "world_size", "group_offset"):
-            value = self.option(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise OptionError(f"{name}: {value!r} is not a whole number")
-        if self.option("nproc", 1) < 1:
-            raise OptionError(f"nproc: {self.option('nproc')} is not a number of processes; choose at least 1")
+            options.check_option(self.model, name, self.together.get(name, 1))
         # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
-        if self.dataset != "ml-100k" and not self.option("dataset_save_path"):
-            options.check_data(self.dataset, self.data_folder, self.option("benchmark_filename"))
+        if self.dataset != "ml-100k" and not self.together.get("dataset_save_path"):
+            options.check_data(self.dataset, self.data_folder, self.together.get("benchmark_filename"))
 
     def run(self) -> str:
         """Train, test, and give the report."""
@@ -121,7 +113,7 @@ class Plan:
 
         quick_start = importlib.import_module("recbole.quick_start")
         typed = {name: value for name, value in self.given.items() if name not in options.RUN_OPTIONS}
-        processes = {name: self.option(name) for name in PROCESSES if self.option(name) is not None}
+        processes = {name: self.together[name] for name in PROCESSES if self.together.get(name) is not None}
         if "TORCHELASTIC_RUN_ID" in os.environ:
             if processes:
                 raise OptionError(f"{next(iter(processes))}: torchrun says how many processes meet where; leave it out")
@@ -184,27 +176,16 @@ class Plan:
         if result is None:
             return "This machine's processes are done; the first machine of the group has the result."
         config = trainer.config if trainer is not None else self._config()
-        loader = getattr(trainer, "evaluated", None)
-        saved = getattr(trainer, "saved_model_file", None)
-        summary = report.summary(
-            self.model,
-            self.dataset,
-            test_result=result["test_result"] or {},
-            valid_metric=config["valid_metric"],
-            valid_score=result["best_valid_score"] if result["best_valid_result"] else None,
-            users=None if loader is None else _n_users(loader),
-            query_time=config["use_query_time"] if self.model in options.property_names("model") else None,
-            saved=str(saved) if saved and Path(saved).is_file() else None,
-            places=config["metric_decimal_place"] or 4,
-        )
-        user = config["show_user"]
-        case = ""
+        loader, user, case = getattr(trainer, "evaluated", None), config["show_user"], ""
         if loader is not None and user != "none":
             try:
                 case = report.show_case(trainer.model, loader.dataset, config, None if user is None else str(user))
             except UserError as error:
                 case = str(error)
-        return f"\n{summary}\n\n{case}".rstrip()
+        users = None if loader is None else _n_users(loader)
+        return (
+            f"\n{report.summary(config, result, users, getattr(trainer, 'saved_model_file', None))}\n\n{case}".rstrip()
+        )
 
 
 def torchrun_processes() -> dict[str, Any]:

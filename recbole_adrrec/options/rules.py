@@ -67,6 +67,7 @@ RECBOLE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "MAX_ITEM_LIST_LENGTH", "nproc"), COUNT),
     **dict.fromkeys(("data_path", "checkpoint_dir", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"), TEXT),
     **dict.fromkeys(("clip_grad_norm", "load_col", "unload_col", "val_interval", "threshold"), Unset(ENTRIES)),
+    **dict.fromkeys(("world_size", "group_offset"), Number(whole=True)),
     "gpu_id": ANYTHING,
     "seed": Number(low=0, high=2**32 - 1, whole=True),
     "state": Unset(Choice(("info", "debug", "error", "warning", "critical"), any_case=True)),
