@@ -29,20 +29,10 @@ CommandLine = dict[str, Any]
 
 
 def parse_value(text: str, name: str = "") -> Any:
-    """Value of a text, read as YAML.
+    """Value of a text, read as YAML: ``1e-3``, ``[sinusoid, log1p]``, ``2024-10-11``, ``None``.
 
-    Parameters
-    ----------
-    text : str
-        The value: ``1e-3``, ``[sinusoid, log1p]``, ``2024-10-11``, ``None``; a Python tuple ``(1, 2)`` becomes a list,
-        and an interval such as ``[5,inf)``, whose brackets no YAML would match, stays text.
-    name : str
-        The option, for the message.
-
-    Raises
-    ------
-    OptionError
-        If the text is not YAML.
+    A Python tuple ``(1, 2)`` becomes a list, and an interval such as ``[5,inf)``, whose brackets no YAML would match,
+    stays text. An OptionError, where it is no YAML, begins with ``name``.
     """
     text = text.strip()
     where = f"{name}: {text!r}" if name else repr(text)
@@ -78,16 +68,7 @@ def _as_files(text: str) -> list[str]:
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Options of a command line: ``--key=value``, ``--key value``, ``--flag``, ``-m`` and ``-d``.
 
-    Parameters
-    ----------
-    argv : sequence of str
-        The arguments after the program's name.
-
-    Returns
-    -------
-    dict
-        Option to value, in the order given. ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if
-        they are given.
+    In the order given; ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if they are given.
 
     Raises
     ------

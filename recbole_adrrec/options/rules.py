@@ -27,21 +27,6 @@ from recbole_adrrec.options.rule_types import (
 from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
 from recbole_adrrec.times import seconds
 
-__all__ = [
-    "COUNT",
-    "FLAG",
-    "MODEL_RULES",
-    "OVERALL_RULES",
-    "RECBOLE_RULES",
-    "Choice",
-    "ListOf",
-    "Number",
-    "check_global_split",
-    "check_option",
-    "check_values",
-    "suggestion",
-]
-
 OVERALL_RULES: dict[str, Rule] = {
     "exact_time": FLAG,
     "time_unit_in": Unset(Choice(("s", "ms", "us"))),
@@ -105,19 +90,13 @@ def rules_of(model: str) -> dict[str, Rule]:
 
 
 def check_option(model: str, name: str, value: Any) -> None:
-    """Refuse a value that an option of a model cannot have; an option without a rule may have any.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, its value and what would be right.
-    """
-    if name in rules_of(model):
-        rules_of(model)[name].check(name, value)
+    """Refuse a value that an option of a model cannot have with an OptionError; one without a rule may have any."""
+    if rule := rules_of(model).get(name):
+        rule.check(name, value)
 
 
 def check_values(config: Mapping[str, Any], model: str) -> None:
-    """Refuse values that no run could use, before any data is read.
+    """Refuse values that no run could use, before any data is read, with an OptionError.
 
     Parameters
     ----------
@@ -125,11 +104,6 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
         The options of a run, RecBole's and ours. Absent ones aren't checked; a model's own have their defaults.
     model : str
         Name of the model, ours or RecBole's.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, its value and what would be right.
     """
     for name, rule in rules_of(model).items():
         if name in config:
@@ -215,20 +189,7 @@ def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> Non
 
 
 def check_global_split(given: Mapping[str, Any], where: str) -> None:
-    """Refuse what a global split in time could not use.
-
-    Parameters
-    ----------
-    given : Mapping
-        Its entries.
-    where : str
-        Where they stand, the beginning of messages.
-
-    Raises
-    ------
-    OptionError
-        Naming the entry, its value and what would be right.
-    """
+    """Refuse entries that a global split in time could not use; messages begin with ``where`` they stand."""
     for name, value in given.items():
         if name not in GLOBAL_SPLIT_RULES:
             near = suggestion(str(name), GLOBAL_SPLIT_RULES, 0.6)

@@ -64,17 +64,9 @@ class ModelOptions:
 
     @classmethod
     def read(cls: type[Options], config: Any) -> Options:
-        """Options of this model among those of a run.
+        """Options of this model among those of a run, RecBole's ``Config`` or a Mapping; absent ones have defaults.
 
-        Parameters
-        ----------
-        config : recbole.config.Config or Mapping
-            Options of a run; what is absent has its default.
-
-        Raises
-        ------
-        OptionError
-            Naming an option that its rule or another option refuses, its value and what would be right.
+        An OptionError names an option that its rule or another option refuses, its value and what would be right.
         """
         values: dict[str, Any] = {}
         for name, value in load_properties("model", cls.model).items():
@@ -179,18 +171,18 @@ class EncoderOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions(EncoderOptions):
-    """Options of models whose Transformer block can be chosen: where norms, dropout and positions stand."""
+    """Options of models whose Transformer block can be chosen, where it isn't that of MEANTIME's public code."""
 
     inner_size: Count
-    norm_order: Literal["post", "pre"]
-    drop_residual: bool
-    input_position: bool
-    input_norm: bool
-    input_scale: bool
-    final_norm: bool
-    activation: Literal["gelu", "gelu_tanh", "relu"]
-    inner_dropout_prob: Dropout
-    item_head: Literal["plain", "projected"]
+    norm_order: Literal["post", "pre"] = "pre"
+    drop_residual: bool = True
+    input_position: bool = False
+    input_norm: bool = False
+    input_scale: bool = False
+    final_norm: bool = False
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    inner_dropout_prob: Dropout = 0.0
+    item_head: Literal["plain", "projected"] = "projected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,16 +259,6 @@ class MEANTIMEOptions(MixOptions):
     relative_kernels: tuple[GapKernel, ...]
     time_unit: Positive
     kernel_freq: Annotated[float, Number(low=1, above=True)]
-
-    norm_order: Literal["post", "pre"] = "pre"
-    drop_residual: bool = True
-    input_position: bool = False
-    input_norm: bool = False
-    input_scale: bool = False
-    final_norm: bool = False
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
-    item_head: Literal["plain", "projected"] = "projected"
-    inner_dropout_prob: Dropout = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner_dropout_prob", self.hidden_dropout_prob)

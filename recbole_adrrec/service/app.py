@@ -105,30 +105,22 @@ class Refusal(BaseModel):
     detail: str
 
 
+MEANING_OF_STATUS = {
+    400: "The body is no JSON",
+    404: "A user is unknown",
+    408: "The body took too long",
+    413: "The body is too long",
+    415: "The body isn't sent as JSON",
+    422: "A field is wrong",
+    503: "Too many questions wait; repeat after Retry-After",
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "The body is no JSON"},
-    404: {"model": Refusal, "description": "A user is unknown"},
-    408: {"model": Refusal, "description": "The body took too long"},
-    413: {"model": Refusal, "description": "The body is too long"},
-    415: {"model": Refusal, "description": "The body isn't sent as JSON"},
-    422: {"model": Refusal, "description": "A field is wrong"},
-    503: {"model": Refusal, "description": "Too many questions wait; repeat after Retry-After"},
+    status: {"model": Refusal, "description": meaning} for status, meaning in MEANING_OF_STATUS.items()
 }
 
 
-class BodyTooLongError(Exception):
-    """A body has more bytes than it may."""
-
-
 class BodyLimit:
-    """ASGI middleware that reads the body of a request before the application does, or refuses it by its length.
-
-    Parameters
-    ----------
-    app : ASGI application
-    max_body : int
-        Bytes.
-    """
+    """ASGI middleware that reads the body of a request before the application does, or refuses it by its length."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self.app = app
@@ -142,30 +134,30 @@ class BodyLimit:
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
             refusal = _refusal(408, f"body: it didn't arrive in {BODY_SECONDS} seconds; send it at once")
-        except BodyTooLongError:
-            refusal = _refusal(413, f"body: more than {self.max_body:,} bytes; send shorter lists")
         else:
-            return None if body is None else await self.app(scope, _replay(body, receive), send)
+            if body is None:
+                return None
+            if len(body) <= self.max_body:
+                return await self.app(scope, _replay(bytes(body), receive), send)
+            refusal = _refusal(413, f"body: more than {self.max_body:,} bytes; send shorter lists")
         # What is left of the body isn't read.
         refusal.headers["Connection"] = "close"
         return await refusal(scope, receive, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None if the client goes."""
-        parts: list[bytes] = []
-        total = 0
+    async def _read(self, receive: Receive) -> bytearray | None:
+        """The body, or more than ``max_body`` bytes of a longer one; None if the client goes."""
+        body, total = bytearray(), 0
         while total <= self.max_body + READ_AWAY:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            total += len(message.get("body", b""))
-            if total <= self.max_body:
-                parts.append(message.get("body", b""))
+            part = message.get("body", b"")
+            total += len(part)
+            if len(body) <= self.max_body:
+                body += part
             if not message.get("more_body"):
                 break
-        if total > self.max_body:
-            raise BodyTooLongError
-        return b"".join(parts)
+        return body
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -178,13 +170,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def make_app(recommender: Recommender, options: ServiceOptions) -> FastAPI:
-    """The application of a model.
-
-    Parameters
-    ----------
-    recommender : Recommender
-    options : ServiceOptions
-    """
+    """The application of a model."""
     reader = QuestionReader(recommender, options)
     compute = partial(answer, recommender)
     facts = {"model": recommender.config["model"], "dataset": recommender.data.dataset}

@@ -30,14 +30,7 @@ class _Request(Generic[Question, Answer]):
 
 
 class BatchWorker(Generic[Question, Answer]):
-    """A thread that answers questions in batches, in the order of requests.
-
-    Parameters
-    ----------
-    compute : callable
-        Gives an answer for each question.
-    options : ServiceOptions
-    """
+    """A thread that answers questions in batches, in the order of requests; ``compute`` gives an answer for each."""
 
     def __init__(self, compute: Callable[[Sequence[Question]], list[Answer]], options: ServiceOptions) -> None:
         self._compute = compute
@@ -60,13 +53,7 @@ class BatchWorker(Generic[Question, Answer]):
         return self._thread.is_alive() and not self._closed
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer]]:
-        """A request's questions; their answers come together.
-
-        Raises
-        ------
-        QueueFullError
-            There is no room for them among those that wait, or the worker is closed.
-        """
+        """A request's questions; their answers come together. Raises QueueFullError where they find no room."""
         with self._changed:
             if self._closed or self._waiting + len(questions) > self._options.queue:
                 raise QueueFullError

@@ -29,27 +29,11 @@ class UnknownUserError(DataError):
 
 @dataclass(frozen=True)
 class Question:
-    """A user, or a history of nobody known, at a moment.
+    """A user, or a history of nobody known, at a moment (seconds since 1970)."""
 
-    Attributes
-    ----------
-    user : int
-        Id of a user of the checkpoint; 0 for a history.
-    name : str or None
-        The user's name.
-    items, times : Int64[n_events]
-        The history, in order of time (Float32 with ``exact_time: false``); empty for a user.
-    at : int
-        Seconds since 1970.
-    top : int
-        Items to recommend.
-    seen : bool
-        Items that were met up to the moment may be among them.
-    """
-
-    user: int
+    user: int  # of the checkpoint; 0 for a history
     name: str | None
-    items: NDArray[np.int64]
+    items: NDArray[np.int64]  # the history, in order of time; empty for a user
     times: NDArray[Any]
     at: int
     top: int
@@ -61,20 +45,11 @@ Answer = list[tuple[str, float]]
 
 
 class QuestionReader:
-    """Makes questions of the fields of requests, or refuses them with a UserError.
-
-    Parameters
-    ----------
-    recommender : Recommender
-    options : ServiceOptions
-    """
+    """Makes questions of the fields of requests, or refuses them with a UserError."""
 
     def __init__(self, recommender: Recommender, options: ServiceOptions) -> None:
         self.recommender = recommender
         self.options = options
-        data = recommender.data
-        self._users = {name: number for number, name in enumerate(data.users) if number}
-        self._items = {name: number for number, name in enumerate(data.items) if number}
         self._last_time = recommender.last_time
 
     def read(
@@ -85,17 +60,7 @@ class QuestionReader:
         top: int,
         seen: bool,
     ) -> tuple[list[Question], list[str]]:
-        """Questions, one for each user, and remarks on them.
-
-        Raises
-        ------
-        UnknownUserError
-            A user is unknown.
-        DataError
-            An item is unknown, there is no event up to the moment, or the model can't answer for new users.
-        OptionError
-            A field is missing, out of range, or a time that can't be read.
-        """
+        """Questions, one for each user, and remarks on them; an UnknownUserError or another UserError."""
         if (users is None) == (history is None):
             raise OptionError("users, history: give one of the two")
         if not 1 <= top <= self.options.max_top:
@@ -111,7 +76,7 @@ class QuestionReader:
     def _of_users(self, names: list[str], at: int | None, top: int, seen: bool) -> list[Question]:
         if not 1 <= len(names) <= self.options.max_users:
             raise OptionError(f"users: {len(names)} names; give from 1 to {self.options.max_users} in a request")
-        ids = np.array([self._users.get(name, 0) for name in names], dtype=np.int64)
+        ids = np.array([self.recommender.user_ids.get(name, 0) for name in names], dtype=np.int64)
         unknown = [name for name, number in zip(names, ids.tolist(), strict=True) if not number]
         if unknown:
             count = f"{len(unknown)} of {len(names)} are unknown, the first " if len(unknown) > 1 else ""
@@ -144,7 +109,7 @@ class QuestionReader:
             raise OptionError(
                 f"history: {len(history):,} events; give from 1 to {self.options.max_events:,}, the latest"
             )
-        items = np.array([self._items.get(str(item), 0) for item, _ in history], dtype=np.int64)
+        items = np.array([self.recommender.item_ids.get(str(item), 0) for item, _ in history], dtype=np.int64)
         if not items.all():
             place = int(np.argmin(items))
             raise DataError(

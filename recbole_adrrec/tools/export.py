@@ -5,7 +5,6 @@ Letters: ``B`` rows of a batch, ``L`` events of the longest, ``V`` items (paddin
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -21,14 +20,12 @@ import torch
 from torch import Tensor, nn
 
 import recbole_adrrec
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.errors import OptionError, require
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.layers.intervals import TimeIntervals
 from recbole_adrrec.layers.relative_kernels import SmoothKernel
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.tools.recommend import Recommender
-
-PACKAGES = ("onnx", "onnxscript")
 
 FORMS = ("scores", "vectors")
 """Outputs of a graph: scores of items, or states of users, whose products with vectors of items are the scores."""
@@ -186,9 +183,7 @@ def _check(recommender: Recommender, form: str, top: int | None, seen: bool) -> 
     most = len(recommender.data.items) - 1
     if top is not None and not 1 <= top <= most:
         raise OptionError(f"top: {top} is not a whole number from 1 to {most}, the number of items")
-    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise OptionError(f"export needs {' and '.join(missing)}: pip install 'recbole_adrrec[export]'")
+    require(("onnx", "onnxscript"), "export", "export")
 
 
 @contextmanager

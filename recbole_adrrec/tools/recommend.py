@@ -82,6 +82,8 @@ class Recommender:
         Events of the users, those that were added among them.
     notes : tuple of str
         Remarks on events that were added.
+    user_ids, item_ids : dict of str to int
+        Users that can be answered for, those of training and those whose events were added, and items.
     reads_users : bool
         The model knows users of training by themselves, so new ones can't be answered for.
     """
@@ -92,10 +94,9 @@ class Recommender:
         self.config = config
         self.data = data
         self.notes: tuple[str, ...] = ()
-        self._user_ids = {name: number for number, name in enumerate(data.users) if number}
-        self._item_ids = {name: number for number, name in enumerate(data.items) if number}
+        self.user_ids = {name: number for number, name in enumerate(data.users) if number}
+        self.item_ids = {name: number for number, name in enumerate(data.items) if number}
         self._item_names = np.asarray(data.items, dtype=object)
-        self._new_users: list[str] = []
         self._is_ours = isinstance(model, SequenceRecommender)
         self.histories = Histories(data.events, data.item_field, data.time_field, data.n_users)
         self.reads_users = self._probe()
@@ -124,7 +125,7 @@ class Recommender:
     @property
     def users(self) -> list[str]:
         """Users that can be answered for: those of training and those whose events were added."""
-        return [*self.data.users[1:], *self._new_users]
+        return list(self.user_ids)
 
     @property
     def items(self) -> list[str]:
@@ -211,7 +212,7 @@ class Recommender:
         names = [str(user) for user in users]
         if not len(names) == len(items) == len(times):
             raise DataError(f"events: {len(names)} users, {len(items)} items and {len(times)} times; give one of each")
-        found = np.array([self._item_ids.get(str(item), 0) for item in items], dtype=np.int64)
+        found = np.array([self.item_ids.get(str(item), 0) for item in items], dtype=np.int64)
         notes = list(self.notes)
         unknown = [str(items[place]) for place in np.nonzero(found == 0)[0].tolist()]
         if unknown:
@@ -220,20 +221,19 @@ class Recommender:
                 f"doesn't know, the first {unknown[0]!r}"
             )
             if not skip_unknown:
-                hint = _similar(unknown[0], self._item_ids)
+                hint = _similar(unknown[0], self.item_ids)
                 raise DataError(
                     f"{text}{hint}; remove them, train again with them, or leave them out with skip_unknown"
                 )
             notes.append(f"{text}; they are left out")
         kept = np.nonzero(found)[0].tolist()
         at = np.array([seconds(times[place]) for place in kept], dtype=np.int64)
-        new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self._user_ids]
-        first = self.data.n_users + len(self._new_users)
+        new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self.user_ids]
+        n_users = self.histories.n_users
         other = copy.copy(self)
-        other._new_users = [*self._new_users, *new]
-        other._user_ids = {**self._user_ids, **{user: number for number, user in enumerate(new, first)}}
-        ids = np.array([other._user_ids[names[place]] for place in kept], dtype=np.int64)
-        other.histories, n_known = self.histories.with_events(ids, found[kept], at, first + len(new))
+        other.user_ids = {**self.user_ids, **{user: number for number, user in enumerate(new, n_users)}}
+        ids = np.array([other.user_ids[names[place]] for place in kept], dtype=np.int64)
+        other.histories, n_known = self.histories.with_events(ids, found[kept], at, n_users + len(new))
         if n_known:
             notes.append(f"events: {n_known:,} of {len(names):,} events are known already; they count once")
         other.notes = tuple(notes)
@@ -391,7 +391,7 @@ class Recommender:
 
     def _ids(self, names: Sequence[str], notes: list[str] | None = None) -> NDArray[np.int64]:
         """Ids of users; unknown ones are refused, or 0 and counted where there are notes for that."""
-        ids = np.array([self._user_ids.get(name, 0) for name in names], dtype=np.int64)
+        ids = np.array([self.user_ids.get(name, 0) for name in names], dtype=np.int64)
         unknown = [names[place] for place in np.nonzero(ids == 0)[0].tolist()]
         new = np.nonzero(ids >= self.data.n_users)[0]
         if self.reads_users and len(new):
@@ -401,7 +401,7 @@ class Recommender:
             )
         if not unknown:
             return ids
-        if len(self._user_ids) == 0:
+        if len(self.user_ids) == 0:
             raise DataError(
                 f"users: {self.path} carries no users (checkpoint_data: false), so {unknown[0]!r} is unknown; give "
                 "events of these users"
@@ -410,7 +410,7 @@ class Recommender:
         if len(unknown) > 1:
             text = f"users: {len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
         if notes is None:
-            hint = _similar(unknown[0], self._user_ids)
+            hint = _similar(unknown[0], self.user_ids)
             raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
         notes.append(f"{text}; left out")
         return ids
