@@ -32,19 +32,7 @@ FORMS = ("scores", "vectors")
 
 
 class ScoringGraph(nn.Module):
-    """A model as a function of tensors alone.
-
-    Parameters
-    ----------
-    model : SequenceRecommender
-        In evaluation mode, its rows padded.
-    form : str
-        One of ``FORMS``.
-    top : int, optional
-        Give the best ``top`` items and their scores, best first, rather than the scores of all.
-    seen : bool
-        Whether items of a row's history may be among the best.
-    """
+    """A model, in evaluation mode and its rows padded, as a function of tensors alone; arguments as for ``export``."""
 
     def __init__(
         self, model: SequenceRecommender, form: str = "scores", top: int | None = None, seen: bool = False
@@ -128,13 +116,12 @@ def export(
         See :func:`recbole_adrrec.load`.
     output : path-like
         The file; with ``form`` ``vectors``, the vectors of items stand beside it as ``<name>.npy``.
-    form, top, seen
-        See :class:`ScoringGraph`.
-
-    Returns
-    -------
-    Path
-        Of the file.
+    form : str
+        One of ``FORMS``.
+    top : int, optional
+        Give the best ``top`` items and their scores, best first, rather than the scores of all.
+    seen : bool
+        Whether items of a row's history may be among the best.
 
     Raises
     ------

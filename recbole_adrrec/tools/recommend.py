@@ -45,13 +45,13 @@ FOREVER = np.iinfo(np.int64).max
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
-    """Load a trained model; see :func:`recbole_adrrec.load`.
+    """Load a trained model; see :func:`recbole_adrrec.load`. Nothing that the file brings is run.
 
     Raises
     ------
     CheckpointError
         The file is missing, truncated, changed, without names of users and items, or of a model that reads more of
-        its data than checkpoints carry. Nothing that the file brings is run.
+        its data than checkpoints carry.
     OptionError
         There is no such device.
     """
@@ -120,8 +120,6 @@ class Recommender:
         )
         return cls("the trained model", model.eval(), config, data)
 
-    # Names and times
-
     @property
     def users(self) -> list[str]:
         """Users that can be answered for: those of training and those whose events were added."""
@@ -177,14 +175,8 @@ class Recommender:
             )
         return not self._is_ours and self.data.user_field in rows.__dict__.get("read", ())
 
-    # New events
-
     def append(
-        self,
-        users: Sequence[object],
-        items: Sequence[object],
-        times: Sequence[Moment],
-        skip_unknown: bool = False,
+        self, users: Sequence[object], items: Sequence[object], times: Sequence[Moment], skip_unknown: bool = False
     ) -> Recommender:
         """The same model with more events, of users that it knows or doesn't know. Nothing is trained.
 
@@ -247,8 +239,6 @@ class Recommender:
         query = self.histories.queries(self._ids([str(user)]), np.array([until]))
         _, items = self.histories.items_of(query)
         return [self.data.items[item] for item in items], self.histories.times[query.first[0] : query.end[0]]
-
-    # Queries
 
     def recommend(
         self,
@@ -316,13 +306,7 @@ class Recommender:
     def rank(
         self, queries: Queries, top: int, seen: bool = False, batch_size: int = 512, progress: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Best items of queries and their scores, [n, top]; NaN where there is none left, equal ones by item.
-
-        Raises
-        ------
-        CheckpointError
-            A score is NaN.
-        """
+        """Best items of queries and their scores, [n, top]; NaN where there is none left, equal ones by item."""
         width = min(int(top), len(self.data.items) - 1)
         best = np.zeros((len(queries), width), dtype=np.int64)
         found = np.zeros((len(queries), width), dtype=np.float32)
@@ -337,10 +321,7 @@ class Recommender:
     def scores(self, queries: Queries, seen: NDArray[np.bool_]) -> torch.Tensor:
         """Scores of all items in one pass, Float32[n, items]; -inf for padding and, unless ``seen``, for items met.
 
-        Raises
-        ------
-        CheckpointError
-            A score is NaN.
+        A score that is NaN raises CheckpointError.
         """
         with self.units():
             scores = self.model.full_sort_predict(self._rows(queries))
@@ -406,9 +387,8 @@ class Recommender:
                 f"users: {self.path} carries no users (checkpoint_data: false), so {unknown[0]!r} is unknown; give "
                 "events of these users"
             )
-        text = f"users: {unknown[0]!r} is unknown"
-        if len(unknown) > 1:
-            text = f"users: {len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
+        several = f"{len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
+        text = f"users: {several if len(unknown) > 1 else f'{unknown[0]!r} is unknown'}"
         if notes is None:
             hint = _similar(unknown[0], self.user_ids)
             raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
