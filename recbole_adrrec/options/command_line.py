@@ -114,4 +114,4 @@ def _split_argument(argument: str) -> tuple[str, str | None]:
 def _needs_value(name: str) -> bool:
     """True for an option whose rule, in every model that has it, refuses true."""
     known = [rules[name] for rules in (RECBOLE_RULES, OVERALL_RULES, *MODEL_RULES.values()) if name in rules]
-    return bool(known) and all(rule.fault(True) for rule in known)
+    return bool(known) and all(rule(True) for rule in known)

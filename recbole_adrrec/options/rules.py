@@ -17,28 +17,29 @@ from recbole_adrrec.options.rule_types import (
     POSITIVE,
     TEXT,
     TOKEN,
-    Choice,
-    ListOf,
-    Number,
     Rule,
-    Unset,
+    check,
+    choice,
+    list_of,
+    number,
     rule_of,
+    unset_or,
 )
 from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
 from recbole_adrrec.times import seconds
 
 OVERALL_RULES: dict[str, Rule] = {
     "exact_time": FLAG,
-    "time_unit_in": Unset(Choice(("s", "ms", "us"))),
-    "tie_order": Choice(("file", "random")),
+    "time_unit_in": unset_or(choice("s", "ms", "us")),
+    "tie_order": choice("file", "random"),
     "tie_seed": NATURAL,
-    "train_rows": Choice(("prefix", "sequence")),
-    "train_stride": Unset(COUNT),
-    "show_user": Unset(TOKEN),
+    "train_rows": choice("prefix", "sequence"),
+    "train_stride": unset_or(COUNT),
+    "show_user": unset_or(TOKEN),
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
-    "resume": Unset(TEXT),
-    "init_from": Unset(TEXT),
+    "resume": unset_or(TEXT),
+    "init_from": unset_or(TEXT),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
@@ -51,28 +52,28 @@ RECBOLE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("loss_decimal_place", "metric_decimal_place"), NATURAL),
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "MAX_ITEM_LIST_LENGTH", "nproc"), COUNT),
     **dict.fromkeys(("data_path", "checkpoint_dir", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"), TEXT),
-    **dict.fromkeys(("clip_grad_norm", "load_col", "unload_col", "val_interval", "threshold"), Unset(ENTRIES)),
-    **dict.fromkeys(("world_size", "group_offset"), Number(whole=True)),
+    **dict.fromkeys(("clip_grad_norm", "load_col", "unload_col", "val_interval", "threshold"), unset_or(ENTRIES)),
+    **dict.fromkeys(("world_size", "group_offset"), number(whole=True)),
     "gpu_id": ANYTHING,
-    "seed": Number(low=0, high=2**32 - 1, whole=True),
-    "state": Unset(Choice(("info", "debug", "error", "warning", "critical"), any_case=True)),
-    "learner": Choice(LEARNERS, any_case=True),
+    "seed": number(low=0, high=2**32 - 1, whole=True),
+    "state": unset_or(choice("info", "debug", "error", "warning", "critical", any_case=True)),
+    "learner": choice(*LEARNERS, any_case=True),
     "learning_rate": POSITIVE,
-    "weight_decay": Number(low=0),
+    "weight_decay": number(low=0),
     "eval_args": ENTRIES,
-    "topk": ListOf(COUNT, or_one=True, filled=True),
-    "normalize_all": Unset(FLAG),
-    "normalize_field": Unset(ListOf(TEXT)),
+    "topk": list_of(COUNT, or_one=True, filled=True),
+    "normalize_all": unset_or(FLAG),
+    "normalize_field": unset_or(list_of(TEXT)),
 }
 """Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
 
 GLOBAL_SPLIT_RULES: dict[str, Rule] = {
-    "shares": Unset(ListOf(POSITIVE)),
-    "times": Unset(ListOf(ANYTHING)),
+    "shares": unset_or(list_of(POSITIVE)),
+    "times": unset_or(list_of(ANYTHING)),
     "train_from": ANYTHING,
-    "targets": Choice(("last", "first", "successive")),
-    "cold_items": Choice(("drop", "keep")),
-    "cold_users": Choice(("keep", "drop")),
+    "targets": choice("last", "first", "successive"),
+    "cold_items": choice("drop", "keep"),
+    "cold_users": choice("keep", "drop"),
 }
 """Rules of the entries of ``eval_args: {split: {GT: {...}}}``; see :mod:`recbole_adrrec.data.splits`."""
 
@@ -92,7 +93,7 @@ def rules_of(model: str) -> dict[str, Rule]:
 def check_option(model: str, name: str, value: Any) -> None:
     """Refuse a value that an option of a model cannot have with an OptionError; one without a rule may have any."""
     if rule := rules_of(model).get(name):
-        rule.check(name, value)
+        check(rule, name, value)
 
 
 def check_values(config: Mapping[str, Any], model: str) -> None:
@@ -107,7 +108,7 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     """
     for name, rule in rules_of(model).items():
         if name in config:
-            rule.check(name, config[name])
+            check(rule, name, config[name])
     own = MODEL_OPTIONS[model].read(config) if model in MODEL_OPTIONS else None
     _check_gpu(config)
     _check_metrics(config)
@@ -137,7 +138,7 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
         return
     metrics = config["metrics"]
     metrics = [metrics] if isinstance(metrics, str) else metrics
-    ListOf(TEXT, filled=True).check("metrics", metrics)
+    check(list_of(TEXT, filled=True), "metrics", metrics)
     known = importlib.import_module("recbole.evaluator.register").metrics_dict
     for metric in metrics:
         if metric.lower() not in known:
@@ -173,7 +174,7 @@ def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> Non
     if isinstance(split, Mapping) and "GT" in split:
         if config.get("exact_time") is False:
             raise OptionError("eval_args: split GT compares times in seconds, so it needs exact_time true")
-        Unset(ENTRIES).check("eval_args: split GT", split["GT"])
+        check(unset_or(ENTRIES), "eval_args: split GT", split["GT"])
         check_global_split(split["GT"] or {}, "eval_args: split GT: ")
     mode = eval_args.get("mode", "full")
     for each in mode.values() if isinstance(mode, Mapping) else [mode]:
@@ -194,7 +195,7 @@ def check_global_split(given: Mapping[str, Any], where: str) -> None:
         if name not in GLOBAL_SPLIT_RULES:
             near = suggestion(str(name), GLOBAL_SPLIT_RULES, 0.6)
             raise OptionError(f"{where}{name!r} is none of {', '.join(GLOBAL_SPLIT_RULES)}{near}")
-        GLOBAL_SPLIT_RULES[name].check(f"{where}{name}", value)
+        check(GLOBAL_SPLIT_RULES[name], f"{where}{name}", value)
     shares, times = given.get("shares"), given.get("times")
     if shares is not None and times is not None:
         raise OptionError(f"{where}shares and times exclude each other; leave one of them out")
@@ -232,7 +233,7 @@ def _check_negatives(config: Mapping[str, Any], own: ModelOptions | None) -> Non
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts {contradicted}; leave it out, or choose {remedy}"
         )
-    if not samples and not shared and loss != "CE" and rule_of(Loss).fault(loss) is None:
+    if not samples and not shared and loss != "CE" and rule_of(Loss)(loss) is None:
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts loss_type {loss}, which needs sampled negatives; leave it "
             "out, or choose loss_type CE"

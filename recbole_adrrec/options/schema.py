@@ -30,7 +30,7 @@ from recbole_adrrec.options.kinds import (
     Reorder,
 )
 from recbole_adrrec.options.properties import load_properties
-from recbole_adrrec.options.rule_types import NATURAL, ListOf, Number, Rule, rule_of
+from recbole_adrrec.options.rule_types import NATURAL, Rule, check, list_of, number, rule_of
 
 DEFAULT_HEADS = 2
 
@@ -72,7 +72,7 @@ class ModelOptions:
         for name, value in load_properties("model", cls.model).items():
             if name in config:
                 value = config[name]
-                cls.rules()[name].check(name, value)
+                check(cls.rules()[name], name, value)
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
@@ -112,7 +112,7 @@ class EncoderOptions(ModelOptions):
 
     event_layout: Literal["auto", "padded", "grouped", "jagged"] = "auto"
     n_heads: Count | None = None
-    gbce_t: Annotated[float, Number(low=0, high=1)] = 0.75
+    gbce_t: Annotated[float, number(low=0, high=1)] = 0.75
     temperature: Positive | None = None
     trend_spacing: Positive = 28
     trend_decay: AtLeastZero = 1e-4
@@ -193,7 +193,7 @@ class MixOptions(BlockOptions):
     relative_kernels: tuple[RelativeKernel, ...]
     day_spacing: Count | None
     time_unit: Positive | None
-    kernel_freq: Annotated[float, Number(low=1, above=True)] | None
+    kernel_freq: Annotated[float, number(low=1, above=True)] | None
     grid_points: Count | None
     max_distance: Count | None = None
     mixture: Literal["adaptive", "heads"] = "heads"
@@ -258,7 +258,7 @@ class MEANTIMEOptions(MixOptions):
     objective: Literal["cloze"]
     relative_kernels: tuple[GapKernel, ...]
     time_unit: Positive
-    kernel_freq: Annotated[float, Number(low=1, above=True)]
+    kernel_freq: Annotated[float, number(low=1, above=True)]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner_dropout_prob", self.hidden_dropout_prob)
@@ -276,7 +276,7 @@ class ADRRecOptions(MixOptions):
     lni_sigma: Positive
     lni_noise: Literal["gaussian", "uniform", "in_manifold"]
     lni_layers: Chosen | None
-    lni_layer_weights: Annotated[tuple[float, ...], ListOf(Number(low=0), filled=True)] | None
+    lni_layer_weights: Annotated[tuple[float, ...], list_of(number(low=0), filled=True)] | None
     lni_stop_gradient: bool
     train_batch_size: Count
 
