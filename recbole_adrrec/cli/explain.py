@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recbole_adrrec.cli.commands import add_query_arguments, check_output, write
-from recbole_adrrec.cli.recommend import open_recommender, titles_of
+from recbole_adrrec.cli.recommend import open_recommender
 from recbole_adrrec.errors import OptionError
 
 SUFFIXES = (".png", ".html")
@@ -40,10 +40,11 @@ def run(given: Any) -> int:
         raise OptionError(f"--shown: {given.shown} is not a whole number of at least 1")
     check_output(given.output)
     recommender, _ = open_recommender(given, skip_unknown=False)
-    from recbole_adrrec.tools import explain, page, plots
+    from recbole_adrrec.tools import explain, page, plots, report
 
     reasons = explain.explain(recommender, given.user, given.at, given.top)
     make = plots.png if suffix == ".png" else page.page
-    write(make(reasons, titles_of(recommender, given.item_file), given.shown), given.output)
+    titles = report.titles_of(recommender.config, recommender.data.dataset, given.item_file)
+    write(make(reasons, titles, given.shown), given.output)
     print(f"Wrote {given.output}: {len(reasons.items)} events of user {reasons.user}")
     return 0

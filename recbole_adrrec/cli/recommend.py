@@ -59,8 +59,11 @@ def run(given: Any) -> int:
         batch_size=given.batch_size,
         progress=len(users) >= BAR_FROM and sys.stderr.isatty(),
     )
+    from recbole_adrrec.tools.report import titles_of
+
+    titles = titles_of(recommender.config, recommender.data.dataset, given.item_file)
     kind = given.format or (given.output.suffix.removeprefix(".") if given.output else "table")
-    write(render(answers, kind, titles_of(recommender, given.item_file), recommender), given.output)
+    write(render(answers, kind, titles, recommender), given.output)
     if given.output:
         print(f"Wrote {given.output}: {len(answers.users):,} user{'s' * (len(answers.users) != 1)}")
     return 0
@@ -80,18 +83,6 @@ def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
     if events.users:
         recommender = recommender.append(events.users, events.items, events.times, skip_unknown)
     return recommender, events
-
-
-def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
-    """Titles of items by name; an OptionError where a file is given that isn't there or has no titles."""
-    from recbole_adrrec.tools import report
-
-    titles = report.titles_of(recommender.config, recommender.data.dataset, file)
-    if file is not None and not titles:
-        reason = "no columns of items and titles" if file.is_file() else "no such file"
-        columns = f"{recommender.data.item_field}:token and {' or '.join(report.TITLE_COLUMNS)}"
-        raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
-    return titles
 
 
 def _read_users(path: Path) -> list[str]:

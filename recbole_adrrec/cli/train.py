@@ -30,79 +30,64 @@ def train(given: Mapping[str, Any]) -> str:
     KeyboardInterrupt
         Training was stopped from outside; the text names what was saved.
     """
-    plan = Plan.of(given)
-    plan.check()
-    return plan.run()
+    files = {file: options.read_config_file(file) for file in given.get("config_files", [])}
+    # Later files go over earlier ones, and the command line over all of them.
+    together: dict[str, Any] = {}
+    for each in [*(files[file] for file in given.get("config_files", [])), given]:
+        together.update(each)
+    sources = {f"config file {file}": each for file, each in files.items()}
+    if together.get("resume") is not None:
+        given, sources = _resumed(together), {}
+        together = dict(given)
+    together = {"model": MODEL, "dataset": DATASET, **together}
+    _check(together, {"command line": given, **sources})
+    return Training(together, list(given.get("config_files", [])), given).run()
+
+
+def _resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the run that left the checkpoint ``resume``, with those given now over them."""
+    import recbole_adrrec
+
+    recbole_adrrec.register()
+    from recbole_adrrec.integration import init_from, resume
+
+    if given.get("init_from") is not None:
+        raise OptionError(init_from.EXCLUDES_RESUME)
+    saved = resume.saved_options(given["resume"])
+    for name in ("model", "dataset"):
+        if given.get(name, saved[name]) != saved[name]:
+            raise OptionError(
+                f"resume: {given['resume']} was trained with {name} {saved[name]}, not {given[name]}; leave {name} "
+                "out, or train anew without resume"
+            )
+    return {name: value for name, value in {**saved, **given}.items() if name != "config_files"}
+
+
+def _check(given: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
+    model, dataset = options.check_model(given["model"]), given["dataset"]
+    if not isinstance(dataset, str) or not dataset:
+        raise OptionError(f"dataset: {dataset!r} is not the name of a data set")
+    for where, each in sources.items():
+        options.check_names(each, model, strict=True, where=where, warn=False)
+    for name in ("nproc", "world_size", "group_offset"):
+        options.check_option(model, name, given.get(name, 1))
+    # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
+    if dataset != "ml-100k" and not given.get("dataset_save_path"):
+        options.check_data(dataset, _data_folder(given), given.get("benchmark_filename"))
+
+
+def _data_folder(given: Mapping[str, Any]) -> Path:
+    return Path(str(given.get("data_path", "dataset/")), given["dataset"])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training: configuration files, options of the command line, those of each file, and all together.
+class Training:
+    """A training: all options, the configuration files, and the options of the command line."""
 
-    Later files go over earlier ones, and the command line over all of them.
-    """
-
+    together: Mapping[str, Any]
     files: list[str]
     given: Mapping[str, Any]
-    filed: list[dict[str, Any]]
-    together: dict[str, Any]
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Plan:
-        """Read the files that a command line names; with ``resume``, the options of the run that left the file."""
-        files = list(given.get("config_files", []))
-        filed = [options.read_config_file(file) for file in files]
-        together: dict[str, Any] = {}
-        for each in [*filed, given]:
-            together.update(each)
-        if together.get("resume") is None:
-            return cls(files, given, filed, {"model": MODEL, "dataset": DATASET, **together})
-        import recbole_adrrec
-
-        recbole_adrrec.register()
-        from recbole_adrrec.integration import init_from, resume
-
-        if together.get("init_from") is not None:
-            raise OptionError(init_from.EXCLUDES_RESUME)
-        saved = resume.saved_options(together["resume"])
-        for name in ("model", "dataset"):
-            if together.get(name, saved[name]) != saved[name]:
-                raise OptionError(
-                    f"resume: {together['resume']} was trained with {name} {saved[name]}, not {together[name]}; leave "
-                    f"{name} out, or train anew without resume"
-                )
-        together = {**saved, **together}
-        together.pop("config_files", None)
-        return cls([], together, [], together)
-
-    @property
-    def model(self) -> Any:
-        """Name of the model, once checked."""
-        return self.together["model"]
-
-    @property
-    def dataset(self) -> Any:
-        """Name of the data set, once checked."""
-        return self.together["dataset"]
-
-    @property
-    def data_folder(self) -> Path:
-        """Folder of the data set."""
-        return Path(str(self.together.get("data_path", "dataset/")), self.dataset)
-
-    def check(self) -> None:
-        """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
-        options.check_model(self.model)
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise OptionError(f"dataset: {self.dataset!r} is not the name of a data set")
-        options.check_names(self.given, self.model, strict=True, where="command line", warn=False)
-        for file, filed in zip(self.files, self.filed, strict=True):
-            options.check_names(filed, self.model, strict=True, where=f"config file {file}", warn=False)
-        for name in ("nproc", "world_size", "group_offset"):
-            options.check_option(self.model, name, self.together.get(name, 1))
-        # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
-        if self.dataset != "ml-100k" and not self.together.get("dataset_save_path"):
-            options.check_data(self.dataset, self.data_folder, self.together.get("benchmark_filename"))
 
     def run(self) -> str:
         """Train, test, and give the report."""
@@ -126,7 +111,7 @@ class Plan:
             try:
                 if not single:
                     self._config()  # so that errors are shown once, here, and not by every process
-                result = quick_start.run(self.model, self.dataset, config_file_list=self.files or None, **processes)
+                result = quick_start.run(**self._named, **processes)
             except KeyboardInterrupt as stop:
                 raise interrupted(trainers, stop) from None
             except Exception as error:
@@ -136,9 +121,12 @@ class Plan:
                 raise found from error
         return self._report(result, trainers[-1] if trainers else None)
 
+    @property
+    def _named(self) -> dict[str, Any]:
+        return {**{name: self.together[name] for name in ("model", "dataset")}, "config_file_list": self.files or None}
+
     def _config(self) -> Any:
-        config_class = importlib.import_module("recbole.config").Config
-        return config_class(model=self.model, dataset=self.dataset, config_file_list=self.files or None)
+        return importlib.import_module("recbole.config").Config(**self._named)
 
     def _user_error(self, error: Exception, trainers: Sequence[Any]) -> UserError | None:
         """An error of RecBole, the network or the disk as one of the user, if it is one.
@@ -147,9 +135,10 @@ class Plan:
         process, and loaders that were killed.
         """
         if isinstance(error, URLError | ConnectionError | TimeoutError):
-            if self.data_folder.exists():
+            folder = _data_folder(self.together)
+            if folder.exists():
                 return None
-            missing = options.missing_data(self.dataset, self.data_folder)
+            missing = options.missing_data(self.together["dataset"], folder)
             return DataError(f"{missing}; downloading it failed ({getattr(error, 'reason', error)})")
         if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | PermissionError):
             if error.filename is None:
@@ -183,9 +172,8 @@ class Plan:
             except UserError as error:
                 case = str(error)
         users = None if loader is None else _n_users(loader)
-        return (
-            f"\n{report.summary(config, result, users, getattr(trainer, 'saved_model_file', None))}\n\n{case}".rstrip()
-        )
+        summary = report.summary(config, result, users, getattr(trainer, "saved_model_file", None))
+        return f"\n{summary}\n\n{case}".rstrip()
 
 
 def torchrun_processes() -> dict[str, Any]:

@@ -23,7 +23,7 @@ def number(
     low: float = -math.inf, high: float = math.inf, whole: bool = False, above: bool = False, below: bool = False
 ) -> Rule:
     """A finite number within bounds; a bool is none. ``above`` and ``below`` leave the bound itself out."""
-    kind: type = numbers.Integral if whole else numbers.Real
+    kind: Any = numbers.Integral if whole else numbers.Real
     wanted = "a whole number" if whole else "a number"
     if max(-low, high) < math.inf and not above and not below:
         wanted += f" from {low} to {high}"

@@ -194,9 +194,12 @@ def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
     rows, users, items = Distinct(), Distinct(), Distinct()
     header = [*FIELDS.values(), *(f"{kept.name}:{kept.kind}" for kept in request.keep)]
     columns = {**request.options.columns, **{f"keep {kept.name}": kept.source for kept in request.keep}}
-    with AtomicFile(outcome.target) as out:
-        parquet = ParquetWriter(out, header) if request.to == "parquet" else None
-        if parquet is None:
+    with AtomicFile(outcome.target) as out, contextlib.ExitStack() as opened:
+        parquet = None
+        if request.to == "parquet":
+            # Closed before the file is, also where a row is refused: pyarrow writes into it at the end.
+            parquet = opened.enter_context(contextlib.closing(ParquetWriter(out, header)))
+        else:
             out.write(("\t".join(header) + "\n").encode())
         for path in request.files:
             before = outcome.n_events
@@ -220,8 +223,6 @@ def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
                     rows.add(lines if not request.keep else list(map("\t".join, zip(*good[:3], strict=True))))
             if outcome.n_events == before:
                 raise DataError(_no_row(outcome) if outcome.n_bad else f"{path}: has no events")
-        if parquet is not None:
-            parquet.close()
     outcome.n_users, outcome.n_items = len(users), len(items)
     outcome.n_repeated = outcome.n_events - len(rows)
 

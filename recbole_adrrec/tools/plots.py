@@ -102,7 +102,8 @@ def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: b
     heights = [0.6 + 0.17 * len(reasons.recommended) if headed else 0.1, 1.1 + 0.235 * max(len(labels), 4)]
     heights.append(0.6 + row * layers if layers else 0.4)
     figure = Figure(figsize=(14, sum(heights)), layout="constrained")
-    head, upper, lower = figure.subfigures(3, height_ratios=heights)
+    parts: Any = figure.subfigures(3, height_ratios=heights)
+    head, upper, lower = parts
     if headed:
         _subtitle(head, heading(reasons), fontsize=12.5)
         for place, (item, score) in enumerate(reasons.recommended):

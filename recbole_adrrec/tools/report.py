@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from recbole_adrrec.errors import CheckpointError, UserError
+from recbole_adrrec.errors import CheckpointError, OptionError, UserError
 from recbole_adrrec.options import MODEL_OPTIONS
 from recbole_adrrec.times import day
 
@@ -56,9 +56,15 @@ def summary(config: Any, result: Mapping[str, Any], users: int | None, saved: st
 
 
 def titles_of(config: Any, dataset: str, file: Path | None = None) -> dict[str, str]:
-    """Titles of items by name, from a file or that of the data set; empty where there is none or it has no titles."""
+    """Titles of items by name; from the data set's file, where it is there, or from one given, else an OptionError."""
+    item_field = config["ITEM_ID_FIELD"]
     path = file or Path(str(config["data_path"]), f"{dataset}.item")
-    return item_titles(path, config["ITEM_ID_FIELD"], config["field_separator"], config["encoding"] or "utf-8")
+    titles = item_titles(path, item_field, config["field_separator"], config["encoding"] or "utf-8")
+    if file is not None and not titles:
+        reason = "no columns of items and titles" if file.is_file() else "no such file"
+        columns = f"{item_field}:token and {' or '.join(TITLE_COLUMNS)}"
+        raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
+    return titles
 
 
 def item_titles(file: Path, item_field: str, separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from recbole_adrrec import cli
-from recbole_adrrec.tools import parquet
 from recbole_adrrec.tools.interactions import read_interactions
 
 SECONDS = [1700000000, 1700000060, 1600000000]
@@ -118,6 +118,15 @@ def test_interactions_beside_a_checkpoint(capsys: pytest.CaptureFixture[str]) ->
     assert (batch.users, batch.items, batch.times) == (["bob", "ann", "ann"], ["tea", "tea", "milk"], sorted(SECONDS))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_refused_conversion_to_parquet_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.csv").write_text("user,item,time\nann,tea,1700000000\nann,,5\n")
+    assert cli.main(["convert", "a.csv", "--name=mine", "--to=parquet", "--strict"]) == 2
+    gc.collect()
+    assert capsys.readouterr().err.startswith("error: a.csv: line 3: no item; correct it")
+    assert not Path("dataset").exists()
+
+
 def test_damaged_files_and_a_missing_package_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +139,7 @@ def test_damaged_files_and_a_missing_package_are_named(
     assert cli.main(["convert", put(**events([{"s": 1}] * 3)), "--name=mine"]) == 2
     assert "column 'time' holds struct<s: int64>, which is no text or number" in capsys.readouterr().err
     found = importlib.util.find_spec
-    monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
     assert cli.main(["convert", put(**events()), "--name=mine"]) == 2
     assert "pip install 'recbole_adrrec[parquet]'" in capsys.readouterr().err
     assert not Path("dataset").exists()
