@@ -4,19 +4,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.options import suggestion
 from recbole_adrrec.service.batches import BatchWorker, QueueFullError
 from recbole_adrrec.service.options import ServiceOptions
-from recbole_adrrec.service.questions import Answer, Question, QuestionReader, UnknownUserError, answer, shown
+from recbole_adrrec.service.questions import (
+    MEANING,
+    Answer,
+    Query,
+    Question,
+    QuestionReader,
+    UnknownUserError,
+    answer,
+    shown,
+)
 from recbole_adrrec.times import iso
 from recbole_adrrec.tools.recommend import Recommender
 from recbole_adrrec.version import __version__
@@ -29,37 +38,6 @@ READ_AWAY = 16 * 1024 * 1024
 
 LONGEST_DETAIL = 500
 """Characters of an error's message."""
-
-Name = StrictStr | StrictInt
-Time = StrictInt | StrictFloat | StrictStr
-
-MEANING = {
-    "users": "a list of users, named as in the data",
-    "history": "a list of events [item, time] of somebody, in place of users",
-    "at": "the moment: seconds since 1970, 2024-05-01T12:00 (UTC without an offset), @1714564800 or now; later events "
-    "aren't used; without it, the time of the last event known",
-    "top": "the number of items for each",
-    "seen": "true to recommend items that were met, too, or false",
-}
-
-
-class Query(BaseModel):
-    """The body of a request: ``users`` or ``history``, and options."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"users": ["196", "22"], "top": 5},
-                {"history": [["242", 881250949], ["302", "1997-12-04T15:56"]], "at": "1998-03-01", "top": 5},
-            ]
-        },
-    )
-    users: Annotated[list[Name] | None, Field(description=MEANING["users"])] = None
-    history: Annotated[list[tuple[Name, Time]] | None, Field(description=MEANING["history"])] = None
-    at: Annotated[Time | None, Field(description=MEANING["at"])] = None
-    top: Annotated[StrictInt, Field(description=MEANING["top"])] = 10
-    seen: Annotated[StrictBool, Field(description=MEANING["seen"])] = False
 
 
 class Item(BaseModel):
@@ -200,7 +178,7 @@ def make_app(recommender: Recommender, options: ServiceOptions) -> FastAPI:
     @app.post("/recommend", responses={200: {"model": Answers}, **REFUSALS})
     async def recommend(query: Query) -> JSONResponse:
         """Best items of users, or of a history, at a moment."""
-        questions, notes = reader.read(query.users, query.history, query.at, query.top, query.seen)
+        questions, notes = reader.read(query)
         answers = await asyncio.wrap_future(app.state.worker.submit(questions))
         users = [_user_answer(*pair) for pair in zip(questions, answers, strict=True)]
         return JSONResponse({**facts, "notes": notes, "users": users})

@@ -134,6 +134,10 @@ class Histories:
         ]
         return Queries(users, at, first, first + np.array(shown, dtype=np.int64))
 
+    def n_later(self, queries: Queries) -> NDArray[np.int64]:
+        """Number of events of each query's user after its moment."""
+        return self.offsets[queries.users + 1] - queries.end
+
     def items_of(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Query and item, Int64[n_events] each, of all events of queries."""
         counts = torch.from_numpy(queries.counts)

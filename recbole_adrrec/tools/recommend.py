@@ -294,7 +294,7 @@ class Recommender:
         if len(empty):
             notes.append(f"users: {len(empty):,} of {len(names):,} have no event up to the moment; they are left out")
         answered = np.nonzero(queries.counts)[0]
-        n_later = int((self.histories.offsets[ids + 1] - queries.end)[ids > 0].sum())
+        n_later = int(self.histories.n_later(queries)[ids > 0].sum())
         notes += self.remarks(moments[answered], at is not None, n_later)
         for note in notes:
             getLogger().warning(note)
