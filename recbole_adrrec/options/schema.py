@@ -287,12 +287,8 @@ class ADRRecOptions(MixOptions):
                 f"{self.heads} kernels; leave it out, or choose mixture adaptive"
             )
         super().__post_init__()
-        depth = self.n_layers
-        if self.lni_layers and max(self.lni_layers) > depth:
-            raise OptionError(
-                f"lni_layers: there is no layer {max(self.lni_layers)} among n_layers ({depth}); layers count from 1"
-            )
-        noisy = len(self.lni_layers or range(depth))
+        _check_numbers("lni_layers", self.lni_layers, "layer", self.n_layers, "n_layers")
+        noisy = len(self.lni_layers or range(self.n_layers))
         if self.lni_layer_weights and len(self.lni_layer_weights) != noisy:
             raise OptionError(
                 f"lni_layer_weights: {len(self.lni_layer_weights)} weights for {noisy} layers "
@@ -380,14 +376,8 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
                 "both sides; choose place, or refinement none (which is BERT4Rec)"
             )
         source = "one head for each kernel" if self.one_head_each else "n_heads"
-        for name, chosen, most, unit, counted in (
-            ("refinement_layers", self.refinement_layers, self.n_layers, "layer", "n_layers"),
-            ("refinement_heads", self.refinement_heads, self.heads, "head", source),
-        ):
-            if chosen and max(chosen) > most:
-                raise OptionError(
-                    f"{name}: there is no {unit} {max(chosen)} among {most} ({counted}); they count from 1"
-                )
+        _check_numbers("refinement_layers", self.refinement_layers, "layer", self.n_layers, "n_layers")
+        _check_numbers("refinement_heads", self.refinement_heads, "head", self.heads, source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,11 +404,18 @@ class PopularityOptions(ModelOptions):
             )
 
 
+def _check_numbers(name: str, chosen: tuple[int, ...] | None, unit: str, most: int, source: str) -> None:
+    if chosen and max(chosen) > most:
+        raise OptionError(f"{name}: there is no {unit} {max(chosen)} among {most} ({source}); they count from 1")
+
+
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
-    each.model: each
-    for each in (
-        *(ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions),
-        *(PopularityOptions, STOSAOptions, TiSASRecOptions),
-    )
+    "ADRRec": ADRRecOptions,
+    "AWRSR": AWRSROptions,
+    "HSTU": HSTUOptions,
+    "MEANTIME": MEANTIMEOptions,
+    "Popularity": PopularityOptions,
+    "STOSA": STOSAOptions,
+    "TiSASRec": TiSASRecOptions,
 }
 """Options of each of our models, by its name."""

@@ -231,6 +231,6 @@ def test_dataset_options_are_recboles(dataset):
 
 def test_checkout_without_install_finds_properties_beside_the_package(monkeypatch):
     monkeypatch.setattr(properties.importlib.util, "find_spec", lambda name: None)
-    folder = properties._folder.__wrapped__()
+    folder = properties._folder.__wrapped__("overall")
     assert folder == Path(__file__).resolve().parents[2] / "properties"
     assert (folder / "overall.yaml").is_file()
