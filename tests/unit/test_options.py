@@ -448,7 +448,7 @@ def test_values_that_can_run(given):
         ({"hidden_size": 2, "n_heads": 4}, "n_heads, 4; choose a multiple of 4, for instance 4$"),
         ({"train_stride": 51}, r"train_stride: 51 is more than MAX_ITEM_LIST_LENGTH \(50\).*choose 1 to 50"),
         ({"train_stride": 0}, "train_stride: 0 is not"),
-        ({"lni_layers": [3]}, r"lni_layers: there is no layer 3 among n_layers \(2\)"),
+        ({"lni_layers": [3]}, r"lni_layers: there is no layer 3 among 2 \(n_layers\)"),
         ({"lni_layers": [0]}, "lni_layers: entry 1: 0 is not"),
         ({"lni_layers": [1, 1]}, "lni_layers: 1 is listed twice"),
         ({"lni_layers": []}, "lni_layers: the list is empty"),
