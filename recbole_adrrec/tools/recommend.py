@@ -97,6 +97,7 @@ class Recommender:
         self.user_ids = {name: number for number, name in enumerate(data.users) if number}
         self.item_ids = {name: number for number, name in enumerate(data.items) if number}
         self._item_names = np.asarray(data.items, dtype=object)
+        self._new_users: list[str] = []
         self._is_ours = isinstance(model, SequenceRecommender)
         self.histories = Histories(data.events, data.item_field, data.time_field, data.n_users)
         self.reads_users = self._probe()
@@ -123,7 +124,7 @@ class Recommender:
     @property
     def users(self) -> list[str]:
         """Users that can be answered for: those of training and those whose events were added."""
-        return list(self.user_ids)
+        return [*self.data.users[1:], *self._new_users]
 
     @property
     def items(self) -> list[str]:
@@ -221,11 +222,12 @@ class Recommender:
         kept = np.nonzero(found)[0].tolist()
         at = np.array([seconds(times[place]) for place in kept], dtype=np.int64)
         new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self.user_ids]
-        n_users = self.histories.n_users
+        first = self.data.n_users + len(self._new_users)
         other = copy.copy(self)
-        other.user_ids = {**self.user_ids, **{user: number for number, user in enumerate(new, n_users)}}
+        other._new_users = [*self._new_users, *new]
+        other.user_ids = {**self.user_ids, **{user: number for number, user in enumerate(new, first)}}
         ids = np.array([other.user_ids[names[place]] for place in kept], dtype=np.int64)
-        other.histories, n_known = self.histories.with_events(ids, found[kept], at, n_users + len(new))
+        other.histories, n_known = self.histories.with_events(ids, found[kept], at, first + len(new))
         if n_known:
             notes.append(f"events: {n_known:,} of {len(names):,} events are known already; they count once")
         other.notes = tuple(notes)
