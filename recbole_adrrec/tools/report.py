@@ -44,7 +44,7 @@ def summary(config: Any, result: Mapping[str, Any], users: int | None, saved: st
     """Result of RecBole's ``run`` as text, with the number of test users and the saved model where there are such."""
     model, places = config["model"], config["metric_decimal_place"] or 4
     lines = [f"{model} on {config['dataset']}, test metrics{'' if users is None else f' over {users:,} users'}"]
-    if model in MODEL_OPTIONS:
+    if model in MODEL_OPTIONS and config["use_query_time"] is not None:
         verb, state = ("knows", "true") if config["use_query_time"] else ("does not know", "false")
         lines.append(f"The model {verb} the moment of a recommendation (use_query_time: {state}).")
     lines += ["", metrics_table(result["test_result"] or {}, places), ""]

@@ -298,10 +298,11 @@ def test_summary_says_whether_the_query_time_was_known(tmp_path):
     assert re.search("Hit +0.50$", told, re.MULTILINE)
     assert f"Saved model: {saved}" in told
     assert "validation" not in told
-    told = report.summary({**config, "model": "SASRec"}, result, None, "gone.pth")
-    assert told.startswith("SASRec on data, test metrics\n")
-    assert "use_query_time" not in told
-    assert "Saved" not in told
+    for unknown in ({"model": "SASRec"}, {"model": "TiSASRec", "use_query_time": None}):
+        told = report.summary({**config, **unknown}, result, None, "gone.pth")
+        assert told.startswith(f"{unknown['model']} on data, test metrics\n")
+        assert "use_query_time" not in told
+        assert "Saved" not in told
 
 
 def test_titles_come_from_the_first_column_that_has_them(tmp_path):
