@@ -31,16 +31,8 @@ def wait_passively() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one training and test from the command line, or one of ``commands.COMMANDS``, which stands first then.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments after the program's name; those of the process if None.
-
-    Returns
-    -------
-    int
-        Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, or training can't go
-        on, 130 interrupted from the keyboard, 143 terminated by the system. Other errors are raised.
+    Gives the exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, or training
+    can't go on, 130 interrupted from the keyboard, 143 terminated by the system. Other errors are raised.
     """
     wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)

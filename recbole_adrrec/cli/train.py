@@ -23,12 +23,8 @@ PROCESSES = ("nproc", "world_size", "ip", "port", "group_offset")
 def train(given: Mapping[str, Any]) -> str:
     """Train and test as a command line says, and give the report.
 
-    Raises
-    ------
-    UserError
-        Something the user gave is wrong.
-    KeyboardInterrupt
-        Training was stopped from outside; the text names what was saved.
+    Raises a UserError where something the user gave is wrong, and a KeyboardInterrupt, whose text names what was saved,
+    where training was stopped from outside.
     """
     files = {file: options.read_config_file(file) for file in given.get("config_files", [])}
     # Later files go over earlier ones, and the command line over all of them.

@@ -68,13 +68,8 @@ def _as_files(text: str) -> list[str]:
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Options of a command line: ``--key=value``, ``--key value``, ``--flag``, ``-m`` and ``-d``.
 
-    In the order given; ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if they are given.
-
-    Raises
-    ------
-    OptionError
-        For an argument that belongs to no option, a value that is not YAML, or an option given twice with different
-        values.
+    In the order given; ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if they are given. An
+    argument that belongs to no option, a value that is not YAML, or a second value of an option is an OptionError.
     """
     given: CommandLine = {}
     rest = list(argv)

@@ -110,15 +110,11 @@ def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str, 
     ----------
     given : Mapping
         Options as the user gave them, without defaults.
-    model : str
-        Name of the model that runs.
     strict : bool
         True for our own command line and the files given to it: an unknown name is refused. False inside other
         programs, which may have options of their own: only near-misses of our own options are refused.
     where : str
         Where the options stood, for the message: ``"command line"``, ``"config file a.yaml"``.
-    warn : bool
-        Name options that the model doesn't read in a warning.
     """
     ours = set(load_properties("model", model))
     own = ours if model in property_names("model") else _keys(model_yaml(model)) if model in model_names() else None

@@ -99,12 +99,7 @@ def check_option(model: str, name: str, value: Any) -> None:
 def check_values(config: Mapping[str, Any], model: str) -> None:
     """Refuse values that no run could use, before any data is read, with an OptionError.
 
-    Parameters
-    ----------
-    config : Mapping
-        The options of a run, RecBole's and ours. Absent ones aren't checked; a model's own have their defaults.
-    model : str
-        Name of the model, ours or RecBole's.
+    ``config`` has options of RecBole and ours; absent ones aren't checked, and those of a model have their defaults.
     """
     for name, rule in rules_of(model).items():
         if name in config:

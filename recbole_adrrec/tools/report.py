@@ -21,15 +21,7 @@ METRIC_NAMES = {each.lower(): each for each in ("Recall", "NDCG", "MRR", "Hit", 
 
 
 def metrics_table(result: Mapping[str, float], places: int = 4) -> str:
-    """RecBole's test result as a table: a row for each metric, a column for each length of list.
-
-    Parameters
-    ----------
-    result : mapping of str to float
-        ``{"recall@10": 0.1}``; value metrics have no ``@k``.
-    places : int
-        Decimal places.
-    """
+    """RecBole's test result, ``{"recall@10": 0.1}``, as a table: rows of metrics, columns of lengths of list."""
     cells: dict[str, dict[str, str]] = {}
     for key, value in result.items():
         metric, _, k = key.partition("@")
