@@ -153,13 +153,11 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
 
 
 def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> None:
-    known = ("split", "group_by", "order", "mode")
     eval_args = config.get("eval_args")
     if eval_args is None:
         return
     for name in eval_args:
-        if name not in known:
-            raise OptionError(f"eval_args: {name!r} is none of {', '.join(known)}{suggestion(str(name), known, 0.6)}")
+        check(choice("split", "group_by", "order", "mode"), "eval_args", name)
     split = eval_args.get("split")
     if "split" in eval_args and not (isinstance(split, Mapping) and len(split) == 1 and next(iter(split)) in SPLITS):
         raise OptionError(
@@ -187,9 +185,8 @@ def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> Non
 def check_global_split(given: Mapping[str, Any], where: str) -> None:
     """Refuse entries that a global split in time could not use; messages begin with ``where`` they stand."""
     for name, value in given.items():
-        if name not in GLOBAL_SPLIT_RULES:
-            near = suggestion(str(name), GLOBAL_SPLIT_RULES, 0.6)
-            raise OptionError(f"{where}{name!r} is none of {', '.join(GLOBAL_SPLIT_RULES)}{near}")
+        if fault := choice(*GLOBAL_SPLIT_RULES)(name):
+            raise OptionError(f"{where}{fault}")
         check(GLOBAL_SPLIT_RULES[name], f"{where}{name}", value)
     shares, times = given.get("shares"), given.get("times")
     if shares is not None and times is not None:
