@@ -106,8 +106,14 @@ class ParquetFile:
         pa = self._pa
         unit = column.type.unit if pa.types.is_timestamp(column.type) else "ms"
         parts = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
-        whole = column.cast(pa.timestamp(unit)).cast(pa.int64())
-        return ["" if value is None else f"@{Decimal(value) / parts:f}" for value in whole.to_pylist()]
+        whole = column.cast(pa.timestamp(unit)).cast(pa.int64()).to_pylist()
+
+        def text(value: int | None) -> str:
+            if value is None:
+                return ""
+            return f"@{value // parts}" if value % parts == 0 else f"@{Decimal(value) / parts:f}"
+
+        return list(map(text, whole))
 
 
 class ParquetWriter:
