@@ -38,19 +38,9 @@ def missing_data(dataset: str, folder: str | Path) -> str:
 
 
 def check_data(dataset: str, folder: str | Path, benchmark: Sequence[str] | None = None) -> None:
-    """Refuse a data set that is neither there nor to be downloaded by RecBole.
+    """Refuse a data set that is neither there nor to be downloaded by RecBole with a DataError that says what to do.
 
-    Parameters
-    ----------
-    dataset, folder : str
-        As for :func:`missing_data`.
-    benchmark : sequence of str, optional
-        Names of the parts, where the events are split into ``<dataset>.<part>.inter``.
-
-    Raises
-    ------
-    DataError
-        Saying which file is wanted, where, and from which page.
+    ``benchmark`` has the names of the parts, where the events are split into ``<dataset>.<part>.inter``.
     """
     if not Path(folder).exists() and dataset in _download_links():
         return

@@ -50,7 +50,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["--data_path=there", "--dataset=mine"], "there/mine/mine.inter"),
         (["--dataset="], "dataset: '' is not the name of a data set"),
         (["--config_files=none.yaml"], "config file none.yaml: there is no such file"),
-        (["--nproc=0"], "nproc: 0 is not a number of processes"),
+        (["--nproc=0"], "nproc: 0 is not a whole number of at least 1"),
         (["--nproc=two"], "nproc: 'two' is not a whole number"),
         (["--topk=[1"], "error: topk: '[1': not valid YAML"),
     ],
@@ -287,13 +287,22 @@ def test_metrics_table():
     assert report.metrics_table({"auc": 0.5}, places=2).split()[-2:] == ["auc", "0.50"]
 
 
-def test_summary_says_whether_the_query_time_was_known():
-    told = report.summary("M", "data", {"hit@5": 0.5}, "Hit@5", None, 1234, query_time=True, saved="saved/m.pth")
-    assert "M on data, test metrics over 1,234 users" in told
+def test_summary_says_whether_the_query_time_was_known(tmp_path):
+    saved = tmp_path / "m.pth"
+    saved.touch()
+    config = {"model": "ADRRec", "dataset": "data", "use_query_time": True, "metric_decimal_place": 2}
+    result = {"test_result": {"hit@5": 0.5}, "best_valid_result": None, "best_valid_score": None}
+    told = report.summary(config, result, 1234, str(saved))
+    assert "ADRRec on data, test metrics over 1,234 users" in told
     assert "The model knows the moment of a recommendation (use_query_time: true)." in told
-    assert "Saved model: saved/m.pth" in told
+    assert re.search("Hit +0.50$", told, re.MULTILINE)
+    assert f"Saved model: {saved}" in told
     assert "validation" not in told
-    assert "use_query_time" not in report.summary("M", "data", {}, "Hit@5", 0.5)
+    for unknown in ({"model": "SASRec"}, {"model": "TiSASRec", "use_query_time": None}):
+        told = report.summary({**config, **unknown}, result, None, "gone.pth")
+        assert told.startswith(f"{unknown['model']} on data, test metrics\n")
+        assert "use_query_time" not in told
+        assert "Saved" not in told
 
 
 def test_titles_come_from_the_first_column_that_has_them(tmp_path):

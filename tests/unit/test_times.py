@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_adrrec.cli.convert import main as convert
+from recbole_adrrec import cli
 from recbole_adrrec.data.splits import GlobalSplit
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.options.rules import check_global_split
@@ -85,7 +85,7 @@ def by_file(text, folder):
 
 def by_convert(text, folder):
     Path("raw.csv").write_text(f"user,item,time\nann,tea,{text}\n")
-    if convert(["raw.csv", "--name=mine", "--overwrite", "--header=yes"]) != 0:
+    if cli.main(["convert", "raw.csv", "--name=mine", "--overwrite", "--header=yes"]) != 0:
         raise DataError(text)
     return int(float(Path("dataset/mine/mine.inter").read_text().split()[-1]))
 
