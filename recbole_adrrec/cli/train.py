@@ -110,6 +110,7 @@ class Plan:
             raise OptionError(f"nproc: {self.option('nproc')} is not a number of processes; choose at least 1")
         # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
         if self.dataset != "ml-100k" and not self.option("dataset_save_path"):
+            options.check_option(self.model, "benchmark_filename", self.option("benchmark_filename"))
             options.check_data(self.dataset, self.data_folder, self.option("benchmark_filename"))
 
     def run(self) -> str:

@@ -203,11 +203,12 @@ class CheckpointData:
             It has none, or something else than was written.
         """
         stored = checkpoint.get("data")
-        best = (checkpoint.get("training") or {}).get("best_file")
-        if stored is None and best is not None and Path(path).stem.endswith("-last"):
+        training = checkpoint.get("training")
+        best = training.get("best_file") if isinstance(training, Mapping) else None
+        if stored is None and isinstance(best, str) and Path(path).stem.endswith("-last"):
             raise CheckpointError(
                 f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
-                f"beside it, {Path(path).with_name(best)}"
+                f"beside it, {Path(path).parent / Path(best).name}"
             )
         if stored is None:
             raise CheckpointError(

@@ -76,7 +76,7 @@ RECBOLE_RULES: dict[str, Rule] = {
     "eval_args": ENTRIES,
     "topk": ListOf(COUNT, or_one=True, filled=True),
     "normalize_all": Unset(FLAG),
-    "normalize_field": Unset(ListOf(TEXT)),
+    **dict.fromkeys(("normalize_field", "benchmark_filename"), Unset(ListOf(TEXT))),
 }
 """Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
 
