@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recbole_adrrec.data.rows import Events, PrefixRows
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.integration.checkpoint import is_file_name
 from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.times import SECONDS_A_DAY
 
@@ -205,10 +206,10 @@ class CheckpointData:
         stored = checkpoint.get("data")
         training = checkpoint.get("training")
         best = training.get("best_file") if isinstance(training, Mapping) else None
-        if stored is None and isinstance(best, str) and Path(path).stem.endswith("-last"):
+        if stored is None and isinstance(best, str) and is_file_name(best) and Path(path).stem.endswith("-last"):
             raise CheckpointError(
                 f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
-                f"beside it, {Path(path).parent / Path(best).name}"
+                f"beside it, {Path(path).with_name(best)}"
             )
         if stored is None:
             raise CheckpointError(

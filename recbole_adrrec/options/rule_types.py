@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Number(Rule):
         """See :meth:`Rule.fault`."""
         kind = numbers.Integral if self.whole else numbers.Real
         fits = isinstance(value, kind) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value)
+        fits = fits and abs(value) <= sys.float_info.max  # no NaN, and no whole number beyond floats
         fits = fits and (value > self.low if self.above else value >= self.low)
         fits = fits and (value < self.high if self.below else value <= self.high)
         return None if fits else f"{value!r} is not {self._wanted()}"

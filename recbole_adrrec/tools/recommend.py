@@ -157,8 +157,8 @@ class Recommender:
         moment = self.data.days[0] * SECONDS_A_DAY
         history = self.histories.single(moment)
         query = history.queries(np.ones(1, np.int64), np.array([moment]))
-        rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
         try:
+            rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
             with torch.inference_mode():
                 scores = self.model.full_sort_predict(rows)
         except NotImplementedError as error:
