@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,29 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption, a text in its place, and its origin."""
+    """A picture with its caption, a text in its place, and its origin; ``first`` names an earlier figure of it."""
 
     name: str
     caption: str
     alt: str
     picture: Picture
     provenance: Provenance
+    first: str = ""
 
 
 Block = Heading | Paragraph | Items | Table | Figure
+
+
+def shown_once(blocks: Sequence[Block]) -> list[Block]:
+    """The same blocks; a figure with the picture of an earlier one refers to it."""
+    first: dict[bytes, str] = {}
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Figure):
+            name = first.setdefault(block.picture.light, block.name)
+            block = block if name == block.name else replace(block, first=name)
+        found.append(block)
+    return found
 
 
 # Numbers as text

@@ -30,6 +30,7 @@ from study.document import (
     p_value,
     plural,
     render,
+    shown_once,
     signed,
     to_csv,
 )
@@ -430,13 +431,13 @@ def write(results_folder: str | Path) -> dict[str, Path]:
     """
     results = Results.read(Path(results_folder))
     analysis = analyse(results)
-    blocks = blocks_of(analysis)
+    blocks = shown_once(blocks_of(analysis))
     folder = results.folder / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     templates = {"markdown": "report.md", "html": "report.html", "latex": "tables.tex"}
     files = {key: (folder / name, render(name, blocks).encode()) for key, name in templates.items()}
     files |= {key: (folder / f"{key}.csv", text.encode()) for key, text in csv_files(analysis).items()}
-    pictures = [block for block in blocks if isinstance(block, Figure)]
+    pictures = [block for block in blocks if isinstance(block, Figure) and not block.first]
     drawn = [(folder / "figures" / f"{each.name}.png", each.picture.png) for each in pictures]
     drawn += [(folder / "figures" / f"{each.name}.svg", each.picture.light) for each in pictures]
     for path, content in (*files.values(), *drawn):

@@ -33,14 +33,14 @@ def train(given: Mapping[str, Any]) -> str:
         together.update(each)
     sources = {f"config file {file}": each for file, each in files.items()}
     if together.get("resume") is not None:
-        given, sources = _resumed(together), {}
+        given, sources = resumed(together), {}
         together = dict(given)
     together = {"model": MODEL, "dataset": DATASET, **together}
-    _check(together, {"command line": given, **sources})
+    check(together, {"command line": given, **sources})
     return Training(together, list(given.get("config_files", [])), given).run()
 
 
-def _resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
     """Options of the run that left the checkpoint ``resume``, with those given now over them."""
     import recbole_adrrec
 
@@ -59,7 +59,7 @@ def _resumed(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**saved, **given}.items() if name != "config_files"}
 
 
-def _check(given: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
+def check(given: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
     model, dataset = options.check_model(given["model"]), given["dataset"]
     if not isinstance(dataset, str) or not dataset:
@@ -70,6 +70,7 @@ def _check(given: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -
         options.check_option(model, name, given.get(name, 1))
     # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
     if dataset != "ml-100k" and not given.get("dataset_save_path"):
+        options.check_option(model, "benchmark_filename", given.get("benchmark_filename"))
         options.check_data(dataset, _data_folder(given), given.get("benchmark_filename"))
 
 

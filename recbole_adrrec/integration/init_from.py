@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.integration.checkpoint import load_checkpoint, load_weights, plain_option
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
@@ -83,15 +83,17 @@ def prepare(config: Any) -> None:
         raise OptionError(f"init_from: {model} can't start from a trained model; leave it out, or choose one of {able}")
     checkpoint = load_checkpoint(file, map_location="cpu")
     CheckpointData.of(checkpoint, os.fspath(file))
-    clock = _clock(checkpoint["state_dict"])
+    clock = _clock(checkpoint["state_dict"], file)
     _refuse_differences(config, checkpoint["config"], clock, file)
     for name in clock:
         config[name] = clock[name]
 
 
-def _clock(weights: Mapping[str, Tensor]) -> dict[str, float]:
+def _clock(weights: Mapping[str, Tensor], file: Any) -> dict[str, float]:
     """Unit and slowest rate of trained kernels of time; nothing where there are none."""
     found = next((value for name, value in weights.items() if name.endswith(".clock")), None)
+    if found is not None and (found.shape != (2,) or not bool(((found > 0) & found.isfinite()).all())):
+        raise CheckpointError(f"{file}: its unit of time can't be read; take another copy or train again")
     return {} if found is None else dict(zip(CLOCK, found.tolist(), strict=True))
 
 
@@ -182,7 +184,7 @@ def fill(model: nn.Module, dataset: Any, file: str | os.PathLike[str], logger: A
     trained, _, data = restore(file)
     rows = ItemRows.between(data.items, dataset)
     load_weights(model, {"state_dict": carried_over(trained, model, rows)}, f"init_from: {os.fspath(file)}")
-    logger.info(_summary(file, data, dataset, rows, _clock(trained.state_dict())))
+    logger.info(_summary(file, data, dataset, rows, _clock(trained.state_dict(), file)))
 
 
 @torch.no_grad()

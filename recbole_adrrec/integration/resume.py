@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from recbole_adrrec.errors import CheckpointError, OptionError
-from recbole_adrrec.integration.checkpoint import load_checkpoint, plain_option
-from recbole_adrrec.options import MODEL_OPTIONS, load_properties
+from recbole_adrrec.integration.checkpoint import is_file_name, load_checkpoint, named, plain_option
+from recbole_adrrec.options import MODEL_OPTIONS, check_model, check_names, check_values, load_properties
 
 LAST = "-last"
 
@@ -85,11 +85,15 @@ def last_file(best: str | os.PathLike[str]) -> Path:
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Load a checkpoint that training can be continued from; a ``CheckpointError`` refuses any other."""
     checkpoint = load_checkpoint(file, map_location="cpu")
-    if not isinstance(checkpoint.get("training"), dict):
+    training = checkpoint.get("training")
+    if not isinstance(training, dict):
         raise CheckpointError(
             f"resume: {file} holds a model, but not the state that training goes on from; name a file that "
             f"recbole_adrrec saved, as <model>-<time>{LAST}.pth, or train anew"
         )
+    best = training.get("best_file")
+    if not isinstance(best, str) or not is_file_name(best):
+        raise CheckpointError(f"resume: {file} names no file of its best model; take another copy, or train anew")
     return checkpoint
 
 
@@ -101,6 +105,10 @@ def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     config = load_training(file)["config"]
     given = {name: value for name, value in config["given"].items() if name not in OF_A_RUN}
     model, stored = config["model"], config["options"]
+    with named(file):
+        check_model(model)
+        check_names(given, model, strict=True, where=f"{file}", warn=False)
+        check_values({**stored, **given}, model)
     defaults = load_properties("model", model) if model in MODEL_OPTIONS else {}
     changed = {name: stored[name] for name in defaults if name in stored and stored[name] != defaults[name]}
     return {**changed, **given, "model": model, "dataset": config["dataset"]}

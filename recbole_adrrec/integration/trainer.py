@@ -7,6 +7,7 @@ behind: weights, optimizer, counters, and the state of every source of randomnes
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,10 @@ from recbole_adrrec.integration.checkpoint import (
 
 class TrainingError(UserError):
     """Training can't go on; the text says what was saved."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @functools.cache
@@ -247,12 +252,19 @@ class ResumableTrainer(Trainer):
         missing = [name for name in ("epoch", "cur_step", "best_valid_score", "optimizer") if name not in checkpoint]
         if missing:
             raise CheckpointError(f"{resume_file}: holds no {missing[0]}; train anew")
+        counts = [checkpoint[name] for name in ("epoch", "cur_step")]
+        if not all(type(each) is int and each >= 0 for each in counts) or not _is_number(
+            checkpoint["best_valid_score"]
+        ):
+            raise CheckpointError(f"resume: {resume_file}: its counts of epochs can't be read; train anew")
         training = checkpoint.get("training") if self.resumable else None
         best = Path(resume_file)
         if training is not None:
             resume.compare_options(self.config, checkpoint, resume_file)
             best = resume.best_file(checkpoint, resume_file)
         self._check_fit(checkpoint, resume_file)
+        if training is not None:
+            self._check_training(training, resume_file)
         load_weights(self.model, checkpoint, resume_file)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.saved_model_file = str(best)
@@ -275,19 +287,68 @@ class ResumableTrainer(Trainer):
     def _check_fit(self, checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         """See that weights and optimizer fit before either is touched: torch loads what fits of a part that doesn't."""
         difference = shape_difference(checkpoint["state_dict"], self.model)
-        ours = [len(group["params"]) for group in self.optimizer.state_dict()["param_groups"]]
-        theirs = [len(group["params"]) for group in checkpoint["optimizer"]["param_groups"]]
-        if difference is None and ours != theirs:
+        if difference is None and not self._is_ours(checkpoint["optimizer"]):
             difference = "its optimizer has other parameters"
         if difference is not None:
             raise CheckpointError(
                 f"resume: {file} doesn't fit: {difference}; it was made with other data or other options"
             )
 
+    def _is_ours(self, stored: Any) -> bool:
+        """True for the state of an optimizer as ours, with numbers of its own."""
+        ours = self.optimizer.state_dict()
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        # What it keeps of a parameter shows after a step.
+        one = torch.nn.Parameter(torch.zeros(1))
+        one.grad = torch.zeros(1).to_sparse() if isinstance(self.optimizer, torch.optim.SparseAdam) else torch.zeros(1)
+        example = self._build_optimizer(params=[one])
+        example.step()
+        kept = {name: each.shape for name, each in example.state[one].items()}
+        try:
+            groups, state = stored["param_groups"], stored["state"]
+            same = len(groups) == len(ours["param_groups"]) and all(
+                group[name] == value or (type(value) is float and _is_number(group[name]))
+                for mine, group in zip(ours["param_groups"], groups, strict=True)
+                for name, value in mine.items()
+                if name in group or name == "params"
+            )
+            return same and all(
+                type(number) is int
+                and 0 <= number < len(parameters)
+                and {name: each.shape for name, each in entries.items()}
+                == {name: parameters[number].shape if shape else shape for name, shape in kept.items()}
+                for number, entries in state.items()
+            )
+        except (TypeError, KeyError, AttributeError, RuntimeError):
+            return False
+
+    def _check_training(self, training: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+        """See that the state of training can be gone on from, its random numbers by taking them for a moment."""
+        before = resume.random_state(self._loaders)
+        try:
+            best, losses = training["best_valid_result"], training["train_loss"]
+            whole = (
+                all(map(_is_number, [*losses.values(), *(best or {}).values()]))
+                and all(type(number) is int for number in losses)
+                and type(training["has_best"]) is bool
+                and all(isinstance(training[name], kind) for name, kind in (("data", str), ("versions", dict)))
+            )
+            for state in training["random"] if whole else []:
+                resume.set_random_state(state, self._loaders)
+            whole = whole and len(training["random"]) > 0
+        except Exception:
+            whole = False
+        finally:
+            resume.set_random_state(before, self._loaders)
+        if not whole:
+            raise CheckpointError(
+                f"resume: {file}: its state of training can't be read; take another copy, or train anew"
+            )
+
     def _check_data(self, file: Any, checkpoint: Mapping[str, Any]) -> None:
         if self._pending is not None and self._pending["data"] != self._data_fingerprint:
             raise CheckpointError(
-                "resume: the training events are not those of the checkpoint; give the same data file, or train anew"
+                f"resume: the training events are not those of {file}; give the same data file, or train anew"
             )
         checkpoint_data.check_same_data(checkpoint, self._dataset, file)
 

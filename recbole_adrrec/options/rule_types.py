@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -33,7 +34,8 @@ def number(
         wanted += " and".join(bounds)
 
     def fault(value: Any) -> str | None:
-        fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, kind) and not isinstance(value, bool)
+        fits = fits and abs(value) <= sys.float_info.max  # no NaN, and no whole number beyond floats
         fits = fits and (value > low if above else value >= low) and (value < high if below else value <= high)
         return None if fits else f"{value!r} is not {wanted}"
 

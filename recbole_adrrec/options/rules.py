@@ -63,7 +63,7 @@ RECBOLE_RULES: dict[str, Rule] = {
     "eval_args": ENTRIES,
     "topk": list_of(COUNT, or_one=True, filled=True),
     "normalize_all": unset_or(FLAG),
-    "normalize_field": unset_or(list_of(TEXT)),
+    **dict.fromkeys(("normalize_field", "benchmark_filename"), unset_or(list_of(TEXT))),
 }
 """Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
 

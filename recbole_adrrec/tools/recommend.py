@@ -23,6 +23,7 @@ from recbole.data.interaction import Interaction
 from tqdm import tqdm
 
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
+from recbole_adrrec.integration.checkpoint import first_line
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
@@ -156,8 +157,8 @@ class Recommender:
         moment = self.data.days[0] * SECONDS_A_DAY
         history = self.histories.single(moment)
         query = history.queries(np.ones(1, np.int64), np.array([moment]))
-        rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
         try:
+            rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
             with torch.inference_mode():
                 scores = self.model.full_sort_predict(rows)
         except NotImplementedError as error:
@@ -168,6 +169,11 @@ class Recommender:
             raise CheckpointError(
                 f"{self.path}: {name} reads {error} of each event, which checkpoints don't carry; answer with "
                 "recbole.quick_start.load_data_and_model and the raw data"
+            ) from error
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path}: {name} can't score with its weights and options ({first_line(error)}); the file was "
+                "changed, or saved by another version"
             ) from error
         if scores.numel() != len(self.data.items):
             raise CheckpointError(

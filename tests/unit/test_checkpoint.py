@@ -24,7 +24,7 @@ from test_resume import write_tiny
 
 import recbole_adrrec
 from recbole_adrrec import cli
-from recbole_adrrec.errors import CheckpointError, OptionError
+from recbole_adrrec.errors import CheckpointError
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.integration.checkpoint import load_checkpoint, save_checkpoint
 from recbole_adrrec.integration.fingerprint import fingerprint
@@ -371,5 +371,5 @@ def test_saved_data_is_ignored_with_a_note(
 
 def test_an_unknown_model_in_a_checkpoint_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
     crafted = changed(trained[0], lambda state: state["config"].update(model="SASRek"))
-    with pytest.raises(OptionError, match="there is no model 'SASRek'"):
+    with pytest.raises(CheckpointError, match=r"changed\.pth: model: there is no model 'SASRek'"):
         load_data_and_model(crafted)

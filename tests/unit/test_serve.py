@@ -15,10 +15,10 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 
-import fuzz_service
 import httpx
 import numpy as np
 import pytest
+from fuzzing import service as requests
 
 from recbole_adrrec import cli, load
 from recbole_adrrec.service import app as service
@@ -286,7 +286,7 @@ def test_health_and_documentation(checkpoints):
 def test_generated_requests_are_answered_rightly_or_refused(checkpoints, name):
     recommender = load(checkpoints(name))
     options = ServiceOptions(max_body=4000)
-    fuzz = fuzz_service.Fuzz(recommender, options, seed=1)
+    fuzz = requests.Fuzz(recommender, options, seed=1)
     found = asyncio.run(fuzz.run(service.make_app(recommender, options), 400, chunk=200))
     assert found.failures == []
     assert found.counts.total() == 400
