@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import recbole_adrrec
 from recbole_adrrec import cli
-from recbole_adrrec.cli import train
+from recbole_adrrec.cli import train as training
 from recbole_adrrec.errors import DataError, UserError
 from recbole_adrrec.integration import init_from, resume
 from recbole_adrrec.integration import register as plugin
@@ -191,8 +191,8 @@ class Readers:
 
     def resume(self, path: str) -> None:
         """``--resume``: options of the new run, then a trainer that goes on."""
-        given = train.resumed({"resume": path})
-        train.check(given, {"command line": given})
+        given = training.resumed({"resume": path})
+        training.check(given, {"command line": given})
         typed = {name: value for name, value in given.items() if name not in ("model", "dataset")}
         with plugin.command_line(typed):
             resume.check_resume(self.recbole.Config(model=given["model"], dataset=given["dataset"]))
