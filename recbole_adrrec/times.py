@@ -198,7 +198,7 @@ def decimal_seconds(micro: int) -> str:
 # Columns of times
 
 
-def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> list[str]:
+def check_times(values: NDArray[np.float64], unit: str | None, source: str, first_line: int = 2) -> list[str]:
     """Refuse times that cannot be what the user means, and remark on unusual ones.
 
     Parameters
@@ -209,6 +209,8 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> l
         The option ``time_unit_in``. None: seconds, and other magnitudes are refused.
     source : str
         Name of the file, for messages.
+    first_line : int
+        Its line that the first of the values stands in.
 
     Returns
     -------
@@ -229,7 +231,7 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> l
             shown = "nothing" if np.isnan(values[at]) else f"{values[at]:.15g}"
             raise DataError(
                 f"{source}: {int(bad.sum())} of {len(values)} events have {what} "
-                f"(first: line {at + 2}, {shown}); {remedy}"
+                f"(first: line {at + first_line}, {shown}); {remedy}"
             )
 
     if len(values) == 0:

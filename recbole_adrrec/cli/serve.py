@@ -70,7 +70,7 @@ def _serve(given: Any) -> int:
         host, port = listener.getsockname()[:2]
         model, data = recommender.config["model"], recommender.data.dataset
         print(
-            f"Serving {model} of {data} ({len(recommender.users):,} users, {len(recommender.items):,} items) on "
+            f"Serving {model} of {data} ({recommender.n_users:,} users, {len(recommender.items):,} items) on "
             f"http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops",
             flush=True,
         )

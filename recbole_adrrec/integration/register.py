@@ -245,6 +245,7 @@ def _hook_data() -> None:
     data_utils = importlib.import_module("recbole.data.utils")
     dataset_module = importlib.import_module("recbole.data.dataset")
     dataset_class = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
+    mapped_class = importlib.import_module("recbole_adrrec.data.mapped").MappedDataset
     loader = importlib.import_module("recbole_adrrec.data.loader").WindowTrainDataLoader
     check_resume = importlib.import_module("recbole_adrrec.integration.resume").check_resume
     prepare = importlib.import_module("recbole_adrrec.integration.init_from").prepare
@@ -255,6 +256,8 @@ def _hook_data() -> None:
                 prepare(config)
             if config["resume"]:
                 check_resume(config)
+            if config["event_store"] == "mapped":
+                return mapped_class(config)
             name = f"{config['model']}Dataset"
             if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
                 setattr(dataset_module, name, dataset_class)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,22 @@ from recbole_adrrec.integration.checkpoint import (
 
 class TrainingError(UserError):
     """Training can't go on; the text says what was saved."""
+
+
+class _FirstBatches:
+    """The first batches of each pass over a loader, as a loader."""
+
+    def __init__(self, loader: Any, most: int) -> None:
+        self._loader, self._most = loader, most
+
+    def __len__(self) -> int:
+        return min(self._most, len(self._loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._loader), self._most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 # The trainer
@@ -133,6 +150,8 @@ class ResumableTrainer(Trainer):
         return result
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if self.config["epoch_steps"]:
+            train_data = _FirstBatches(train_data, self.config["epoch_steps"])
         if not self.resumable:
             return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         # What the epoch before left behind is complete only here: RecBole validates and saves after this method.

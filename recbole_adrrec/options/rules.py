@@ -49,6 +49,9 @@ OVERALL_RULES: dict[str, Rule] = {
     "tie_seed": NATURAL,
     "train_rows": Choice(("prefix", "sequence")),
     "train_stride": Unset(COUNT),
+    "event_store": Choice(("memory", "mapped")),
+    "epoch_steps": Unset(COUNT),
+    "eval_users": Unset(COUNT),
     "show_user": Unset(TOKEN),
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
@@ -92,6 +95,16 @@ GLOBAL_SPLIT_RULES: dict[str, Rule] = {
 
 MODEL_RULES = {name: each.rules() for name, each in MODEL_OPTIONS.items()}
 """Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
+
+NEED_MEMORY = (
+    *("val_interval", "rm_dup_inter", "threshold", "normalize_field", "discretization", "preload_weight", "transform"),
+    *("benchmark_filename", "additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "unused_col"),
+    *("save_dataset", "dataset_save_path", "init_from"),
+)
+"""Options that read or change events in memory, so that columns on the disk can't take them."""
+
+COUNTING_METRICS = ("averagepopularity", "tailpercentage", "novelty", "intralistdiversity")
+"""Metrics that count all training rows."""
 
 SPLITS = ("LS", "RS", "TS", "GT")
 VALUE_METRICS = frozenset({"auc", "gauc", "mae", "rmse", "logloss"})
@@ -139,6 +152,8 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     _check_eval_args(config, own)
     _check_negatives(config, own)
     _check_rows(config, own, model)
+    if config.get("event_store") == "mapped":
+        _check_mapped(config, model)
     if own is not None:
         _check_time(config, own)
         if config.get("transform") not in (None, "user_defined"):
@@ -308,6 +323,45 @@ def _check_rows(config: Mapping[str, Any], own: ModelOptions | None, model: str)
             "train_neg_sample_args: dynamic negatives need a row for each target; choose dynamic false, or train_rows "
             "prefix"
         )
+
+
+def _check_mapped(config: Mapping[str, Any], model: str) -> None:
+    """Refuse what columns on the disk can't take."""
+    if model == "Popularity" or config.get("train_rows") != "sequence":
+        raise OptionError(
+            f"event_store: mapped gives windows to models that learn from them, and {model} takes "
+            f"{'all events at once' if model == 'Popularity' else 'train_rows prefix'}; choose event_store memory, or "
+            f"{', '.join(name for name in MODEL_OPTIONS if name != 'Popularity')} with train_rows sequence"
+        )
+    split = (config.get("eval_args") or {}).get("split") or {}
+    columns = (config.get("load_col") or {}).get("inter")
+    wanted = [config.get(name) for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    metrics = config.get("metrics") or []
+    counting = [
+        each for each in ([metrics] if isinstance(metrics, str) else metrics) if each.lower() in COUNTING_METRICS
+    ]
+    sampling = [config.get(f"{part}_neg_sample_args") or {} for part in ("train", "valid", "test")]
+    faults: dict[str, Any] = {
+        "exact_time": config.get("exact_time") is False and "sorts by exact times alone",
+        "eval_args": "LS" not in split and "splits by leave-one-out (LS) alone",
+        "load_col": isinstance(columns, list)
+        and {*columns} != {*wanted}
+        and f"has the columns {', '.join(map(str, wanted))} alone",
+        "metrics": counting and f"has no count of the training rows, which {counting[0]} needs",
+        "train_neg_sample_args": any(each.get("distribution") == "popularity" for each in sampling)
+        and "counts no items, so it draws negatives uniformly",
+        "repeatable": not config.get("repeatable", True)
+        and any(each.get("distribution", "none") not in ("none", None) for each in sampling)
+        and "keeps no sets of the items a user met",
+    }
+    for name in NEED_MEMORY:
+        faults[name] = config.get(name) and "doesn't take it"
+    for name, fault in faults.items():
+        if fault:
+            raise OptionError(
+                f"event_store: mapped {fault}, and {name} is {config.get(name)!r}; change it, or choose event_store "
+                "memory"
+            )
 
 
 def _check_time(config: Mapping[str, Any], own: ModelOptions) -> None:

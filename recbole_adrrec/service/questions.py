@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recbole_adrrec.data.columns import numbers_by_name
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.service.options import ServiceOptions
 from recbole_adrrec.times import iso, seconds
@@ -73,8 +74,7 @@ class QuestionReader:
         self.recommender = recommender
         self.options = options
         data = recommender.data
-        self._users = {name: number for number, name in enumerate(data.users) if number}
-        self._items = {name: number for number, name in enumerate(data.items) if number}
+        self._users, self._items = numbers_by_name(data.users), numbers_by_name(data.items)
         self._last_time = recommender.last_time
 
     def read(

@@ -1,0 +1,145 @@
+"""Anonymous memory and time of training with events in mapped columns, phase by phase, on synthetic events.
+
+A child process makes the columns, opens them, trains some steps and saves a checkpoint; this one reads its memory off
+``/proc`` twenty times a second (Linux). ``RssAnon`` is memory of its own, ``RssFile`` pages of files, which the system
+takes back when it needs them.
+
+    python benchmarks/mapped.py --users 5000000 --items 100000 --events 100000000 --out data
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import multiprocessing
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import synthetic
+
+EVERY_S = 0.05
+MIB = 1024  # kB
+
+OPTIONS: dict[str, Any] = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "MAX_ITEM_LIST_LENGTH": 50,
+    "loss_type": "sampled_softmax",
+    "negatives": "shared",
+    "n_negatives": 512,
+    "epochs": 1,
+    "eval_step": 0,
+    "metrics": ["NDCG"],
+    "topk": [10],
+    "valid_metric": "NDCG@10",
+    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    "show_progress": False,
+}
+
+
+def work(mark: Callable[[str], None], model: str, name: str, options: dict[str, Any]) -> None:
+    """Train on a data set, telling ``mark`` each phase as it begins, and a remark at the end."""
+    mark("imports")
+    import recbole_adrrec
+
+    recbole_adrrec.register()
+    recbole = importlib.import_module("recbole.quick_start.quick_start")
+    mapped = importlib.import_module("recbole_adrrec.data.mapped")
+    make = mapped.make
+
+    def make_columns(*given: Any) -> None:
+        mark("making columns")
+        make(*given)
+        mark("data set")
+
+    mapped.make = make_columns
+    config = recbole.Config(model=model, dataset=name, config_dict=options)
+    recbole.init_seed(config["seed"], config["reproducibility"])
+    mark("data set")
+    dataset = recbole.create_dataset(config)
+    mark("split, windows, loaders")
+    train, valid, _ = recbole.data_preparation(config, dataset)
+    mark("model")
+    made = recbole.get_model(config["model"])(config, train._dataset)
+    trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
+    save = trainer._save_checkpoint
+
+    def save_checkpoint(*given: Any, **named: Any) -> None:
+        mark("checkpoint")
+        save(*given, **named)
+        mark("last state")
+
+    trainer._save_checkpoint = save_checkpoint
+    mark(f"{options['epoch_steps']} steps")
+    trainer.fit(train, valid)
+    size = Path(trainer.saved_model_file).stat().st_size / 2**20
+    mark(f"end: loss {trainer.train_loss_dict[0]:.6f}, checkpoint of {size:,.0f} MiB")
+
+
+def _child(pipe: Any, *given: Any) -> None:
+    work(pipe.send, *given)
+
+
+def measure(model: str, name: str, options: dict[str, Any]) -> list[tuple[str, float, float, float]]:
+    """Run :func:`work` in a process of its own.
+
+    Returns
+    -------
+    list of (str, float, float, float)
+        Each phase, its seconds, and its peaks of ``RssAnon`` and ``RssFile`` in MiB; the last one is the remark.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    child = context.Process(target=_child, args=(theirs, model, name, options))
+    child.start()
+    phases: list[tuple[str, float, float, float]] = []
+    current, began, anonymous, mapped = "start", time.perf_counter(), 0.0, 0.0
+    while child.is_alive() or mine.poll():
+        while mine.poll(EVERY_S):
+            phases.append((current, time.perf_counter() - began, anonymous, mapped))
+            current, began, anonymous, mapped = mine.recv(), time.perf_counter(), 0.0, 0.0
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+        except OSError:
+            continue
+        found = dict(re.findall(r"^(RssAnon|RssFile):\s+(\d+) kB", status, re.MULTILINE))
+        anonymous = max(anonymous, int(found.get("RssAnon", 0)) / MIB)
+        mapped = max(mapped, int(found.get("RssFile", 0)) / MIB)
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"the child process ended with code {child.exitcode} in phase {current!r}")
+    return [*phases[1:], (current, 0.0, 0.0, 0.0)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=50_000)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, required=True, help="folder of data sets; a file that is there is used")
+    parser.add_argument("--name", help="the data set's name (default: by the number of events)")
+    parser.add_argument("--model", default="ADRRec")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--store", choices=("mapped", "memory"), default="mapped")
+    given = parser.parse_args(argv)
+    name = given.name or f"synthetic-{given.events}"
+    if not (given.out / name / f"{name}.inter").exists():
+        synthetic.write(given.out, name, given.users, given.items, given.events, seed=1, progress=False)
+    where = {"data_path": str(given.out), "checkpoint_dir": str(given.out / name / "saved")}
+    options = {**OPTIONS, **where, "event_store": given.store, "epoch_steps": given.steps}
+    *phases, remark = measure(given.model, name, options)
+    print(f"{given.events:,} events, {given.store}; {remark[0]}")
+    print("| phase | s | RssAnon, MiB | RssFile, MiB |\n|---|---:|---:|---:|")
+    for phase, seconds, anonymous, mapped in phases:
+        print(f"| {phase} | {seconds:.1f} | {anonymous:,.0f} | {mapped:,.0f} |")
+    _, seconds, anonymous, mapped = zip(*phases, strict=True)
+    print(f"| all | {sum(seconds):.1f} | {max(anonymous):,.0f} | {max(mapped):,.0f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
