@@ -272,13 +272,14 @@ def _make(source: Source, folder: Path, allowed: Sequence[Allowed | None], logge
     }
     _distribute(rows, written, starts)
     rows.unlink()
-    for first, last in whole_users(starts):
+    parts = whole_users(starts, 4 * BLOCK)
+    for first, last in parts:
         _sort({name: column[first:last] for name, column in written.items()}, source, hashes)
     for column in written.values():
         column.flush()
 
-    def parts() -> Iterator[tuple[NDArray[Any], ...]]:
-        return (tuple(column[first:last] for column in written.values()) for first, last in whole_users(starts))
+    def sorted_parts() -> Iterator[tuple[NDArray[Any], ...]]:
+        return (tuple(column[first:last] for column in written.values()) for first, last in parts)
 
     about = {
         "format": FORMAT,
@@ -286,7 +287,7 @@ def _make(source: Source, folder: Path, allowed: Sequence[Allowed | None], logge
         "order": order,
         "events": int(starts[-1]),
         "users": n_users,
-        "ties": asdict(tie_statistics_of_parts(parts)),
+        "ties": asdict(tie_statistics_of_parts(sorted_parts)),
         "fingerprint": {
             "names": digest,
             "events": fingerprint(_packed_events(counts[1:], written["item"], written["time"])),
@@ -442,13 +443,13 @@ def _write_names(folder: Path, what: str, names: list[str]) -> None:
     np.save(folder / f"{what}.names.npy", np.frombuffer(b"\n" + b"\n".join(encoded) + b"\n", dtype=np.uint8))
 
 
-def whole_users(starts: NDArray[np.int64], size: int = 4 * BLOCK) -> list[tuple[int, int]]:
+def whole_users(starts: NDArray[np.int64], size: int) -> list[tuple[int, int]]:
     """Ranges of events of whole users, of about ``size`` events each."""
     edges = starts[_first_users(starts, size)]
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def _first_users(starts: NDArray[np.int64], size: int = 4 * BLOCK) -> NDArray[np.int64]:
+def _first_users(starts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     """First user of each such range, and the number of users behind them."""
     wanted = np.searchsorted(starts, np.arange(0, starts[-1], size), side="right") - 1
     return np.unique(np.append(wanted, len(starts) - 1))
@@ -456,7 +457,7 @@ def _first_users(starts: NDArray[np.int64], size: int = 4 * BLOCK) -> NDArray[np
 
 def _distribute(rows: Path, written: Mapping[str, NDArray[Any]], starts: NDArray[np.int64]) -> None:
     """Bring the events to the part of the columns that is their user's, in the order of the file; times as read."""
-    records, edges = np.memmap(rows, RECORD, "r"), _first_users(starts)
+    records, edges = np.memmap(rows, RECORD, "r"), _first_users(starts, 4 * BLOCK)
     place = starts[edges[:-1]].copy()
     columns = {**written, "time": written["time"].view(np.float64)}
     for first in range(0, len(records), BLOCK):

@@ -340,19 +340,18 @@ def _check_mapped(config: Mapping[str, Any], model: str) -> None:
     counting = [
         each for each in ([metrics] if isinstance(metrics, str) else metrics) if each.lower() in COUNTING_METRICS
     ]
-    sampling = [config.get(f"{part}_neg_sample_args") or {} for part in ("train", "valid", "test")]
+    mode = (config.get("eval_args") or {}).get("mode")
+    modes = mode.values() if isinstance(mode, Mapping) else [mode]
     faults: dict[str, Any] = {
         "exact_time": config.get("exact_time") is False and "sorts by exact times alone",
-        "eval_args": "LS" not in split and "splits by leave-one-out (LS) alone",
+        "eval_args": ("LS" not in split and "splits by leave-one-out (LS) alone")
+        or (any(str(each).startswith("pop") for each in modes) and "draws negatives uniformly (uni) alone"),
         "load_col": isinstance(columns, list)
         and {*columns} != {*wanted}
         and f"has the columns {', '.join(map(str, wanted))} alone",
         "metrics": counting and f"has no count of the training rows, which {counting[0]} needs",
-        "train_neg_sample_args": any(each.get("distribution") == "popularity" for each in sampling)
-        and "counts no items, so it draws negatives uniformly",
-        "repeatable": not config.get("repeatable", True)
-        and any(each.get("distribution", "none") not in ("none", None) for each in sampling)
-        and "keeps no sets of the items a user met",
+        "train_neg_sample_args": (config.get("train_neg_sample_args") or {}).get("distribution") == "popularity"
+        and "draws negatives uniformly alone",
     }
     for name in NEED_MEMORY:
         faults[name] = config.get(name) and "doesn't take it"

@@ -299,9 +299,9 @@ class Recommender:
         for option, value in (("top", top), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise OptionError(f"{option}: {value!r} is not a whole number of at least 1")
-        moments = self._moments(at, len(names))
         notes: list[str] = []
         ids = self._ids(names, notes if skip_unknown else None)
+        moments = self._moments(at, len(names))
         queries = self.histories.queries(ids, moments)
         empty = np.nonzero((ids > 0) & (queries.counts == 0))[0]
         if len(empty) and not skip_unknown:
