@@ -69,7 +69,7 @@ def made(folder: Path, store: str, **given: Any) -> tuple[Any, Any, tuple[Any, .
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "random ties": {"tie_order": "random", "tie_seed": 5},
-    "cores": {"user_inter_num_interval": "[13,inf)", "item_inter_num_interval": "[6,40]"},
+    "cores": {"user_inter_num_interval": "[12,inf)", "item_inter_num_interval": "[5,50]"},
     "validation alone": {"eval_args": {**LEAVE, "split": {"LS": "valid_only"}}},
     "test alone": {"eval_args": {**LEAVE, "split": {"LS": "test_only"}}},
     "sampled": {"eval_args": {**LEAVE, "mode": "uni5"}, "loss_type": "BPR", "eval_users": 6},
@@ -140,7 +140,7 @@ def test_columns_are_made_once_and_anew_when_the_file_or_an_option_changes(
 
 def test_a_failure_leaves_no_columns(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, "tiny", HEAD, [*rows_of(), ["i1", "u1", "1", "-4"]])
-    with pytest.raises(DataError, match=r"1 of 2 events have a negative timestamp .*first: line 305, -4"):
+    with pytest.raises(DataError, match=r"1 of 3 events have a negative timestamp .*first: line 305, -4"):
         made(tmp_path, "mapped")
     assert [each.name for each in path.parent.iterdir()] == ["tiny.inter"]
 
