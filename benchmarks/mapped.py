@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     print("| phase | s | RssAnon, MiB | RssFile, MiB |\n|---|---:|---:|---:|")
     for phase, seconds, anonymous, mapped in phases:
         print(f"| {phase} | {seconds:.1f} | {anonymous:,.0f} | {mapped:,.0f} |")
-    _, seconds, anonymous, mapped = zip(*phases, strict=True)
-    print(f"| all | {sum(seconds):.1f} | {max(anonymous):,.0f} | {max(mapped):,.0f} |")
+    total, anonymous, mapped = sum(row[1] for row in phases), *(max(row[at] for row in phases) for at in (2, 3))
+    print(f"| all | {total:.1f} | {anonymous:,.0f} | {mapped:,.0f} |")
     return 0
 
 

@@ -13,8 +13,9 @@ from recbole.utils import FeatureSource, FeatureType
 from torch import Tensor
 
 from recbole_adrrec.collectives import barrier, rank
-from recbole_adrrec.data.columns import BLOCK, Allowed, Columns, Numbers, Source, is_current, make, whole_users
+from recbole_adrrec.data.columns import Columns, Numbers, Source, is_current, whole_users
 from recbole_adrrec.data.dataset import SequenceDataset
+from recbole_adrrec.data.make_columns import BLOCK, Allowed, make
 from recbole_adrrec.data.rows import PrefixRows, SpanRows, WindowRows
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.layers.sequence_times import whole_days

@@ -16,7 +16,7 @@ from recbole.data import create_dataset, data_preparation
 from trained import train
 
 import recbole_adrrec
-from recbole_adrrec.data import columns, mapped, ties
+from recbole_adrrec.data import make_columns, mapped, ties
 from recbole_adrrec.data.columns import Columns
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration import register as plugin
@@ -39,7 +39,7 @@ OPTIONS: dict[str, Any] = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Many blocks and parts of few events, as large data have them."""
-    monkeypatch.setattr(columns, "BLOCK", 7)
+    monkeypatch.setattr(make_columns, "BLOCK", 7)
     monkeypatch.setattr(mapped, "BLOCK", 7)
     monkeypatch.chdir(tmp_path)
 
