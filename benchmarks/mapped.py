@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import multiprocessing
+import os
 import re
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import synthetic
 
@@ -47,7 +48,7 @@ def work(mark: Callable[[str], None], model: str, name: str, options: dict[str, 
 
     recbole_adrrec.register()
     recbole = importlib.import_module("recbole.quick_start.quick_start")
-    mapped = importlib.import_module("recbole_adrrec.data.mapped")
+    mapped: Any = importlib.import_module("recbole_adrrec.data.mapped")
     make = mapped.make
 
     def make_columns(*given: Any) -> None:
@@ -83,35 +84,48 @@ def _child(pipe: Any, *given: Any) -> None:
     work(pipe.send, *given)
 
 
-def measure(model: str, name: str, options: dict[str, Any]) -> list[tuple[str, float, float, float]]:
-    """Run :func:`work` in a process of its own.
+class Phase(NamedTuple):
+    """A phase, its seconds, those of the processor, and its peaks of ``RssAnon`` and ``RssFile`` in MiB."""
 
-    Returns
-    -------
-    list of (str, float, float, float)
-        Each phase, its seconds, and its peaks of ``RssAnon`` and ``RssFile`` in MiB; the last one is the remark.
-    """
+    name: str
+    seconds: float
+    processor: float
+    anonymous: float
+    files: float
+
+
+def measure(model: str, name: str, options: dict[str, Any]) -> tuple[list[Phase], str]:
+    """Run :func:`work` in a process of its own; its phases, and the remark at the end."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     child = context.Process(target=_child, args=(theirs, model, name, options))
     child.start()
-    phases: list[tuple[str, float, float, float]] = []
-    current, began, anonymous, mapped = "start", time.perf_counter(), 0.0, 0.0
+    phases: list[Phase] = []
+    current, began, used, before, peaks = "start", time.perf_counter(), 0.0, 0.0, (0.0, 0.0)
     while child.is_alive() or mine.poll():
-        while mine.poll(EVERY_S):
-            phases.append((current, time.perf_counter() - began, anonymous, mapped))
-            current, began, anonymous, mapped = mine.recv(), time.perf_counter(), 0.0, 0.0
+        told = mine.recv() if mine.poll(EVERY_S) else None
         try:
-            status = Path(f"/proc/{child.pid}/status").read_text()
+            used, now = _usage(child.pid)
         except OSError:
-            continue
-        found = dict(re.findall(r"^(RssAnon|RssFile):\s+(\d+) kB", status, re.MULTILINE))
-        anonymous = max(anonymous, int(found.get("RssAnon", 0)) / MIB)
-        mapped = max(mapped, int(found.get("RssFile", 0)) / MIB)
+            now = (0.0, 0.0)
+        peaks = (max(peaks[0], now[0]), max(peaks[1], now[1]))
+        if told is not None:
+            phases.append(Phase(current, time.perf_counter() - began, used - before, *peaks))
+            current, began, before, peaks = told, time.perf_counter(), used, now
     child.join()
     if child.exitcode:
         raise RuntimeError(f"the child process ended with code {child.exitcode} in phase {current!r}")
-    return [*phases[1:], (current, 0.0, 0.0, 0.0)]
+    return phases[1:], current
+
+
+def _usage(process: int | None) -> tuple[float, tuple[float, float]]:
+    """Seconds of the processor that a process has used, and its ``RssAnon`` and ``RssFile`` in MiB."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    found = dict(
+        re.findall(r"^(RssAnon|RssFile):\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    )
+    seconds = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds, (int(found.get("RssAnon", 0)) / MIB, int(found.get("RssFile", 0)) / MIB)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -131,13 +145,13 @@ def main(argv: list[str] | None = None) -> int:
         synthetic.write(given.out, name, given.users, given.items, given.events, seed=1, progress=False)
     where = {"data_path": str(given.out), "checkpoint_dir": str(given.out / name / "saved")}
     options = {**OPTIONS, **where, "event_store": given.store, "epoch_steps": given.steps}
-    *phases, remark = measure(given.model, name, options)
-    print(f"{given.events:,} events, {given.store}; {remark[0]}")
-    print("| phase | s | RssAnon, MiB | RssFile, MiB |\n|---|---:|---:|---:|")
-    for phase, seconds, anonymous, mapped in phases:
-        print(f"| {phase} | {seconds:.1f} | {anonymous:,.0f} | {mapped:,.0f} |")
-    total, anonymous, mapped = sum(row[1] for row in phases), *(max(row[at] for row in phases) for at in (2, 3))
-    print(f"| all | {total:.1f} | {anonymous:,.0f} | {mapped:,.0f} |")
+    phases, remark = measure(given.model, name, options)
+    print(f"{given.events:,} events, {given.store}; {remark}")
+    print("| phase | s | processor s | RssAnon, MiB | RssFile, MiB |\n|---|---:|---:|---:|---:|")
+    total = sum(phase.seconds for phase in phases), sum(phase.processor for phase in phases)
+    peaks = max(phase.anonymous for phase in phases), max(phase.files for phase in phases)
+    for name, seconds, processor, anonymous, files in [*phases, ("all", *total, *peaks)]:
+        print(f"| {name} | {seconds:.1f} | {processor:.1f} | {anonymous:,.0f} | {files:,.0f} |")
     return 0
 
 
