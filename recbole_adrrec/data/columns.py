@@ -168,10 +168,12 @@ class Columns:
         DataError
             They aren't there, are of another version, or of another size than they were written with.
         """
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not there; put it back, or let training make it anew of the same data file")
         try:
             about = json.loads((folder / "columns.json").read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
-                raise DataError(f"{folder}: columns of another version of this package; remove the folder")
+                raise ValueError("made by another version of this package")
             user, item, time = about["source"]["fields"]
             arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in (*COLUMNS, "starts")}
             columns = dict(zip((user, item, time), (_tensor(arrays[name]) for name in COLUMNS), strict=True))
@@ -180,10 +182,13 @@ class Columns:
             if [len(values) for values in columns.values()] != [about["events"]] * 3 or len(users) != about["users"]:
                 raise ValueError("sizes differ")
             return cls(folder, events, users, items, TieStatistics(**about["ties"]), about["fingerprint"])
-        except FileNotFoundError as error:
-            raise DataError(f"{folder}: {Path(error.filename).name} is not there; remove the folder") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder}: its columns are damaged ({error}); remove the folder") from error
+            reason = str(error)
+            if isinstance(error, FileNotFoundError):
+                reason = f"{Path(error.filename).name} is not there"
+            raise DataError(
+                f"{folder}: can't be used ({reason}); remove the folder, and training makes it anew"
+            ) from error
 
 
 def _tensor(mapped: NDArray[Any]) -> Tensor:
