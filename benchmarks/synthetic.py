@@ -129,6 +129,18 @@ def _times(counts: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.in
     return FIRST_SECOND + seconds.astype(np.int64)
 
 
+def _lines(*columns: pd.Series[int]) -> bytes:
+    """Lines of columns of whole numbers, whose numbers have as many digits each."""
+    parts = []
+    for column in columns:
+        values = column.to_numpy(dtype=np.int64)
+        powers = 10 ** np.arange(len(str(values[0])), dtype=np.int64)[::-1]
+        parts += [(values // power % 10 + ord("0")).astype(np.uint8) for power in powers]
+        parts.append(np.full(len(values), ord("\t"), np.uint8))
+    parts[-1][:] = ord("\n")
+    return np.stack(parts, 1).tobytes()
+
+
 def write(
     folder: Path,
     name: str,
@@ -149,9 +161,7 @@ def write(
     with AtomicFile(path) as file, tqdm(total=events, unit="event", unit_scale=True, disable=not progress) as bar:
         file.write(b"user_id:token\titem_id:token\ttimestamp:float\n")
         for block in blocks(users, items, events, seed, least):
-            block["user"] += first_user
-            block["item"] += first_item
-            block.to_csv(file, sep="\t", header=False, index=False, lineterminator="\n")
+            file.write(_lines(block["user"] + first_user, block["item"] + first_item, block["time"]))
             bar.update(len(block))
     return path
 

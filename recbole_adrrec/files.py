@@ -79,3 +79,11 @@ def has_quotes(path: str | os.PathLike[str]) -> bool:
     """True if a file holds a double quote anywhere, as few atomic files do."""
     with open(path, "rb") as file:
         return any(b'"' in block for block in iter(lambda: file.read(1 << 24), b""))
+
+
+def broken_name(path: str | os.PathLike[str], field: str, name: object) -> str:
+    """Message on a name that goes over lines: an unclosed quote turns the rows up to the next quote into one name."""
+    return (
+        f"{path}: a double quote begins the {field} {str(name).splitlines()[0][:40]!r} and does not end there; remove "
+        'it, or double it within quotes, as in """name"'
+    )

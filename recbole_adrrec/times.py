@@ -194,7 +194,7 @@ def whole_days(time: Tensor) -> Tensor:
     return (time // SECONDS_A_DAY).long()
 
 
-def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> list[str]:
+def check_times(values: NDArray[np.float64], unit: str | None, source: str, first_line: int = 2) -> list[str]:
     """Refuse times that cannot be what the user means, and remark on unusual ones.
 
     Parameters
@@ -205,6 +205,8 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> l
         The option ``time_unit_in``. None: seconds, and other magnitudes are refused.
     source : str
         Name of the file, for messages.
+    first_line : int
+        Its line that the first of the values stands in.
 
     Returns
     -------
@@ -225,7 +227,7 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str) -> l
             shown = "nothing" if np.isnan(values[at]) else f"{values[at]:.15g}"
             raise DataError(
                 f"{source}: {int(bad.sum())} of {len(values)} events have {what} "
-                f"(first: line {at + 2}, {shown}); {remedy}"
+                f"(first: line {at + first_line}, {shown}); {remedy}"
             )
 
     if len(values) == 0:

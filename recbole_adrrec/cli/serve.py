@@ -49,7 +49,7 @@ def run(given: Any) -> int:
         host, port = listener.getsockname()[:2]
         model, data = recommender.config["model"], recommender.data.dataset
         print(
-            f"Serving {model} of {data} ({len(recommender.users):,} users, {len(recommender.items):,} items) on "
+            f"Serving {model} of {data} ({recommender.n_users:,} users, {len(recommender.items):,} items) on "
             f"http://{f'[{host}]' if ':' in host else host}:{port}; Ctrl-C stops",
             flush=True,
         )

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from recbole_adrrec.data import splits
 from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
-from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
+from recbole_adrrec.data.ties import TieStatistics, name_hashes, random_keys, tie_statistics
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.files import has_quotes, unreadable_line
+from recbole_adrrec.files import broken_name, has_quotes, unreadable_line
 from recbole_adrrec.times import check_times, smallest_gaps, time_scale, to_seconds, whole_days
 
 
@@ -65,18 +65,14 @@ class SequenceDataset(SequentialDataset):
             raise DataError(self._explain_unreadable(filepath, error)) from error
 
     def _check_quotes(self, filepath: str, frame: pd.DataFrame | None) -> None:
-        """Refuse names that go over lines: an unclosed quote turns the rows up to the next quote into one name."""
+        """Refuse names that go over lines."""
         if frame is None or not has_quotes(filepath):
             return
         for field in frame:
             if self.field2type[field].value == "token":
                 broken = frame[field].str.contains("\n", regex=False, na=False)
                 if broken.any():
-                    name = str(frame[field][broken].iloc[0]).splitlines()[0]
-                    raise DataError(
-                        f"{filepath}: a double quote begins the {field} {name[:40]!r} and does not end there; remove "
-                        'it, or double it within quotes, as in """name"'
-                    )
+                    raise DataError(broken_name(filepath, field, frame[field][broken].iloc[0]))
 
     def _explain_unreadable(self, filepath: str, error: Exception) -> str:
         separator, encoding = self.config["field_separator"], self.config["encoding"]
@@ -243,29 +239,36 @@ class SequenceDataset(SequentialDataset):
         )
 
     def _report_events(self, events: Events, targets: Tensor) -> None:
-        if len(targets) == 0:
+        self._refuse_too_few(len(targets))
+        self._report_single(int((torch.bincount(events.columns[self.uid_field], minlength=self.user_num) == 1).sum()))
+        timestamps = events.columns[self.time_field]
+        same_time = timestamps[targets] == timestamps[targets - 1]
+        if self.exact_time and self.config["rm_dup_inter"] is None:
+            self._report_repeated(events, targets[same_time])
+        users, items = (events.columns[field].long().numpy() for field in (self.uid_field, self.iid_field))
+        self._report_ties(tie_statistics(users, items, timestamps.numpy()))
+
+    def _refuse_too_few(self, n_targets: int) -> None:
+        if n_targets == 0:
             raise DataError(
                 f"{self.dataset_name}: no user has two events, so there is nothing to predict; check USER_ID_FIELD "
                 f"({self.uid_field}) and the filters"
             )
-        if len(targets) == 1:
+        if n_targets == 1:
             raise DataError(f"{self.dataset_name}: one event to predict in all; training and test need more")
         longest = max(self.config["topk"])
         if longest >= self.item_num:
             raise DataError(
                 f"topk: {longest} is more than the {self.item_num - 1} items of {self.dataset_name}; choose less"
             )
-        single = int((torch.bincount(events.columns[self.uid_field], minlength=self.user_num) == 1).sum())
-        if single:
-            self.logger.info(f"{single} users have a single event: nothing to predict, so they have no row")
-        timestamps = events.columns[self.time_field]
-        same_time = timestamps[targets] == timestamps[targets - 1]
-        if self.exact_time and self.config["rm_dup_inter"] is None:
-            self._report_repeated(events, targets[same_time])
-        kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
-        users, items = (events.columns[field].long().numpy() for field in (self.uid_field, self.iid_field))
-        ties = tie_statistics(users, items, timestamps.numpy())
+
+    def _report_single(self, count: int) -> None:
+        if count:
+            self.logger.info(f"{count} users have a single event: nothing to predict, so they have no row")
+
+    def _report_ties(self, ties: TieStatistics) -> None:
         self.ties_are_orderly = ties.orderly
+        kind = "seconds, int64" if self.exact_time else "float32, as RecBole rounds them (exact_time: false)"
         order = "the order of the file" if self.config["tie_order"] == "file" else f"tie_seed {self.config['tie_seed']}"
         self.logger.info(f"Times are {kind}; {ties.text()} (ties keep {order})")
         if ties.warning():
@@ -293,13 +296,25 @@ class SequenceDataset(SequentialDataset):
             datasets: list[SequenceDataset] = splits.build(self, across_users)
         else:
             datasets = super().build()
+        if self.train_rows == "sequence" and isinstance(datasets[0].inter_feat, PrefixRows):
+            train = datasets[0]
+            train.windows = WindowRows(train.inter_feat, self.train_stride, self.cloze)
+        return self._checked(datasets)
+
+    def _checked(self, datasets: list[SequenceDataset]) -> list[SequenceDataset]:
+        """The parts, validation and test of ``eval_users`` alone; refused where nothing is to be tested on."""
         if (self.config["eval_args"]["split"] or {}).get("LS") == "valid_and_test" and len(datasets[2]) == 0:
             raise DataError(
                 f"{self.dataset_name}: no user has three events, so leave-one-out leaves nothing to test on"
             )
-        if self.train_rows == "sequence" and isinstance(datasets[0].inter_feat, PrefixRows):
-            train = datasets[0]
-            train.windows = WindowRows(train.inter_feat, self.train_stride, self.cloze)
+        most = self.config["eval_users"]
+        users = torch.cat([part.inter_feat[self.uid_field] for part in datasets[1:]]).unique() if most else ()
+        if most and most < len(users):
+            # The same ones whatever seed is.
+            drawn = users[torch.randperm(len(users), generator=torch.Generator().manual_seed(0))[:most]]
+            for part in datasets[1:]:
+                part.inter_feat = part.inter_feat[torch.isin(part.inter_feat[self.uid_field], drawn)]
+            self.logger.info(f"eval_users: {most:,} of {len(users):,} users are evaluated, drawn by lot")
         return datasets
 
     def leave_one_out(self, group_by: str, leave_one_mode: str) -> list[SequenceDataset]:
@@ -356,7 +371,9 @@ class SequenceDataset(SequentialDataset):
 
     def time_scale(self, include_targets: bool) -> tuple[float, float]:
         """Resolution and span of the training times, in seconds, as of ``times.time_scale``; see ``trained_days``."""
-        resolution, span = time_scale(*self.shown_events(include_targets, self.uid_field, self.time_field))
+        return self._reported_scale(*time_scale(*self.shown_events(include_targets, self.uid_field, self.time_field)))
+
+    def _reported_scale(self, resolution: float, span: float) -> tuple[float, float]:
         self.logger.info(
             f"Kernels of time count from the data's resolution, {resolution:,.0f} s, to its span, {span:,.0f} s, where "
             "time_unit and kernel_freq are unset"
@@ -376,13 +393,10 @@ class SequenceDataset(SequentialDataset):
         rows = self.inter_feat
         if not isinstance(rows, PrefixRows):
             return tuple(rows[field] for field in fields)
-        targets = rows.targets.long()
-        first = rows.events.first(targets)
+        first, last = rows.spans()
         edge = torch.zeros(len(rows.events) + 1, dtype=torch.int64)
-        last = torch.zeros(len(rows.events), dtype=torch.int64).scatter_reduce_(0, first, targets, "amax")
-        user_first = first.unique()
-        edge[user_first] += 1
-        edge[last[user_first] + int(include_targets)] -= 1
+        edge[first] += 1
+        edge[last + int(include_targets)] -= 1
         shown = (edge[:-1].cumsum(0) > 0).nonzero().squeeze(1)
         return tuple(rows.events.column(field, shown) for field in fields)
 

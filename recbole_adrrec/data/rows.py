@@ -61,6 +61,26 @@ class Events:
         """Index of the first event of the user of each given event."""
         return self.starts[self.columns[self.uid_field][index].long()]
 
+    def whole(self, name: str) -> Tensor:
+        """Values of a field of all events; ids as int64. Times of columns on the disk are not read by this."""
+        values = self.columns[name]
+        return values.long() if values.dtype == torch.int32 else values
+
+    def offsets(self, n_users: int) -> Tensor:
+        """Where each user's events begin, Int64[n_users + 1]; those of ``u`` end before ``offsets[u + 1]``."""
+        counts = torch.bincount(self.columns[self.uid_field], minlength=n_users)
+        return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+@dataclass(frozen=True)
+class MappedEvents(Events):
+    """Events in columns on the disk: ``starts`` has the end of the last user's events behind it, [n_users + 1]."""
+
+    def offsets(self, n_users: int) -> Tensor:
+        """As of ``Events``, for users without events beyond those of the columns too."""
+        more = self.starts[-1].expand(n_users + 1 - len(self.starts))
+        return torch.cat([self.starts, more]) if len(more) else self.starts
+
 
 def _narrow(values: Tensor) -> Tensor:
     """Int64 values as int32 where all are below 2**30; ``Events.column`` gives them back as int64."""
@@ -186,6 +206,13 @@ class PrefixRows(_Rows):
             return targets - start
         return gather(self.events, name.removesuffix(self.list_suffix), start, targets - start, self.max_length)
 
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """Index of the first event and of the last target of each user with a row, Int64[n] each, rising."""
+        targets = self.targets.long()
+        first, which = self.events.first(targets).unique(return_inverse=True)
+        last = torch.zeros_like(first).scatter_reduce_(0, which, targets, "amax", include_self=False)
+        return first, last
+
     def _select(self, index: Tensor) -> PrefixRows:
         rows = PrefixRows(self.events, self.targets[index], self.max_length, self.list_suffix, self.length_field)
         rows.extra = {name: values[index] for name, values in self.extra.items()}
@@ -213,6 +240,48 @@ class PrefixRows(_Rows):
         for name, up in zip(names[::-1], ups[::-1], strict=True):
             order = np.argsort(self[name].numpy(), kind="stable")
             self._reindex(order if up else order[::-1].copy())
+
+
+class SpanRows(PrefixRows):
+    """Prefix rows of all events from each user's second to a last one, kept as two numbers a user.
+
+    Parameters
+    ----------
+    events, max_length, list_suffix, length_field
+        As of ``PrefixRows``.
+    first, last : Int64[n]
+        Index of the first event and of the last target of each user with a row, in order of users.
+    """
+
+    def __init__(
+        self, events: Events, first: Tensor, last: Tensor, max_length: int, list_suffix: str, length_field: str
+    ) -> None:
+        self.events = events
+        self.first, self.last = first, last
+        self.ends = (last - first).cumsum(0)
+        self.max_length = max_length
+        self.list_suffix = list_suffix
+        self.length_field = length_field
+        self.extra = {}
+        self.length = int(self.ends[-1]) if len(first) else 0
+
+    @property
+    def targets(self) -> Tensor:  # type: ignore[override]
+        """Index of the event that each row predicts, made anew each time: as many numbers as there are rows."""
+        return self._targets(torch.arange(self.length))
+
+    def spans(self) -> tuple[Tensor, Tensor]:
+        """See ``PrefixRows.spans``."""
+        return self.first, self.last
+
+    def _targets(self, index: Tensor) -> Tensor:
+        user = torch.searchsorted(self.ends, index, right=True)
+        return self.last[user] + 1 - (self.ends[user] - index)
+
+    def _select(self, index: Tensor) -> PrefixRows:
+        rows = PrefixRows(self.events, self._targets(index), self.max_length, self.list_suffix, self.length_field)
+        rows.dropped = self.dropped
+        return rows
 
 
 class WindowRows(_Rows):
@@ -245,23 +314,25 @@ class WindowRows(_Rows):
         self.length_field = rows.length_field
         self.dropped = rows.dropped
         self.shift = 0 if cloze else 1
+        user_first, last = rows.spans()
+        self.start, self.size, self.count_from = self._cut(user_first, last, stride)
+        self.length = len(self.start)
+        self.is_target: Tensor | None = None
+        if isinstance(rows, SpanRows):  # every event of a span is a target
+            self.n_targets = int((self.size - self.count_from).sum())
+            return
         targets = rows.targets.long()
         self.is_target = torch.zeros(len(self.events), dtype=torch.bool)
         self.is_target[targets] = True
         if cloze:
-            self.is_target[self.events.first(targets)] = True
-        self.start, self.size, self.count_from = self._cut(targets, stride)
-        self.length = len(self.start)
+            self.is_target[user_first] = True
         counted = self._target_mask()
         self.n_targets = int(counted.sum())
         if not bool(counted.any(1).all()):
             self._keep(counted.any(1).nonzero().squeeze(1))
 
-    def _cut(self, targets: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _cut(self, user_first: Tensor, last: Tensor, stride: int) -> tuple[Tensor, Tensor, Tensor]:
         """First event, number of input positions and first counted position of each window."""
-        first = self.events.first(targets)
-        user_first, which = first.unique(return_inverse=True)
-        last = torch.zeros_like(user_first).scatter_reduce_(0, which, targets, "amax", include_self=False)
         total = last - user_first + 1 - self.shift
         number = 1 + torch.clamp(total - self.max_length, min=0).add(stride - 1).div(stride, rounding_mode="floor")
         user = torch.repeat_interleave(torch.arange(len(number)), number)
@@ -274,6 +345,8 @@ class WindowRows(_Rows):
     def _target_mask(self) -> Tensor:
         slot = torch.arange(self.max_length)
         inside = (slot < self.size[:, None]) & (slot >= self.count_from[:, None])
+        if self.is_target is None:
+            return inside
         at = (self.start[:, None] + slot + self.shift).clamp(max=len(self.events) - 1)
         return inside & self.is_target[at]
 

@@ -6,9 +6,10 @@ Many data sets have whole days for times.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -109,37 +110,68 @@ def tie_statistics(users: Ints, items: Ints, timestamps: npt.NDArray[np.int64 | 
     timestamps : Int64[n] or Float32[n]
         In rising order for each user.
     """
-    same_user = users[1:] == users[:-1]
-    tied = same_user & (timestamps[1:] == timestamps[:-1])
-    last = np.append(~same_user, True)[1:] & same_user if len(same_user) else same_user
-    first, second = items[:-1][tied], items[1:][tied]
-    differ = first != second
-    first, second = first[differ], second[differ]
-    pair = np.minimum(first, second) * (items.max(initial=0) + 1) + np.maximum(first, second)
-    _, number = np.unique(pair, return_inverse=True)
-    times_met = np.bincount(number)
-    rising = np.bincount(number, weights=first < second)
-    repeated = times_met > 1
-    times_met, rising = times_met[repeated], rising[repeated]
-    total = times_met.sum()
+    return tie_statistics_of_parts(lambda: [(users, items, timestamps)])
+
+
+def tie_statistics_of_parts(
+    parts: Callable[[], Iterable[tuple[npt.NDArray[Any], ...]]], pairs_at_a_time: int = 1 << 23
+) -> TieStatistics:
+    """Measure the ties of events that come in parts of whole users.
+
+    Parameters
+    ----------
+    parts : callable
+        Gives users, items and times of each part, as of :func:`tie_statistics`; called several times.
+    pairs_at_a_time : int
+        About so many tied pairs are in memory; the parts are gone through once for each such number of them.
+    """
+    gaps = zero_gaps = last_pairs = tied_last = n_pairs = 0
+    for users, items, timestamps in parts():
+        same_user = users[1:] == users[:-1]
+        tied = same_user & (timestamps[1:] == timestamps[:-1])
+        last = np.append(~same_user, True)[1:] & same_user if len(same_user) else same_user
+        gaps, zero_gaps = gaps + int(same_user.sum()), zero_gaps + int(tied.sum())
+        last_pairs, tied_last = last_pairs + int(last.sum()), tied_last + int((tied & last).sum())
+        n_pairs += int((tied & (items[1:] != items[:-1])).sum())
+    # Pairs of the same items have the same remainder, so they meet.
+    passes = 1 + n_pairs // pairs_at_a_time
+    commoner, sizes = 0, np.zeros(1, np.int64)
+    for remainder in range(passes):
+        found = [_tied_pairs(part, passes, remainder) for part in parts()]
+        pair, rising = (np.concatenate(each) for each in zip(*found, strict=True))
+        _, number = np.unique(pair, return_inverse=True)
+        times_met = np.bincount(number)
+        rises = np.bincount(number, weights=rising)
+        repeated = times_met > 1
+        times_met, rises = times_met[repeated], rises[repeated]
+        commoner += int(np.maximum(rises, times_met - rises).sum())
+        of_size = np.bincount(times_met, minlength=len(sizes))
+        of_size[: len(sizes)] += sizes
+        sizes = of_size
+    total = int((sizes * np.arange(len(sizes))).sum())
     return TieStatistics(
-        zero_gaps=_share(tied, same_user),
-        last_two_tie=_share(tied & last, last),
-        consistency=float(np.maximum(rising, times_met - rising).sum() / total) if total else None,
-        by_chance=float(_commoner_by_chance(times_met).sum() / total) if total else None,
-        repeated_pairs=len(times_met),
+        zero_gaps=zero_gaps / max(1, gaps),
+        last_two_tie=tied_last / max(1, last_pairs),
+        consistency=commoner / total if total else None,
+        by_chance=_commoner_by_chance(sizes) / total if total else None,
+        repeated_pairs=int(sizes.sum()),
     )
 
 
-def _share(part: npt.NDArray[np.bool_], whole: npt.NDArray[np.bool_]) -> float:
-    return float(part.sum() / max(1, whole.sum()))
+def _tied_pairs(part: tuple[npt.NDArray[Any], ...], passes: int, remainder: int) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Numbers of the pairs of items that stand side by side in ties, and whether the second number is the larger."""
+    users, items, timestamps = part
+    tied = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1]) & (items[1:] != items[:-1])
+    first, second = items[:-1][tied].astype(np.int64), items[1:][tied].astype(np.int64)
+    pair = (np.minimum(first, second) << 31) + np.maximum(first, second)
+    kept = pair % passes == remainder
+    return pair[kept], (first < second)[kept]
 
 
-def _commoner_by_chance(counts: Ints) -> npt.NDArray[np.float64]:
-    """Expectation of the commoner of two outcomes, Float64[n], of so many fair draws each."""
-    sizes, number = np.unique(counts, return_inverse=True)
-    expected = []
-    for size in sizes.tolist():
+def _commoner_by_chance(sizes: Ints) -> float:
+    """Expected sum of the commoner of two outcomes, of ``sizes[n]`` times ``n`` fair draws."""
+    expected = 0.0
+    for size in np.nonzero(sizes)[0].tolist():
         heads = np.arange(size + 1)
-        expected.append(float((np.maximum(heads, size - heads) * binom.pmf(heads, size, 0.5)).sum()))
-    return np.array(expected)[number]
+        expected += float(sizes[size] * (np.maximum(heads, size - heads) * binom.pmf(heads, size, 0.5)).sum())
+    return expected

@@ -2,7 +2,8 @@
 
 RecBole's checkpoints hold weights by row number and no word on whose rows they are: with another data file, or other
 filters, the same numbers belong to other items. Ours hold the names of users and items in the order of their ids,
-every user's events, the days of training, and fingerprints.
+every user's events, the days of training, and fingerprints. Of data in mapped columns they hold the folder of the
+columns in place of users and events.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recbole_adrrec.data.columns import Columns, pack
 from recbole_adrrec.data.rows import Events, PrefixRows
-from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.errors import CheckpointError, DataError
 from recbole_adrrec.integration.checkpoint import is_file_name
 from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.times import SECONDS_A_DAY
@@ -55,24 +57,33 @@ def data_entry(config: Any, dataset: Any) -> dict[str, Any] | None:
     rows = getattr(dataset, "inter_feat", None)
     if not isinstance(rows, PrefixRows):
         return None
-    names, events = _names(dataset), _pack_events(dataset, rows.events)
+    kept, store = config["checkpoint_data"] is not False, _store(dataset)
+    if store is None:
+        names, events = _names(dataset), _pack_events(dataset, rows.events)
+        prints = {"names": fingerprint(names), "events": fingerprint(events)}
+        parts = {"users": names["users"], "items": names["items"], "events": events}
+    else:
+        prints = store.fingerprint
+        parts = {"users": None, "items": pack(list(store.items)[1:]), "events": None}
     days = dataset.trained_days(include_targets=True)
-    kept = config["checkpoint_data"] is not False
     return {
         "dataset": str(dataset.dataset_name),
         "fields": {"user": dataset.uid_field, "item": dataset.iid_field, "time": dataset.time_field},
         "n_users": int(dataset.user_num),
-        "users": names["users"] if kept else None,
-        "items": names["items"],
-        "events": events if kept else None,
+        "users": parts["users"] if kept else None,
+        "items": parts["items"],
+        "events": parts["events"] if kept else None,
+        "columns": str(store.folder.resolve()) if kept and store is not None else None,
         "days": [int(days[0]), int(days[-1])],
-        "fingerprint": {"names": fingerprint(names), "events": fingerprint(events)},
+        "fingerprint": prints,
     }
 
 
 def training_fingerprint(loader: Any) -> str:
     """Fingerprint of the events of a training loader and of which of them are predicted."""
-    rows = loader._dataset.inter_feat
+    rows, store = loader._dataset.inter_feat, _store(loader._dataset)
+    if store is not None:
+        return fingerprint([store.fingerprint["events"], *rows.spans()])
     events = getattr(rows, "events", None)
     columns = events.columns if events is not None else rows.interaction
     return fingerprint([dict(columns), getattr(rows, "targets", None)])
@@ -96,9 +107,12 @@ def check_same_data(checkpoint: Mapping[str, Any], dataset: Any, path: Any) -> N
         raise CheckpointError(f"{path}: its data can't be read; take another copy or train again")
     if "names" not in prints:
         return
-    if prints["names"] != fingerprint(_names(dataset)):
+    store = _store(dataset)
+    if prints["names"] != (fingerprint(_names(dataset)) if store is None else store.fingerprint["names"]):
         difference = "users and items with other names, or in another order"
-    elif prints["events"] != fingerprint(_pack_events(dataset, rows.events)):
+    elif prints["events"] != (
+        fingerprint(_pack_events(dataset, rows.events)) if store is None else store.fingerprint["events"]
+    ):
         difference = "the same users and items, but other events"
     else:
         return
@@ -106,6 +120,11 @@ def check_same_data(checkpoint: Mapping[str, Any], dataset: Any, path: Any) -> N
         f"{path}: made for other data: it knows {difference}, than {dataset.dataset_name} has now; restore the data "
         "file and its filters, or train again"
     )
+
+
+def _store(dataset: Any) -> Columns | None:
+    """The columns of a data set that maps them."""
+    return getattr(dataset, "store", None)
 
 
 def _names(dataset: Any) -> dict[str, Any]:
@@ -122,11 +141,6 @@ def _pack_events(dataset: Any, events: Events) -> dict[str, Any]:
             origin, times = low, (times.long() - low).int()
     counts = torch.bincount(events.columns[dataset.uid_field].long(), minlength=dataset.user_num)[1:].int()
     return {"counts": counts, "items": events.columns[dataset.iid_field].int(), "times": times, "origin": origin}
-
-
-def pack(names: Sequence[str]) -> dict[str, Any]:
-    """Names as one text and the number of characters of each, which a million of them are read from at once."""
-    return {"text": "".join(names), "lengths": torch.tensor([len(name) for name in names], dtype=torch.int32)}
 
 
 # Reading
@@ -163,29 +177,31 @@ class CheckpointData:
         Name of the data set.
     user_field, item_field, time_field : str
         Names of the columns.
-    users, items : list of str
-        Names by id; entry 0 is padding. ``users`` is padding alone with ``checkpoint_data: false``.
+    users, items : sequence of str
+        Names by id; entry 0 is padding. ``users`` is padding alone where ``missing`` says why.
     events : Events
-        Users, items and times (seconds since 1970, UTC) sorted by user, then time; none with ``checkpoint_data:
-        false``.
+        Users, items and times (seconds since 1970, UTC) sorted by user, then time; none where users are missing.
     n_users : int
         User ids of training, padding included, whether their names are stored or not.
     days : tuple of int
         First and last day that training shows, in days since 1970-01-01 (UTC).
     version : str
         Version of this package that wrote it.
+    missing : str
+        Why there are no users and events; empty where there are.
     """
 
     dataset: str
     user_field: str
     item_field: str
     time_field: str
-    users: list[str]
+    users: Sequence[str]
     items: list[str]
     events: Events
     n_users: int
     days: tuple[int, int]
     version: str
+    missing: str = ""
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: str) -> CheckpointData:
@@ -243,10 +259,29 @@ class CheckpointData:
         users = [] if packed_users is None else unpack(packed_users, "users")
         if packed_users is not None and len(users) != n_users - 1:
             raise CorruptCheckpoint("it has another number of users than names")
+        if stored.get("columns") is not None:
+            return cls._mapped(stored, (dataset, user, item, time), [PADDING, *items], (first, last), version)
         columns = _read_events(packed_events, len(users), len(items))
         events = Events.from_sorted(dict(zip((user, item, time), columns, strict=True)), user, n_users)
+        missing = "checkpoint_data: false" if packed_users is None else ""
         users, items = [PADDING, *users], [PADDING, *items]
-        return cls(dataset, user, item, time, users, items, events, n_users, (first, last), version)
+        return cls(dataset, user, item, time, users, items, events, n_users, (first, last), version, missing)
+
+    @classmethod
+    def _mapped(
+        cls, stored: Any, texts: tuple[str, str, str, str], items: list[str], days: tuple[int, int], version: str
+    ) -> CheckpointData:
+        """The data of a checkpoint whose users and events stand in columns, or a word on where they should be."""
+        folder, n_users = Path(stored["columns"]), stored["n_users"]
+        try:
+            store = Columns.open(folder)
+            if store.fingerprint != stored["fingerprint"]:
+                raise DataError(f"{folder}: made anew since, of other data")
+            return cls(*texts, store.users, items, store.events, n_users, days, version)
+        except DataError as error:
+            missing = f"trained with event_store: mapped, its users and events stand in the columns, but {error}"
+        empty = Events.from_sorted(dict(zip(texts[1:], _read_events(None, 0, 0), strict=True)), texts[1], n_users)
+        return cls(*texts, [PADDING], items, empty, n_users, days, version, missing)
 
 
 def _read_events(packed: Any, n_users: int, n_items: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -220,6 +220,7 @@ def _hook_data() -> None:
 
     from recbole_adrrec.data.dataset import SequenceDataset
     from recbole_adrrec.data.loader import WindowTrainDataLoader
+    from recbole_adrrec.data.mapped import MappedDataset
     from recbole_adrrec.integration import init_from
 
     @override(data_utils, "create_dataset")
@@ -228,6 +229,8 @@ def _hook_data() -> None:
             init_from.prepare(config)
         if config["resume"]:
             check_resume(config)
+        if config["event_store"] == "mapped":
+            return MappedDataset(config)
         name = f"{config['model']}Dataset"
         if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
             setattr(dataset_module, name, SequenceDataset)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ class TrainingError(UserError):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class _FirstBatches:
+    """The first batches of each pass over a loader, as a loader."""
+
+    def __init__(self, loader: Any, most: int) -> None:
+        self._loader, self._most = loader, most
+
+    def __len__(self) -> int:
+        return min(self._most, len(self._loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self._loader), self._most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
 
 @functools.cache
@@ -130,6 +147,8 @@ class ResumableTrainer(Trainer):
         return result
 
     def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if self.config["epoch_steps"]:
+            train_data = _FirstBatches(train_data, self.config["epoch_steps"])
         if not self.resumable:
             return super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         # What the epoch before left behind is complete only here: RecBole validates and saves after this method.
@@ -253,8 +272,9 @@ class ResumableTrainer(Trainer):
         if missing:
             raise CheckpointError(f"{resume_file}: holds no {missing[0]}; train anew")
         counts = [checkpoint[name] for name in ("epoch", "cur_step")]
-        if not all(type(each) is int and each >= 0 for each in counts) or not _is_number(
-            checkpoint["best_valid_score"]
+        best_score = checkpoint["best_valid_score"]  # minus infinity without validation
+        if not all(type(each) is int and each >= 0 for each in counts) or not (
+            _is_number(best_score) or best_score == -math.inf
         ):
             raise CheckpointError(f"resume: {resume_file}: its counts of epochs can't be read; train anew")
         training = checkpoint.get("training") if self.resumable else None

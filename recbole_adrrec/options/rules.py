@@ -35,6 +35,8 @@ OVERALL_RULES: dict[str, Rule] = {
     "tie_seed": NATURAL,
     "train_rows": choice("prefix", "sequence"),
     "train_stride": unset_or(COUNT),
+    **dict.fromkeys(("epoch_steps", "eval_users"), unset_or(COUNT)),
+    "event_store": choice("memory", "mapped"),
     "show_user": unset_or(TOKEN),
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
@@ -80,6 +82,16 @@ GLOBAL_SPLIT_RULES: dict[str, Rule] = {
 MODEL_RULES = {name: each.rules() for name, each in MODEL_OPTIONS.items()}
 """Rules of the options in ``properties/model/<Model>.yaml``, model by model."""
 
+NEED_MEMORY = (
+    *("val_interval", "rm_dup_inter", "threshold", "normalize_field", "discretization", "preload_weight", "transform"),
+    *("benchmark_filename", "additional_feat_suffix", "alias_of_user_id", "alias_of_item_id", "unused_col"),
+    *("save_dataset", "dataset_save_path", "init_from"),
+)
+"""Options that read or change events in memory, so that columns on the disk can't take them."""
+
+COUNTING_METRICS = ("averagepopularity", "tailpercentage", "novelty", "intralistdiversity")
+"""Metrics that count all training rows."""
+
 SPLITS = ("LS", "RS", "TS", "GT")
 VALUE_METRICS = frozenset({"auc", "gauc", "mae", "rmse", "logloss"})
 """Metrics without a length of list: their results aren't named ``metric@k``."""
@@ -110,6 +122,8 @@ def check_values(config: Mapping[str, Any], model: str) -> None:
     _check_eval_args(config, own)
     _check_negatives(config, own)
     _check_rows(config, own, model)
+    if config.get("event_store") == "mapped":
+        _check_mapped(config, model)
     if own is not None:
         _check_time(config, own)
         if config.get("transform") not in (None, "user_defined"):
@@ -263,6 +277,44 @@ def _check_rows(config: Mapping[str, Any], own: ModelOptions | None, model: str)
             "train_neg_sample_args: dynamic negatives need a row for each target; choose dynamic false, or train_rows "
             "prefix"
         )
+
+
+def _check_mapped(config: Mapping[str, Any], model: str) -> None:
+    """Refuse what columns on the disk can't take."""
+    if model == "Popularity" or config.get("train_rows") != "sequence":
+        raise OptionError(
+            f"event_store: mapped gives windows to models that learn from them, and {model} takes "
+            f"{'all events at once' if model == 'Popularity' else 'train_rows prefix'}; choose event_store memory, or "
+            f"{', '.join(name for name in MODEL_OPTIONS if name != 'Popularity')} with train_rows sequence"
+        )
+    split = (config.get("eval_args") or {}).get("split") or {}
+    columns = (config.get("load_col") or {}).get("inter")
+    wanted = [config.get(name) for name in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD")]
+    metrics = config.get("metrics") or []
+    counting = [
+        each for each in ([metrics] if isinstance(metrics, str) else metrics) if each.lower() in COUNTING_METRICS
+    ]
+    mode = (config.get("eval_args") or {}).get("mode")
+    modes = mode.values() if isinstance(mode, Mapping) else [mode]
+    faults: dict[str, Any] = {
+        "exact_time": config.get("exact_time") is False and "sorts by exact times alone",
+        "eval_args": ("LS" not in split and "splits by leave-one-out (LS) alone")
+        or (any(str(each).startswith("pop") for each in modes) and "draws negatives uniformly (uni) alone"),
+        "load_col": isinstance(columns, list)
+        and {*columns} != {*wanted}
+        and f"has the columns {', '.join(map(str, wanted))} alone",
+        "metrics": counting and f"has no count of the training rows, which {counting[0]} needs",
+        "train_neg_sample_args": (config.get("train_neg_sample_args") or {}).get("distribution") == "popularity"
+        and "draws negatives uniformly alone",
+    }
+    for name in NEED_MEMORY:
+        faults[name] = config.get(name) and "doesn't take it"
+    for name, fault in faults.items():
+        if fault:
+            raise OptionError(
+                f"event_store: mapped {fault}, and {name} is {config.get(name)!r}; change it, or choose event_store "
+                "memory"
+            )
 
 
 def _check_time(config: Mapping[str, Any], own: ModelOptions) -> None:

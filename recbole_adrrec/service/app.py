@@ -153,7 +153,7 @@ def make_app(recommender: Recommender, options: ServiceOptions) -> FastAPI:
     compute = partial(answer, recommender)
     facts = {"model": recommender.config["model"], "dataset": recommender.data.dataset}
     more_facts = {
-        "users": len(recommender.users),
+        "users": recommender.n_users,
         "items": len(recommender.items),
         "knows_query_time": recommender.knows_query_time,
         "version": __version__,

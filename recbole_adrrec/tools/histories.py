@@ -58,10 +58,8 @@ class Histories:
         self.item_field = item_field
         self.time_field = time_field
         self.n_users = n_users
-        everything = torch.arange(len(events))
-        counts = torch.bincount(events.column(events.uid_field, everything), minlength=n_users)
-        self.offsets: NDArray[np.int64] = np.concatenate([[0], counts.cumsum(0).numpy()])
-        self.times: NDArray[Any] = events.column(time_field, everything).numpy()
+        self.offsets: NDArray[np.int64] = events.offsets(n_users).numpy()
+        self.times: NDArray[Any] = events.whole(time_field).numpy()
 
     def __len__(self) -> int:
         return len(self.events)
@@ -88,8 +86,7 @@ class Histories:
         A repeat has the user, item and time of an event of these histories, and is left out.
         """
         times = times.astype(self.times.dtype)
-        everything = torch.arange(len(self.events))
-        columns = [self.events.column(name, everything).numpy() for name in self.fields]
+        columns = [self.events.whole(name).numpy() for name in self.fields]
         offsets = np.pad(self.offsets, (0, n_users - self.n_users), mode="edge")
         places, fresh = [], []
         for number in np.lexsort((times, users)).tolist():

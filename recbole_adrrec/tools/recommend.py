@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
 from logging import getLogger
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from recbole.data.interaction import Interaction
 from tqdm import tqdm
 
+from recbole_adrrec.data.columns import Names, numbers_by_name
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration.checkpoint import first_line
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
@@ -95,7 +97,7 @@ class Recommender:
         self.config = config
         self.data = data
         self.notes: tuple[str, ...] = ()
-        self.user_ids = {name: number for number, name in enumerate(data.users) if number}
+        self.user_ids: Mapping[str, int] = numbers_by_name(data.users)
         self.item_ids = {name: number for number, name in enumerate(data.items) if number}
         self._item_names = np.asarray(data.items, dtype=object)
         self._new_users: list[str] = []
@@ -108,13 +110,12 @@ class Recommender:
         """A recommender of a model in memory, with the data set it was trained on."""
         events = dataset.inter_feat.events
         days = [int(time) // SECONDS_A_DAY for time in events.columns[dataset.time_field].aminmax()]
-        names = (dataset.field2id_token[field] for field in (dataset.uid_field, dataset.iid_field))
-        users, items = ([str(token) for token in tokens] for tokens in names)
+        users, items = (dataset.field2id_token[field] for field in (dataset.uid_field, dataset.iid_field))
         data = CheckpointData(
             dataset.dataset_name,
             *(dataset.uid_field, dataset.iid_field, dataset.time_field),
-            users=users,
-            items=items,
+            users=users if isinstance(users, Names) else [str(token) for token in users],
+            items=[str(token) for token in items],
             events=events,
             n_users=dataset.user_num,
             days=(days[0], days[1]),
@@ -126,6 +127,11 @@ class Recommender:
     def users(self) -> list[str]:
         """Users that can be answered for: those of training and those whose events were added."""
         return [*self.data.users[1:], *self._new_users]
+
+    @property
+    def n_users(self) -> int:
+        """Number of these users."""
+        return len(self.data.users) - 1 + len(self._new_users)
 
     @property
     def items(self) -> list[str]:
@@ -231,7 +237,9 @@ class Recommender:
         first = self.data.n_users + len(self._new_users)
         other = copy.copy(self)
         other._new_users = [*self._new_users, *new]
-        other.user_ids = {**self.user_ids, **{user: number for number, user in enumerate(new, first)}}
+        # The first of the two alone would be written to.
+        known = cast("dict[str, int]", self.user_ids)
+        other.user_ids = ChainMap({user: number for number, user in enumerate(new, first)}, known)
         ids = np.array([other.user_ids[names[place]] for place in kept], dtype=np.int64)
         other.histories, n_known = self.histories.with_events(ids, found[kept], at, first + len(new))
         if n_known:
@@ -289,9 +297,9 @@ class Recommender:
         for option, value in (("top", top), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise OptionError(f"{option}: {value!r} is not a whole number of at least 1")
-        moments = self._moments(at, len(names))
         notes: list[str] = []
         ids = self._ids(names, notes if skip_unknown else None)
+        moments = self._moments(at, len(names))
         queries = self.histories.queries(ids, moments)
         empty = np.nonzero((ids > 0) & (queries.counts == 0))[0]
         if len(empty) and not skip_unknown:
@@ -390,15 +398,15 @@ class Recommender:
             )
         if not unknown:
             return ids
-        if len(self.user_ids) == 0:
+        if self.n_users == 0:
             raise DataError(
-                f"users: {self.path} carries no users (checkpoint_data: false), so {unknown[0]!r} is unknown; give "
+                f"users: {self.path} carries no users ({self.data.missing}), so {unknown[0]!r} is unknown; give "
                 "events of these users"
             )
         several = f"{len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
         text = f"users: {several if len(unknown) > 1 else f'{unknown[0]!r} is unknown'}"
         if notes is None:
-            hint = _similar(unknown[0], self.user_ids)
+            hint = _similar(unknown[0], self.user_ids) if self.n_users <= SUGGESTED_AMONG else ""
             raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
         notes.append(f"{text}; left out")
         return ids
@@ -430,6 +438,6 @@ class Recommender:
         return notes
 
 
-def _similar(name: str, known: dict[str, int]) -> str:
+def _similar(name: str, known: Mapping[str, int]) -> str:
     """``"; did you mean a?"`` for an unknown name."""
     return suggestion(name, known, 0.6) if len(known) <= SUGGESTED_AMONG else ""

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.dataset import dataset as dataset_module
 from recbole.data.dataset import sequential_dataset as sequential_module
+from recbole.sampler import RepeatableSampler
 
 from recbole_adrrec.integration import patches_data
 from recbole_adrrec.integration.patching import Overlay, original
@@ -186,6 +188,15 @@ def test_separators_that_only_python_reads_are_left_to_it(tmp_path: Path) -> Non
     config = {"data_path": str(tmp_path), "field_separator": ";;", "load_col": None, "normalize_all": False}
     (tmp_path / "long" / "long.inter").write_text("\n".join(lines).replace("::", ";;"))
     assert len(Dataset(Config(model="BPR", dataset="long", config_dict=config)).inter_feat) == 9
+
+
+def test_loaders_and_samplers_keep_nothing_for_each_row_or_user(small: dict[str, object]) -> None:
+    loaders = data_preparation(config := Config("ADRRec", "small", config_dict=small), create_dataset(config))
+    for loader in loaders:
+        assert torch.utils.data.DataLoader.__getattribute__(loader, "__dict__")["dataset"] == range(loader.sample_size)
+    sampled = RepeatableSampler(["train"], loaders[0]._dataset, "uniform").set_phase("train")
+    assert len(sampled.used_ids) == 0
+    assert (sampled.sample_by_user_ids(np.arange(1, 9), np.full(8, 3), 50) != 3).all()
 
 
 def test_tokens_are_counted_as_by_a_counter() -> None:

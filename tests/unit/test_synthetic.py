@@ -121,7 +121,7 @@ def test_no_file_is_left_when_writing_stops(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", broken)
+    monkeypatch.setattr(synthetic, "_lines", broken)
     with pytest.raises(KeyboardInterrupt):
         synthetic.write(tmp_path, "made", users=10, items=10, events=100, progress=False)
     assert list((tmp_path / "made").iterdir()) == []
