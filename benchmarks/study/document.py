@@ -64,7 +64,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption, a text in its place, and its origin; ``first`` names an earlier figure that shows it."""
+    """A picture with its caption, a text in its place, and its origin; ``first`` names an earlier figure of it."""
 
     name: str
     caption: str
