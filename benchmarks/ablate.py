@@ -98,7 +98,7 @@ def run(ablation: Ablation, plan: Plan, flags: Mapping[str, Any]) -> int:
     deadline = command_line.deadline_of(flags)
     grid.check_folder(plan)
     if flags.get("dry_run"):
-        print(compare.described(plan))
+        print(compare.described(plan, flags))
         return 0
     outcome = compare.run_missing(plan, flags, deadline)
     settings = {

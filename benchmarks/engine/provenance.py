@@ -14,6 +14,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def origin() -> dict[str, Any]:
+    """Commit, versions and hardware of what runs here."""
+    return {"commit": commit(), "versions": versions(), "hardware": hardware()}
+
+
 def commit() -> str | None:
     """The commit of the checkout that runs, with ``-changed`` where files differ from it; None without git."""
 

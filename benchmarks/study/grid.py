@@ -1,7 +1,7 @@
 """All runs of a study: each once, in a process of its own, on this machine or on a Ray cluster.
 
 A folder of results belongs to one study. ``study.json`` says which; runs that are recorded there are never
-repeated, and a study that was killed goes on where it was.
+repeated, and a study that was killed goes on where it was: runs at work from their last whole epoch.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def run_all(
     gpus : float
         GPUs, or the part of one, that each run takes of a Ray cluster.
     deadline : float, optional
-        Moment (``time.monotonic``) from which no run starts, and runs at work are stopped, to be repeated by the next
-        call. Not with Ray.
+        Moment (``time.monotonic``) from which no run starts, and runs at work are stopped; the next call goes on with
+        them. Not with Ray.
     only : frozenset of (str, str), optional
         Data sets and labels of the entries to run; the others' runs are left.
 

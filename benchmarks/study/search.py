@@ -243,6 +243,8 @@ class Task:
         if not scores:
             return None
         best = max((trial for trial in done if trial.number in scores), key=lambda trial: scores[trial.number])
+        made = {"command": plan.command, **provenance.origin(), "finished": now()}
+        made["versions"]["optuna"] = self.optuna.__version__
         return {
             "options": _decoded(best.params),
             "dataset": self.dataset,
@@ -253,13 +255,7 @@ class Task:
             "value": scores[best.number],
             "trials": self.over,
             "failed": self.over - len(done),
-            "made": {
-                "command": plan.command,
-                "commit": provenance.commit(),
-                "versions": {**provenance.versions(), "optuna": self.optuna.__version__},
-                "hardware": provenance.hardware(),
-                "finished": now(),
-            },
+            "made": made,
         }
 
 
@@ -294,7 +290,7 @@ def search(
     jobs : int
         Trials at a time; those of one model follow each other.
     deadline : float, optional
-        Moment (``time.monotonic``) at which trials at work are stopped, to be repeated by the next call.
+        Moment (``time.monotonic``) at which trials at work are stopped; the next call goes on with them.
     first_epochs : int, optional
         Epochs of a trial; the best two are then trained as long as the study says, and the better one is chosen.
     """

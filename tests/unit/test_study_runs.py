@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from engine.children import child_environment
+from engine.store import read_json, write_json
 from recbole.config import Config
 from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
@@ -218,6 +220,64 @@ def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
     assert record["error"].startswith("the process was killed by SIGKILL")
     assert [each.name for each in (tmp_path / "runs").iterdir()] == [f"{spec.id}.json"]
+
+
+@pytest.mark.parametrize("model", ["ADRRec", "SASRec"])
+def test_a_run_that_was_broken_off_ends_as_an_unbroken_one(small_data: Path, tmp_path: Path, model: str) -> None:
+    spec = spec_of(small_data, model, keep_models=True, options={"epochs": 30, "stopping_step": 30})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert runs.RunChild(spec, whole).finish() == "done"
+    saved = runs.scratch_of(broken, spec) / "saved"
+    for epochs in (2, 5):
+        child = runs.RunChild(spec, broken)
+        wait_for(lambda epochs=epochs: len((read_json(saved / runs.PROGRESS) or {"curve": []})["curve"]) > epochs)  # type: ignore[misc]
+        child.stop()
+        runs.sweep(broken)
+    kept = read_json(saved / runs.PROGRESS)
+    assert "Training continues from" in child.log.read_text()
+    assert runs.RunChild(spec, broken).finish() == "done"
+    one, other = (read_json(runs.record_path(folder, spec)) for folder in (whole, broken))
+    # Seconds are those of all parts together: the epochs before the last break have the times of their parts.
+    assert other["curve"][:4] == kept["curve"][:4]
+    assert other["train_s"] == other["curve"][-1]["train_s"]
+    assert (other["started"], other["wall_s"] > kept["wall_s"]) == (kept["started"], True)
+    for facts in (one, other):
+        for name in ("wall_s", "train_s", "started", "saved"):
+            del facts[name]
+        for point in facts["curve"]:
+            del point["train_s"]
+    assert other == one
+    with np.load(whole / "runs" / f"{spec.id}.npz") as mine, np.load(broken / "runs" / f"{spec.id}.npz") as yours:
+        assert all(np.array_equal(mine[name], yours[name]) for name in mine.files)
+    weights = [torch.load(folder / "models" / f"{spec.id}.pth")["state_dict"] for folder in (whole, broken)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not list((broken / "scratch").iterdir())
+
+
+def test_a_run_begun_by_other_code_starts_over(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(small_data)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(runs.Session, "test", stop)
+        runs.run_one(spec, tmp_path)
+    progress = runs.scratch_of(tmp_path, spec) / "saved" / runs.PROGRESS
+    kept = read_json(progress)
+    assert len(kept["curve"]) == 2
+    shutil.copytree(tmp_path / "scratch", tmp_path / "same" / "scratch")
+    runs.run_one(spec, tmp_path / "same")  # had come to the test
+    assert read_json(runs.record_path(tmp_path / "same", spec))["curve"] == kept["curve"]
+    write_json(progress, {**kept, "origin": {**kept["origin"], "commit": "another"}})
+    runs.run_one(spec, tmp_path)
+    assert "starts over: commit, versions or machine" in capsys.readouterr().out
+    assert read_json(runs.record_path(tmp_path, spec))["curve"][0]["train_s"] != kept["curve"][0]["train_s"]
 
 
 def test_a_run_ends_with_the_process_that_started_it(small_data: Path, tmp_path: Path) -> None:
