@@ -200,21 +200,10 @@ class Session:
         return self.curve[-1] if self.curve else {"epoch": None, "valid": None}
 
     def test(self, model_file: str | Path | None = None, trained: bool = False) -> tuple[Arrays, dict[str, float]]:
-        """Rank the test rows and compute the metrics of each user.
+        """Rank the test rows by the model of a file, by default that of the best epoch, or (``trained``) as it is.
 
-        Parameters
-        ----------
-        model_file : path-like, optional
-            Checkpoint to read first; by default that of the best epoch.
-        trained : bool
-            Take the weights as they are.
-
-        Returns
-        -------
-        arrays : dict
-            ``users``, as the data file names them, and each metric's value for each of them, where it has one.
-        metrics : dict of str to float
-            Their means, and the metrics of all lists together.
+        Returns arrays, ``users``, as the data file names them, and each metric's value for each of them, where it has
+        one; and their means beside the metrics of all lists together.
 
         Raises
         ------
@@ -267,14 +256,22 @@ def load_trained(spec: RunSpec, saved: Path) -> tuple[Session, Arrays]:
     saved = saved.resolve()
     if not saved.is_file():
         raise CheckpointError(f"{saved}: no such file; run the study with keep_models: true")
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # RecBole writes logs into the working directory.
+    with in_temporary_folder() as folder:
         try:
-            session = Session(spec, configure(spec, Path(folder)))
+            session = Session(spec, configure(spec, folder))
             return session, session.test(saved)[0]
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{saved}: not a model of {spec.id} ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def in_temporary_folder() -> Iterator[Path]:
+    """A temporary folder as working directory while this lasts: RecBole writes logs there."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
         finally:
             os.chdir(before)
 
@@ -293,19 +290,9 @@ def _met_before(dataset: Any) -> int:
 
 
 def per_row(evaluator: Any, collected: Any) -> Arrays:
-    """Each metric's value for each evaluated row, where it has one, by RecBole's own metric classes and ours.
+    """Each metric's value for each evaluated row, Float64[n_rows] by RecBole's names (``ndcg@10``), where it has one.
 
-    Parameters
-    ----------
-    evaluator : recbole.evaluator.Evaluator
-        With ranking metrics at ``k``.
-    collected : DataStruct
-        Its argument.
-
-    Returns
-    -------
-    dict of str to float64 array, [n_rows]
-        By RecBole's names: ``ndcg@10``.
+    Computed by RecBole's own metric classes and ours from what its evaluator is given.
     """
     found = {}
     for name in evaluator.metrics:
@@ -379,15 +366,16 @@ def run_one(spec: RunSpec, folder: Path) -> None:
 def begin_or_go_on(spec: RunSpec, saved: Path) -> tuple[Session, dict[str, Any]]:
     """Session of a run, and its progress so far: ``origin``, ``started``, ``wall_s`` and ``curve``.
 
-    It goes on where it has a checkpoint made by the same code, versions and machine, and starts over where it has none,
-    as do trainers with epochs of their own.
+    It goes on where it has a checkpoint made by the same code and versions on the same kind of processor, and starts
+    over where it has none, as do trainers with epochs of their own.
     """
     origin = provenance.origin()
+    origin["hardware"] = {name: origin["hardware"][name] for name in ("cpu", "gpu")}
     before, last = read_json(saved / PROGRESS), next(saved.glob("*-last.pth"), None)
     if last is not None and before is not None:
         try:
             if before["origin"] != origin:
-                raise CheckpointError("commit, versions or machine are not those that it began with")
+                raise CheckpointError("commit, versions or processor are not those that it began with")
             return Session(spec, configure(spec, saved, last)), before
         except UserError as error:
             print(f"The run starts over: {error}", flush=True)

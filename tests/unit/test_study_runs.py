@@ -22,20 +22,13 @@ from engine.store import read_json, write_json
 from recbole.config import Config
 from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
+from studies import plan_of
 from study import plan as plans
 from study import runs, study_file
 from study.plan import Protocol
 from study.results import by_user
 
 from recbole_adrrec.integration import register as plugin
-
-OPTIONS = {
-    "hidden_size": 8,
-    "n_layers": 1,
-    "MAX_ITEM_LIST_LENGTH": 10,
-    "epochs": 2,
-    "user_inter_num_interval": "[20,60]",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,16 +39,9 @@ def recbole_for_todays_numpy() -> None:
 
 
 def spec_of(folder: Path, model: str = "ADRRec", **study: Any) -> plans.RunSpec:
-    given = {
-        "datasets": ["small"],
-        "models": [model],
-        "seeds": 1,
-        "metrics": ["Recall", "NDCG", "MRR"],
-        "topk": [5, 10],
-    }
-    options = {**OPTIONS, **study.pop("options", {})}
-    plan = study_file.load(None, {**given, **study, "options": options, "data_path": str(folder)}, "the command")
-    return plan.specs()[0]
+    given = {"models": [model], "metrics": ["Recall", "NDCG", "MRR"], "topk": [5, 10], **study}
+    given["options"] = {"epochs": 2, **study.get("options", {})}
+    return plan_of(folder, folder / "results", **given).specs()[0]
 
 
 def collected(ranks: list[list[int]], width: int, counts: list[int]) -> Any:
@@ -214,12 +200,15 @@ def test_a_run_that_cannot_be_is_recorded_with_its_error(small_data: Path, tmp_p
 def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
     child = runs.RunChild(spec, tmp_path)
-    wait_for(lambda: "epoch 0 training" in child.log.read_text(errors="replace"))
+    saved = runs.scratch_of(tmp_path, spec) / "saved"
+    wait_for(lambda: list(saved.glob("*-last.pth")))
     os.kill(child.process.pid, signal.SIGKILL)
     assert child.finish() == "failed"
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
     assert record["error"].startswith("the process was killed by SIGKILL")
     assert [each.name for each in (tmp_path / "runs").iterdir()] == [f"{spec.id}.json"]
+    runs.sweep(tmp_path)
+    assert list(saved.glob("*-last.pth"))  # --retry_failed goes on from it
 
 
 @pytest.mark.parametrize("model", ["ADRRec", "SASRec"])
@@ -242,7 +231,7 @@ def test_a_run_that_was_broken_off_ends_as_an_unbroken_one(small_data: Path, tmp
     assert other["train_s"] == other["curve"][-1]["train_s"]
     assert (other["started"], other["wall_s"] > kept["wall_s"]) == (kept["started"], True)
     for facts in (one, other):
-        for name in ("wall_s", "train_s", "started", "saved"):
+        for name in ("wall_s", "train_s", "started", "saved", "hardware"):
             del facts[name]
         for point in facts["curve"]:
             del point["train_s"]
@@ -265,9 +254,10 @@ def test_a_run_begun_by_other_code_starts_over(
 
     monkeypatch.chdir(tmp_path)
     spec = spec_of(small_data)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
         patch.setattr(runs.Session, "test", stop)
-        runs.run_one(spec, tmp_path)
+        with pytest.raises(Stop):
+            runs.run_one(spec, tmp_path)
     progress = runs.scratch_of(tmp_path, spec) / "saved" / runs.PROGRESS
     kept = read_json(progress)
     assert len(kept["curve"]) == 2
@@ -276,7 +266,7 @@ def test_a_run_begun_by_other_code_starts_over(
     assert read_json(runs.record_path(tmp_path / "same", spec))["curve"] == kept["curve"]
     write_json(progress, {**kept, "origin": {**kept["origin"], "commit": "another"}})
     runs.run_one(spec, tmp_path)
-    assert "starts over: commit, versions or machine" in capsys.readouterr().out
+    assert "starts over: commit, versions or processor" in capsys.readouterr().out
     assert read_json(runs.record_path(tmp_path, spec))["curve"][0]["train_s"] != kept["curve"][0]["train_s"]
 
 
