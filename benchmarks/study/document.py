@@ -1,16 +1,13 @@
-"""Documents of headings, texts, tables and figures, and their forms: Markdown, HTML, LaTeX and CSV."""
+"""Documents of headings, texts, tables and figures, and their forms: Markdown, HTML and LaTeX."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -172,12 +169,3 @@ def render(template: str, blocks: Sequence[Block]) -> str:
     headings = [block for block in blocks if isinstance(block, Heading)]
     title = next((block.text for block in headings if block.level == 1), "Report")
     return _environment().get_template(template).render(parts=parts, title=title, headings=headings)
-
-
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    return text.getvalue()

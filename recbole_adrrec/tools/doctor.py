@@ -157,7 +157,7 @@ def examine_devices() -> list[Finding]:
     memory = psutil.virtual_memory().total / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = {
-        "kind": _processor(),
+        "kind": processor(),
         "memory": f"{memory:.0f} GiB",
         "remark": f"{cores} cores, {torch.get_num_threads()} threads",
     }
@@ -175,7 +175,8 @@ def examine_devices() -> list[Finding]:
     return findings
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor, as far as it is known."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

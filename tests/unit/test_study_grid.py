@@ -176,9 +176,12 @@ def test_entries_and_data_sets_are_chosen_by_name(instant: type[Instant], small_
             compare.only_of(flags, plan)
     outcome = grid.run_all(plan, only=compare.only_of({"only": "ADRRec", "only_data": "small again"}, plan))
     assert (outcome.done, outcome.left) == (1, 5)
-    assert instant.started == [
-        spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec")
-    ]
+    (chosen,) = (spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec"))
+    assert instant.started == [chosen]
+    told = compare.described(plan, {"only": "SASRec"})
+    assert "6 runs, 2 of them to do, 3 left for later (--only, --only_data):" in told
+    assert f"  done   {chosen}" in told
+    assert [line.split()[:2] for line in told.splitlines()].count(["to", "do"]) == 2
 
 
 def test_minutes_give_an_exit_code_of_their_own(
