@@ -3,6 +3,7 @@
 import itertools
 import logging
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,6 @@ from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, Sequence
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
 
 FEW = settings(max_examples=12, deadline=None)
 WIDTH = 7

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_layers_attention import largest_tensor
 
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
@@ -10,7 +11,6 @@ from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.times import smallest_gaps
-from tests.unit.test_layers_attention import largest_tensor
 
 SPAN = 5
 GAPS = torch.tensor([1, 3600, 60])

@@ -4,6 +4,7 @@ import datetime
 import math
 from dataclasses import replace
 
+import helpers
 import pytest
 import torch
 
@@ -13,7 +14,6 @@ from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, Mi
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.relative_kernels import DistanceBiasKernel, GapBiasKernel, SinusoidKernel
 from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
-from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2
 CLOCK = Clock(UNIT, FREQ)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_layers_attention import largest_tensor
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
@@ -19,7 +20,6 @@ from recbole_adrrec.layers.refinement import (
     ValueRefinement,
     skewed,
 )
-from tests.unit.test_layers_attention import largest_tensor
 
 WIDTH, HEADS, RANK = 7, 2, 3
 FEW = settings(max_examples=12, deadline=None)

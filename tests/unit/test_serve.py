@@ -19,13 +19,13 @@ import fuzz_service
 import httpx
 import numpy as np
 import pytest
+from trained import train
 
 from recbole_adrrec import cli, load
 from recbole_adrrec.integration import register as plugin
 from recbole_adrrec.service import app as service
 from recbole_adrrec.service.batches import BatchWorker, QueueFullError
 from recbole_adrrec.service.options import ServiceOptions
-from tests.trained import train
 
 MODELS = {
     "ADRRec": ("ADRRec", {"use_query_time": True, "epochs": 1, "learning_rate": 0.03}),
