@@ -25,9 +25,9 @@ from recbole_adrrec.version import __version__
 TESTED = {
     "python": ("3.10", "3.13"),
     "recbole": ("1.2.0", "1.2.1"),
-    "torch": ("2.4.1", "2.13.0"),
-    "numpy": ("1.24.4", "2.5.5"),
-    "pandas": ("1.5.3", "3.1.1"),
+    "torch": ("2.7.0", "2.13.0"),
+    "numpy": ("1.26.2", "2.5.5"),
+    "pandas": ("1.5.0", "3.1.1"),
 }
 """Lowest and highest version that was seen to work, by package; docs/guide.md says what was run."""
 

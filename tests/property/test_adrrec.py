@@ -2,6 +2,7 @@
 
 import logging
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,6 @@ from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
 
 FEW = settings(max_examples=12, deadline=None)
 WIDTH = 7

@@ -4,6 +4,7 @@ import copy
 import itertools
 import logging
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,6 @@ from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
 from recbole_adrrec.options.schema import AWRSROptions
-from tests import helpers
 
 WIDTH = 7
 CAUSAL = {

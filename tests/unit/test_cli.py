@@ -16,7 +16,7 @@ from recbole_adrrec.cli.train import interrupted
 from recbole_adrrec.errors import UserError
 from recbole_adrrec.tools import report
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
 RESULT = {
     "best_valid_score": 0.25,
     "valid_score_bigger": True,
@@ -96,7 +96,7 @@ def test_help_needs_neither_recbole_nor_torch():
         "print([name for name in ('torch', 'recbole', 'pandas') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=600
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE, timeout=600
     )
     assert done.stderr.splitlines()[-1] == "[]"
 
@@ -358,6 +358,6 @@ def test_threads_wait_passively_unless_the_user_chose(given: dict[str, str], exp
     )
     environment = {name: value for name, value in os.environ.items() if name not in cli.WAITING}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**environment, **given}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=HERE, env={**environment, **given}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == f"policy {expected}"

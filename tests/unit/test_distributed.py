@@ -26,8 +26,6 @@ from recbole_adrrec.integration import distributed
 from recbole_adrrec.integration.checkpoint import load_checkpoint
 from recbole_adrrec.integration.patching import original
 
-ROOT = Path(__file__).parents[2]
-
 SCRIPT = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
@@ -104,7 +102,7 @@ def test_two_processes_train_as_one_does(
         folder = tmp_path / str(count)
         folder.mkdir()
         options["checkpoint_dir"] = str(folder)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(script), model, json.dumps(options), free_port(), str(count)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr
@@ -169,7 +167,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
     }
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), json.dumps(options), free_port(), str(tmp_path / "result.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
@@ -265,7 +263,7 @@ def test_torchrun_trains_as_nproc_does(small: dict[str, Any], tmp_path: Path) ->
         else:
             words += ["--nproc=2", f"--port={free_port()}"]
         call = [*start, "recbole_adrrec", "--model=ADRRec", "--dataset=small", *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(call, check=True, capture_output=True, cwd=tmp_path, env=environment, timeout=300)
         (last,) = folder.glob("*-last.pth")
         ends.append(load_checkpoint(last)["state_dict"])

@@ -15,14 +15,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import ML_100K
+from trained import train
 
 from recbole_adrrec import cli, load
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.refinement import REFINEMENTS
 from recbole_adrrec.models.awrsr import BACKBONES
 from recbole_adrrec.tools import export
-from tests.conftest import ML_100K
-from tests.trained import train
 
 QUICK = {
     "ADRRec": ("ADRRec", {"trend_rank": 2, "use_query_time": True}),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import read_events, write_dataset
 from recbole.quick_start import run_recbole
-from test_distributed import ROOT, TRAIN_SCRIPT, free_port
+from test_distributed import TRAIN_SCRIPT, free_port
 from test_resume import files
 from trained import Trained, saved, train
 
@@ -364,7 +364,7 @@ def test_two_processes_start_from_the_same_model(data: Path, tmp_path: Path, sma
         folder.mkdir()
         given = json.dumps(options | {"checkpoint_dir": str(folder)})
         command = [sys.executable, str(script), "ADRRec", given, free_port(), str(count)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr
         told.append(torch.load(folder / "told.pt")["weights"])

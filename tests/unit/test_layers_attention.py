@@ -1,5 +1,6 @@
 """Masks, mix attention and the encoder against plain forms."""
 
+import helpers
 import pytest
 import torch
 from torch.nn import LayerNorm
@@ -21,7 +22,6 @@ from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.layers.softmax import masked_softmax
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from tests import helpers
 
 UNIT, FREQ, FARTHEST = 86400.0, 10000.0, 2
 

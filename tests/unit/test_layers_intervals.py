@@ -1,7 +1,9 @@
 """Interval attention and Wasserstein attention against plain forms, with their pairs written out."""
 
+import helpers
 import pytest
 import torch
+from test_layers_attention import largest_tensor
 
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.gaussian import GaussianOutput, WassersteinAttention
@@ -9,8 +11,6 @@ from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squa
 from recbole_adrrec.layers.intervals import IntervalAttention, TimeIntervals
 from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.times import smallest_gaps
-from tests import helpers
-from tests.unit.test_layers_attention import largest_tensor
 
 SPAN = 5
 GAPS = torch.tensor([1, 3600, 60])

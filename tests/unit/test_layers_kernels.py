@@ -4,6 +4,7 @@ import datetime
 import math
 from dataclasses import replace
 
+import helpers
 import pytest
 import torch
 
@@ -26,7 +27,6 @@ from recbole_adrrec.layers.relative_kernels import (
     KernelSettings,
     SinusoidKernel,
 )
-from tests import helpers
 
 WIDTH, UNIT, FREQ, FARTHEST = 6, 3600.0, 10000.0, 2
 CLOCK = Clock(UNIT, FREQ)

@@ -2,12 +2,12 @@
 
 import copy
 
+import helpers
 import pytest
 import torch
 from torch import nn
 
 from recbole_adrrec.layers.noise import NOISES, LayerwiseNoise, divergence, gradient_ratio
-from tests import helpers
 
 VALID = torch.tensor([[True] * 4, [True, True, False, False]])
 HIDDEN = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0))

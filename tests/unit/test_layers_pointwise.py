@@ -2,6 +2,7 @@
 
 import math
 
+import helpers
 import pytest
 import torch
 
@@ -9,7 +10,6 @@ from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.pointwise import LAST_BUCKET, PointwiseAttention, gap_buckets
 from recbole_adrrec.models.base import NoContext
 from recbole_adrrec.models.hstu import HSTU
-from tests import helpers
 
 
 def test_buckets_of_gaps():

@@ -1,9 +1,11 @@
 """Refinements against plain forms, and what must hold for each."""
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_layers_attention import largest_tensor
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
@@ -20,8 +22,6 @@ from recbole_adrrec.layers.refinement import (
     skewed,
 )
 from recbole_adrrec.layers.softmax import masked_softmax
-from tests import helpers
-from tests.unit.test_layers_attention import largest_tensor
 
 WIDTH, HEADS, RANK = 7, 2, 3
 FEW = settings(max_examples=12, deadline=None)

@@ -1,5 +1,6 @@
 """Softmax, dropout and the sum of values in one, against the steps one after another."""
 
+import helpers
 import pytest
 import torch
 
@@ -7,7 +8,6 @@ from recbole_adrrec.layers import softmax as module
 from recbole_adrrec.layers.attention import DotProductAttention, captured_weights
 from recbole_adrrec.layers.layout import Layout, attention_mask
 from recbole_adrrec.layers.softmax import fused_cpu_attention, masked_softmax
-from tests import helpers
 
 ROWS, LENGTH, WIDTH = 5, 7, 3
 HEADS = (2, 1, 1)

@@ -4,6 +4,7 @@ import itertools
 import logging
 import re
 
+import helpers
 import pytest
 import torch
 from recbole.config import Config
@@ -13,7 +14,6 @@ from recbole_adrrec.layers import noise as noise_module
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models import adrrec
 from recbole_adrrec.models.adrrec import ADRRec
-from tests import helpers
 
 FORMS = ("states", "predictions", "noisy")
 LOSSES = [("CE", {}), ("sampled_softmax", {}), ("BPR", {})]

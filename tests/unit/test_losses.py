@@ -2,13 +2,13 @@
 
 import math
 
+import helpers
 import pytest
 import torch
+from test_layers_attention import largest_tensor
 from torch.nn import functional as F
 
 from recbole_adrrec import losses
-from tests import helpers
-from tests.unit.test_layers_attention import largest_tensor
 
 N, K, ITEMS, T = 5, 3, 40, 0.6
 

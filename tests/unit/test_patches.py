@@ -26,13 +26,13 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import patches, patches_libraries, patching
 from recbole_adrrec.integration.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 
 
 def run_alone(code: str) -> str:
     """Run code in a fresh interpreter, where nothing is patched yet; return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code], cwd=HERE, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -197,7 +197,7 @@ recbole_adrrec.register()
 from recbole.quick_start import objective_function
 import ray
 from ray import tune
-ray.init(num_cpus=1, include_dashboard=False, runtime_env={{"env_vars": {{"PYTHONPATH": {str(ROOT)!r}}}}})
+ray.init(num_cpus=1, include_dashboard=False)
 run = tune.RunConfig(storage_path={str(tmp_path)!r}, stop={{"ndcg@10": 0}})
 tuner = tune.Tuner(tune.with_parameters(objective_function, saved=False), param_space={options!r}, run_config=run)
 (result,) = tuner.fit()

@@ -294,11 +294,7 @@ def run_and_signal(which: int, arguments: list[str], folder: Path) -> subprocess
         text=True,
         timeout=1200,
         check=False,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        },
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
 
 
@@ -345,7 +341,7 @@ def test_two_processes_are_continued_as_one_is(tiny: dict[str, Any], tmp_path: P
             check=True,
             capture_output=True,
             timeout=1200,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     run(*command_line(tiny, epochs=3, checkpoint_dir=tmp_path / "whole"))

@@ -19,12 +19,12 @@ import httpx
 import numpy as np
 import pytest
 from fuzzing import service as requests
+from trained import train, train_once
 
 from recbole_adrrec import cli, load
 from recbole_adrrec.service import app as service
 from recbole_adrrec.service.batches import BatchWorker, QueueFullError
 from recbole_adrrec.service.options import ServiceOptions
-from tests.trained import train, train_once
 
 MODELS = {
     "ADRRec": {"use_query_time": True, "epochs": 1, "learning_rate": 0.03},

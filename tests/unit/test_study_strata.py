@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import report
 import torch
+from simulated import write_run
 from study import strata
 from study.analysis import analyse
 from study.document import Figure, Table
 from study.results import Results
+from test_study_kept import KEPT
 
 from recbole_adrrec.data.rows import Events
-from tests.simulated import write_run
-from tests.unit.test_study_kept import KEPT
 
 DAY = 86400
 

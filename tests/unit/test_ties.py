@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,6 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.draws import TieOrder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
 
 
 def drawn_order(users, items, seed):
