@@ -427,7 +427,7 @@ def test_checkpoint_data_false_leaves_users_out(small_data, tmp_path):
     with pytest.raises(DataError, match="checkpoint_data: false"):
         recommender.recommend("196")
     with pytest.raises(OptionError, match="say when"):
-        recommender.recommend("196", skip_unknown=True)
+        recommender.recommend([])
     more = recommender.append(["196"] * 2, recommender.items[:2], [893_286_638, 893_286_700])
     assert len(more.recommend("196").frame()) == 10
 
