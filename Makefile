@@ -1,6 +1,7 @@
 # make run     set up, then train MODEL on DATASET to early stopping
 # make test    set up, then the whole test suite (a few minutes on two cores)
 # make e2e     the slow tests on whole data sets
+# make matrix  the check before a release: the suite on the wheel, on every Python (PYTHONS="3.12 lowest" for some)
 # make lint    ruff and mypy
 # make docs    the site, in site/; a warning is an error
 # make notebooks   run docs/notebooks again and keep what they show
@@ -22,7 +23,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: run test e2e lint docs notebooks setup clean
+.PHONY: run test e2e matrix lint docs notebooks setup clean
 
 run: $(READY)
 	$(BIN)/python run_recbole.py --model=$(MODEL) --dataset=$(DATASET) $(ARGS)
@@ -33,6 +34,9 @@ test: $(READY)
 
 e2e: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+matrix:
+	.ci/matrix $(PYTHONS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

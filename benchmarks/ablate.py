@@ -8,7 +8,6 @@ python benchmarks/ablate.py --groups length --lengths 10,50,200 --dry-run
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ import compare
 from engine.store import write_json
 from study import ablations, checks, command_line, study_file
 from study.ablations import GROUPS, TITLES, Ablation, Choices
-from study.plan import Plan
-from tqdm import tqdm
+from study.plan import Plan, RunSpec
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
@@ -91,14 +89,14 @@ def planned(flags: Mapping[str, Any], overrides: Mapping[str, Any], command: str
 
 def run(ablation: Ablation, plan: Plan, flags: Mapping[str, Any]) -> int:
     """Train what is missing, measure what is missing, write the report."""
-    from study import grid, robustness
+    from study import grid, measurements, robustness
 
     shares = checks.listed(flags.get("shares", list(robustness.SHARES)), "shares", "0.1, 0.2")
     shares = sorted(checks.number(share, "shares", high=1) for share in shares)
     deadline = command_line.deadline_of(flags)
     grid.check_folder(plan)
     if flags.get("dry_run"):
-        print(compare.described(plan))
+        print(compare.described(plan, flags))
         return 0
     outcome = compare.run_missing(plan, flags, deadline)
     settings = {
@@ -110,28 +108,19 @@ def run(ablation: Ablation, plan: Plan, flags: Mapping[str, Any]) -> int:
         "notes": list(ablation.notes),
     }
     write_json(plan.results / "report.json", settings)
-    measured = measure_missing(ablation, plan, shares, deadline)
+    measured = measurements.measure_missing(to_measure(ablation, plan), plan.results, plan.command, shares, deadline)
     return compare.reported(plan, outcome) or (0 if measured else command_line.EXIT_UNFINISHED)
 
 
-def measure_missing(ablation: Ablation, plan: Plan, shares: Sequence[float], deadline: float | None = None) -> bool:
-    """Measure the trained models that should be measured and were not; False where time was up before all were."""
-    from study.measurements import measure, measured_kinds
+def to_measure(ablation: Ablation, plan: Plan) -> list[tuple[RunSpec, frozenset[str]]]:
+    """The trained models that are to be measured, with the kinds of measurement."""
     from study.runs import status
 
-    specs = [
-        spec
+    return [
+        (spec, ablation.measured[spec.label])
         for spec in plan.specs()
-        if spec.label in ablation.measured
-        and not spec.shuffle_ties
-        and status(plan.results, spec) == "done"
-        and not ablation.measured[spec.label] <= measured_kinds(plan.results, spec.id)
+        if spec.label in ablation.measured and not spec.shuffle_ties and status(plan.results, spec) == "done"
     ]
-    for spec in tqdm(specs, desc="measured", unit="model", disable=not specs):
-        if deadline is not None and time.monotonic() >= deadline:
-            return False
-        measure(spec, plan.results, plan.command, sorted(ablation.measured[spec.label]), shares)
-    return True
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def run(plan: Plan, flags: Mapping[str, Any]) -> int:
     deadline = command_line.deadline_of(flags)
     grid.check_folder(plan)
     if flags.get("dry_run"):
-        print(described(plan))
+        print(described(plan, flags))
         return 0
     outcome = run_missing(plan, flags, deadline)
     references = {entry.label: entry.reference for entry in plan.models if entry.reference}
@@ -127,12 +128,19 @@ def reported(plan: Plan, outcome: Outcome) -> int:
     return EXIT_FAILED if outcome.failed else 0
 
 
-def described(plan: Plan) -> str:
-    """The plan in words and its runs, each with its state so far."""
+def described(plan: Plan, flags: Mapping[str, Any]) -> str:
+    """The plan in words and its runs: what each has come to, those ``to do`` now, and those left for ``later``."""
     from study.runs import status
 
-    specs = plan.specs()
-    found = {spec.id: status(plan.results, spec) for spec in specs}
+    specs, only = plan.specs(), only_of(flags, plan)
+    states = {}
+    for spec in specs:
+        state = status(plan.results, spec)
+        if state == "failed" and flags.get("retry_failed"):
+            state = None
+        chosen = only is None or (spec.dataset, spec.label) in only
+        states[spec.id] = state or ("to do" if chosen else "later")
+    count = Counter(states.values())
     lines = [
         f"study      {plan.name} ({plan.hash[:12]})",
         f"results    {plan.results}",
@@ -148,8 +156,9 @@ def described(plan: Plan) -> str:
     for entry in plan.models:
         against = f"  against {entry.reference}" if entry.reference else ""
         lines.append(f"entry      {entry.label}: {entry.model} {dict(entry.options)}{against}")
-    lines += ["", f"{len(specs)} runs, {sum(each is None for each in found.values())} of them to do:"]
-    lines += [f"  {found[spec.id] or 'to do':<7}{spec.id}" for spec in specs]
+    later = f", {count['later']} left for later (--only, --only_data)" if count["later"] else ""
+    lines += ["", f"{len(specs)} runs, {count['to do']} of them to do{later}:"]
+    lines += [f"  {state:<7}{name}" for name, state in states.items()]
     return "\n".join(lines)
 
 

@@ -23,11 +23,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from engine.data import data_file
 from engine.provenance import hardware, versions
 from engine.store import MeasurementStore, write_text
 from measure import against, attention, busy, prepare, sweep, to_best, training
 from measure.session import Session
-from measure.variants import TRAINING, choose, data_file
+from measure.variants import TRAINING, choose
 
 MODES = {
     "training": training.report,
@@ -89,13 +90,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be seen to be wrong before anything runs.
-
-    Raises
-    ------
-    ValueError
-        Names the option, its value and what would be right.
-    """
+    """Refuse what can be seen to be wrong before anything runs, by a ``ValueError`` that names the option."""
     at_least_one = ("length", "batch", "runs", "epochs", "threads", "most_epochs")
     least = {**dict.fromkeys(at_least_one, 1), "steps": 0, "busy": 0}
     for name, lowest in least.items():
@@ -135,13 +130,7 @@ def insert(path: Path, name: str, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure and print tables.
-
-    Returns
-    -------
-    int
-        0; 2 if something given is wrong; 130 if interrupted.
-    """
+    """Measure and print tables; 2 if something given is wrong, 130 if interrupted."""
     arguments = parse(argv)
     modes = [mode for mode in MODES if getattr(arguments, mode)] or ["training"]
     try:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 from study import checks, report, strata, validation
 from study.command_line import command_of
-from study.measurements import KINDS, measure, measured_kinds, specs_of
+from study.measurements import KINDS, measure_missing, specs_of
 from study.results import Results
-from tqdm import tqdm
 
 from recbole_adrrec.errors import DataError, UserError
 
@@ -70,9 +69,7 @@ def measure_kept(folder: str, kinds: Sequence[str], data_path: str, command: str
     specs = specs_of(results, str(Path(data_path).resolve())) if results.stated else []
     if not specs:
         raise DataError(f"{folder}: no model was kept (models/*.pth); run the study with keep_models: true")
-    missing = [spec for spec in specs if not set(kinds) <= measured_kinds(results.folder, spec.id)]
-    for spec in tqdm(missing, desc="measured", unit="model", disable=not missing):
-        measure(spec, results.folder, command, kinds)
+    measure_missing([(spec, kinds) for spec in specs], results.folder, command)
 
 
 if __name__ == "__main__":

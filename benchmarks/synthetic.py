@@ -65,21 +65,9 @@ def activity(users: int, events: int, least: int, rng: np.random.Generator) -> N
 
 
 def blocks(users: int, items: int, events: int, seed: int = 0, least: int = 5) -> Iterator[pd.DataFrame]:
-    """Draw the events, some users at a time.
+    """Draw the events, some users at a time; each has ``least`` events at least, an unpopular item may have none.
 
-    Parameters
-    ----------
-    users, items, events : int
-        How many; every user has events, an unpopular item may have none.
-    seed : int
-        Of the draws.
-    least : int
-        Events that each user has at least.
-
-    Yields
-    ------
-    DataFrame
-        Whole users, in order: ``user`` and ``item`` (int32, from 0) and ``time`` (int64, seconds since 1970).
+    Yields whole users, in order: ``user`` and ``item`` (int32, from 0) and ``time`` (int64, seconds since 1970).
 
     Raises
     ------
@@ -167,13 +155,7 @@ def write(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write a data set.
-
-    Returns
-    -------
-    int
-        0, or 2 if something given is wrong.
-    """
+    """Write a data set; 2 if something given is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=138_000, help="default 138000, as MovieLens 20M")
     parser.add_argument("--items", type=int, default=27_000, help="default 27000")

@@ -30,6 +30,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
+from engine.data import data_file
 from engine.provenance import hardware, versions
 from engine.store import read_json, write_json
 from measure.tables import markdown
@@ -67,11 +69,7 @@ class Outcome:
 
 def moments(share: float, weeks: float) -> tuple[int, int]:
     """The two cuts of ml-100k, in seconds since 1970."""
-    import pandas as pd
-    import recbole
-
-    file = Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
-    times = pd.read_csv(file, sep="\t")["timestamp:float"]
+    times = pd.read_csv(data_file("ml-100k"), sep="\t")["timestamp:float"]
     first = int(times.min() + share * (times.max() - times.min()))
     return first, int(first + weeks * 7 * SECONDS_A_DAY)
 

@@ -40,14 +40,9 @@ def item_cross_entropy(
     they are at hand, so that nothing is computed twice. Exact; the softmax is taken in the type of ``weight`` (under
     autocast the products alone are in its type). The gradient can't be differentiated again.
 
-    Parameters
-    ----------
-    states, targets : Float[N, D], Int64[N]
-        Query states and target items.
-    weight, bias : Float[V, D], Float[V]
-        A row for each item, and what is added to its score, if anything.
-    smoothing : float
-        Share of the label that is spread over all ``V``, in [0, 1).
+    ``states``, Float[N, D], are the query states, ``targets``, Int64[N], their items; ``weight``, Float[V, D], has a
+    row for each item, ``bias``, Float[V], what is added to its score, if anything; ``smoothing`` is the share of the
+    label that is spread over all ``V``, in [0, 1).
     """
     product_dtype, kind = _product_dtype(weight), states.device.type
     with torch.autocast(kind, enabled=False):

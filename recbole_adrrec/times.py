@@ -43,9 +43,6 @@ Moment = int | float | str | date
 """Seconds since 1970, a text, a date or a datetime; see :func:`seconds`."""
 
 
-# Reading
-
-
 class TimeTextError(ValueError):
     """A text that is no time since 1970; the message says why."""
 
@@ -170,9 +167,6 @@ def to_seconds(values: NDArray[np.float64], unit: str | None) -> NDArray[np.int6
     return (values // 1).astype("int64") // DIVISORS[unit or "s"]
 
 
-# Writing
-
-
 def iso(time: float) -> str:
     """A moment as ``2024-05-01T12:00:00Z``, or ``2024-05-01`` at midnight (UTC), from seconds since 1970."""
     moment = EPOCH + timedelta(seconds=int(time))
@@ -195,7 +189,9 @@ def decimal_seconds(micro: int) -> str:
     return f"{whole}.{rest:06d}".rstrip("0") if rest else str(whole)
 
 
-# Columns of times
+def whole_days(time: Tensor) -> Tensor:
+    """Whole days since 1970 (UTC), Int64, of times in seconds; also right before 1970."""
+    return (time // SECONDS_A_DAY).long()
 
 
 def check_times(values: NDArray[np.float64], unit: str | None, source: str, first_line: int = 2) -> list[str]:
@@ -269,21 +265,10 @@ def check_times(values: NDArray[np.float64], unit: str | None, source: str, firs
 
 
 def smallest_gaps(user: Tensor, time: Tensor, n_users: int) -> Tensor:
-    """Smallest positive gap between two events of each user.
+    """Smallest positive gap between two events of each user, Int64[n_users], in seconds.
 
-    Parameters
-    ----------
-    user : int Tensor, [n_events]
-        User ids below ``n_users``, in any order.
-    time : Tensor, [n_events]
-        Times in seconds.
-    n_users : int
-        Number of user ids, padding included.
-
-    Returns
-    -------
-    int64 Tensor, [n_users]
-        Seconds, at least 1; 1 for users without two events of different times.
+    It is at least 1, and 1 for users without two events of different times. ``user``, Int64[n_events], in any order,
+    are the events' users, padding counted; ``time``, Tensor[n_events], their times in seconds.
     """
     users, gaps = _positive_gaps(user, time)
     none = 2**63 - 1
@@ -299,17 +284,9 @@ def time_scale(user: Tensor, time: Tensor) -> tuple[float, float]:
     events of a user: the data's own unit may be a second where gaps are of minutes or hours, and rates much faster than
     most gaps tell nothing of how long a gap is.
 
-    Parameters
-    ----------
-    user : Int64[n_events]
-        Users.
-    time : Int64[n_events] or Float[n_events]
-        Seconds since 1970; a user's events need not stand together.
-
-    Returns
-    -------
-    float, float
-        Resolution, above 0 (1 where no gap is positive), and the time from the first event to the last, at least that.
+    ``user``, Int64[n_events], and ``time``, Tensor[n_events], seconds since 1970, are the events' in any order. The
+    resolution is above 0 (1 where no gap is positive); the span is the time from the first event to the last, at least
+    that.
     """
     if time.numel() == 0:
         return 1.0, 1.0

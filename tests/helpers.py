@@ -122,3 +122,14 @@ def written_out_features(name, query_time, key_time, width, time_unit, freq):
         return torch.cat([angle.sin(), angle.cos()], -1)
     scaled = gap.abs() * freq ** (-torch.arange(width).double() / width)
     return torch.exp(-scaled) if name == "exponential" else torch.log1p(scaled)
+
+
+def assert_same(fast, plain, inputs, rtol=0.0, atol=1e-10):
+    """Values agree, and gradients by the inputs, which may be ten times as far apart."""
+    torch.testing.assert_close(fast, plain, rtol=rtol, atol=atol)
+    factors = torch.randn_like(plain.detach())
+    options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    inputs = list(inputs)
+    gradients = (torch.autograd.grad((each * factors).sum(), inputs, **options) for each in (fast, plain))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=10 * rtol, atol=10 * atol)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recbole_adrrec.integration import register as plugin
 from recbole_adrrec.integration.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE = {
@@ -52,6 +54,17 @@ def train(model: str, data_path: Path, folder: Path, dataset: str = "small", **o
     trainer = recbole.get_trainer(config["MODEL_TYPE"], config["model"])(config, made)
     trainer.fit(train_data, valid_data, verbose=False)
     return Trained(Path(trainer.saved_model_file), config, made.eval(), trainer, train_data, test_data)
+
+
+def train_once(options: Mapping[str, dict[str, Any]], data_path: Path, folder: Path) -> Callable[[str], Trained]:
+    """Gives trainings by name, which begins with the model's, each done when it is first asked for."""
+
+    @functools.cache
+    def get(name: str) -> Trained:
+        with plugin.command_line({}, strict=False):
+            return train(name.split()[0], data_path, folder / name.replace(" ", "_"), **options.get(name, {}))
+
+    return get
 
 
 def saved(path: Path, change: Callable[[Any], object]) -> Path:

@@ -37,20 +37,9 @@ class ChildError(RuntimeError):
 class Child:
     """A function at work in a process of its own, in an empty working directory.
 
-    Parameters
-    ----------
-    function : str
-        ``module:name``; takes one dict that JSON can hold and returns another.
-    given : mapping
-        The function's argument.
-    folder : Path
-        Made anew for the child, and removed by :meth:`result` and :meth:`stop`.
-    log : Path
-        File of the child's output.
-    python : str
-        The interpreter.
-    environment : mapping, optional
-        The child's environment; by default :func:`child_environment`.
+    ``function``, as ``module:name``, takes one dict that JSON can hold, ``given``, and returns another. ``folder`` is
+    made anew for the child, and removed by :meth:`result` and :meth:`stop`; its output goes to the file ``log``. The
+    environment is :func:`child_environment` by default.
     """
 
     def __init__(
@@ -147,20 +136,11 @@ def call(
     tree: Path | None = None,
     environment: Mapping[str, str | None] | None = None,
 ) -> dict[str, Any]:
-    """Call a function in a new process and wait for what it returns.
+    """Call a function in a new process, as :class:`Child` does, and wait for what it returns.
 
-    Parameters
-    ----------
-    function, given, python
-        As for :class:`Child`.
-    threads : int
-        Threads of torch and of the libraries below numpy.
-    timeout : float, optional
-        Seconds after which the child is stopped.
-    tree : Path, optional
-        Folder whose ``recbole_adrrec`` the child imports; by default the installed one.
-    environment : mapping, optional
-        Further variables of the child's environment; None takes one away.
+    ``threads`` are those of torch and of the libraries below numpy. After ``timeout`` seconds the child is stopped.
+    ``tree`` is the folder whose ``recbole_adrrec`` it imports, by default the installed one; ``environment`` has
+    further variables, None takes one away.
 
     Raises
     ------
@@ -195,20 +175,11 @@ def run_children(
     deadline: float | None = None,
     waiting: Callable[[], None] = lambda: None,
 ) -> None:
-    """Keep so many children at work until there is nothing left to start, or time is up.
+    """Keep ``jobs`` children at work until there is nothing left to start, or time is up.
 
-    Parameters
-    ----------
-    start : callable
-        Starts the next child with the variables given (threads, GPU); None where none can start now.
-    ended : callable
-        Receives each child whose process is over.
-    jobs : int
-        Children at a time.
-    deadline : float, optional
-        Moment (``time.monotonic``) from which none starts; those at work are stopped then.
-    waiting : callable
-        Called while nothing ends, a few times a second.
+    ``start`` starts the next child with the variables given (threads, GPU), or returns None where none can start now;
+    ``ended`` receives each child whose process is over; ``waiting`` is called while nothing ends, a few times a second.
+    From ``deadline`` (``time.monotonic``) none starts, and those at work are stopped.
     """
     working: list[AnyChild] = []
     threads, gpus = threads_each(jobs), gpus_here()

@@ -6,12 +6,18 @@ import importlib
 import os
 import platform
 import subprocess
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from recbole_adrrec.tools.doctor import processor
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def origin() -> dict[str, Any]:
+    """Commit, versions and hardware of what runs here."""
+    return {"commit": commit(), "versions": versions(), "hardware": hardware()}
 
 
 def commit() -> str | None:
@@ -44,16 +50,8 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, GPU and memory of this machine."""
     torch, psutil = importlib.import_module("torch"), importlib.import_module("psutil")
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
         "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
-
-
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -16,6 +16,8 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.files import AtomicFile
 
 FORMAT = 1
+KEY = ("kind", "variant", "given", "run")
+"""What tells two measurements from each other."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -75,50 +77,35 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 @contextmanager
 def owned(
-    folder: Path,
-    file: Path,
-    stated: Mapping[str, Any],
-    content: Callable[[], Mapping[str, Any]],
-    read: Callable[[Any], Mapping[str, Any]],
-    key: str,
-    kind: str,
+    folder: Path, file: Path, content: Mapping[str, Any], read: Callable[[Any], Mapping[str, Any]], key: str, kind: str
 ) -> Iterator[None]:
     """Hold a folder for one piece of work, such as a study, and this process alone.
 
-    Parameters
-    ----------
-    folder, file : Path
-        The folder, and the file in it that states its work.
-    stated : mapping
-        Statement of the work, as plain data.
-    content : callable
-        Content of the file where it is to be written.
-    read : callable
-        Statement in the content of a file.
-    key, kind : str
-        The option that names the folder, and a word for the work.
+    ``file`` in it states the work: ``content`` is what it says of this one, ``read`` takes the statement out of that
+    of another. ``key`` is the option that names the folder, ``kind`` a word for the work.
 
     Raises
     ------
     OptionError
         The folder holds another work, or something else, or a process is at work in it.
     """
-    check_owner(folder, file, stated, read, key, kind)
+    check_owner(folder, file, content, read, key, kind)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, key):
-        check_owner(folder, file, stated, read, key, kind)
+        check_owner(folder, file, content, read, key, kind)
         if not file.is_file():
-            write_json(file, content())
+            write_json(file, content)
         yield
 
 
 def check_owner(
-    folder: Path, file: Path, stated: Mapping[str, Any], read: Callable[[Any], Mapping[str, Any]], key: str, kind: str
+    folder: Path, file: Path, content: Mapping[str, Any], read: Callable[[Any], Mapping[str, Any]], key: str, kind: str
 ) -> None:
     """Refuse a folder that is neither this work's nor new; parameters and errors as for :func:`owned`."""
     if folder.exists() and not folder.is_dir():
         raise OptionError(f"{key}: {folder} is not a folder; choose another")
     if file.is_file():
+        stated = read(content)
         try:
             held = read(read_json(file))
         except (KeyError, TypeError):
@@ -148,14 +135,9 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 
 class MeasurementStore:
-    """Measurements of one machine in one JSON file, written after each.
+    """Measurements of one machine in one JSON file, written after each; in memory alone without a path.
 
-    Parameters
-    ----------
-    path : Path, optional
-        Where they are kept; None keeps them in memory alone.
-    machine : dict
-        ``hardware`` and ``versions``: what figures must share to stand side by side.
+    ``machine`` has ``hardware`` and ``versions``: what figures must share to stand side by side.
 
     Raises
     ------
@@ -178,64 +160,34 @@ class MeasurementStore:
                 )
         self.content = {**found, **machine}
 
-    @property
-    def measurements(self) -> list[dict[str, Any]]:
-        """All of them, in the order they were made."""
-        return self.content["measurements"]
-
-    def find(self, kind: str, variant: str, given: dict[str, Any], run: int) -> dict[str, Any] | None:
-        """A measurement that succeeded with the same arguments; None if there is none."""
-        key = _key(kind, variant, given, run)
-        return next((one for one in self.measurements if _key_of(one) == key and one["result"] is not None), None)
-
     def measure(
         self, kind: str, variant: str, given: dict[str, Any], run: int, work: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Return a measurement that is there already, or make it and keep it.
+        """Return a measurement that succeeded with the same arguments, or make it and keep it.
 
-        Parameters
-        ----------
-        kind, variant : str
-            What is measured and the name of the row.
-        given : dict
-            All that the result depends on.
-        run : int
-            Number of the repetition.
-        work : callable
-            Makes the result. A ``RuntimeError`` is kept as ``error``, and the work is tried again next time.
-
-        Returns
-        -------
-        dict
-            ``kind``, ``variant``, ``run``, ``given``, ``started``, ``result`` (null if it failed), ``error``.
+        It is a dict of ``kind`` of measurement, ``variant`` (the row), number of the ``run``, ``given`` (all that the
+        result depends on), ``started``, ``result`` (null if it failed) and ``error``: a ``RuntimeError`` of the work,
+        which is tried again next time.
         """
-        known = self.find(kind, variant, given, run)
-        if known is not None:
-            return known
+        given = json.loads(json.dumps(given))  # as it stands in the file
         one: dict[str, Any] = {"kind": kind, "variant": variant, "run": run, "given": given, "started": now()}
+        same = [known for known in self.content["measurements"] if all(known[key] == one[key] for key in KEY)]
+        if same and same[0]["result"] is not None:
+            return same[0]
         try:
             one |= {"result": work(), "error": None}
         except RuntimeError as error:
             one |= {"result": None, "error": str(error)}
-        key = _key_of(one)
-        self.content["measurements"] = [*(old for old in self.measurements if _key_of(old) != key), one]
-        self.write()
+        others = [known for known in self.content["measurements"] if known not in same]
+        self.content["measurements"] = [*others, one]
+        self._write()
         return one
 
     def note(self, name: str, table: Any) -> None:
         """Keep a table of what was measured."""
         self.content["tables"][name] = table
-        self.write()
+        self._write()
 
-    def write(self) -> None:
-        """Put the file in place."""
+    def _write(self) -> None:
         if self.path is not None:
             write_json(self.path, self.content)
-
-
-def _key(kind: str, variant: str, given: dict[str, Any], run: int) -> str:
-    return json.dumps([kind, variant, given, run], sort_keys=True)
-
-
-def _key_of(one: dict[str, Any]) -> str:
-    return _key(one["kind"], one["variant"], one["given"], one["run"])

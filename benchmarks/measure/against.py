@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
-from measure.tables import Row, median, medians, text
+from measure.tables import Row, medians, text, values
 from measure.variants import CE, Variant
 
 if TYPE_CHECKING:
@@ -232,12 +233,8 @@ def table(measurements: Sequence[Row]) -> list[Row]:
 
 def _paired_ratio(measurements: Sequence[Row], before: str, here: str, quantity: str) -> float | None:
     """Median over the runs that two rows share of the second's quantity over the first's."""
-    by_run = [
-        {
-            one["run"]: medians([one], [name], [quantity])[0][quantity]
-            for one in measurements
-            if one["variant"] == name and one["result"] is not None
-        }
-        for name in (before, here)
+    found = {(one["variant"], one["run"]): values(one["result"], quantity)[0] for one in measurements if one["result"]}
+    ratios = [
+        found[here, run] / value for (name, run), value in found.items() if name == before and (here, run) in found
     ]
-    return median([by_run[1][run] / by_run[0][run] for run in by_run[0] if run in by_run[1]])
+    return float(np.median(ratios)) if ratios else None

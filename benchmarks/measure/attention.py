@@ -137,18 +137,10 @@ def batch_of(model: Any, count: int, length: int) -> dict[str, Tensor]:
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Time and memory of training steps.
 
-    Parameters
-    ----------
-    given : dict
-        ``rows`` B, ``length`` L, ``hidden_size`` d, ``options`` (of ADRRec), ``naive`` (bool), ``repeats``,
-        ``device``.
-
-    Returns
-    -------
-    dict
-        ``step_s`` (one for each repeat), ``peak_mib`` (rise of resident memory, or of the GPU's, in one step),
-        ``saved_mib`` (what autograd keeps for the backward pass), of it ``saved_weights_mib`` (tensors with a number
-        for each pair of places) and ``saved_others_mib``; ``loss``.
+    Given are ``rows`` B, ``length`` L, ``hidden_size`` d, ``options`` (of ADRRec), ``naive`` (bool), ``repeats`` and
+    ``device``. Found are ``step_s`` (one for each repeat), ``peak_mib`` (rise of resident memory, or of the GPU's, in
+    one step), ``saved_mib`` (what autograd keeps for the backward pass), of it ``saved_weights_mib`` (tensors with a
+    number for each pair of places) and ``saved_others_mib``, and ``loss``.
     """
     import torch
 

@@ -35,14 +35,9 @@ BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(1
 
 @contextmanager
 def busy_processes(count: int, cores: int) -> Iterator[None]:
-    """Keep this process, those that it starts and so many busy ones on the same cores while this lasts.
+    """Keep this process, those that it starts and ``count`` busy ones of one thread on the same cores while this lasts.
 
-    Parameters
-    ----------
-    count : int
-        Busy processes of one thread each.
-    cores : int
-        How many of this process's cores are used, where the system can say so (Linux).
+    ``cores`` is how many of this process's cores are used, where the system can say so (Linux).
     """
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     working: list[subprocess.Popen[bytes]] = []
@@ -84,8 +79,11 @@ def table(measurements: Sequence[Row]) -> list[Row]:
     def name(given: dict[str, Any], variant: str, busy: int) -> str:
         return f"{variant}, OMP_WAIT_POLICY {given['wait']}, {busy} busy"
 
-    named = [{**one, "variant": name(one["given"], one["variant"], one["given"]["busy"])} for one in measurements]
-    idle = {new["variant"]: name(one["given"], one["variant"], 0) for new, one in zip(named, measurements, strict=True)}
+    named, idle = [], {}
+    for one in measurements:
+        label = name(one["given"], one["variant"], one["given"]["busy"])
+        named.append({**one, "variant": label})
+        idle[label] = name(one["given"], one["variant"], 0)
     rows = {row["variant"]: row for row in medians(named, sorted(idle), ["epoch_s"])}
     for label, row in rows.items():
         row["over_idle"] = ratio(row.get("epoch_s"), rows.get(idle[label], {}).get("epoch_s"))

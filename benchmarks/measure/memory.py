@@ -55,12 +55,8 @@ def _status(name: str) -> float | None:
 class Saved:
     """Bytes that autograd keeps from the forward pass for the backward pass; each storage counts once.
 
-    Attributes
-    ----------
-    weights : int
-        In tensors whose last two sides are both ``length``: one number for each pair of places.
-    others : int
-        In all other tensors, parameters left out.
+    ``weights`` are tensors whose last two sides are both ``length`` (one number for each pair of places), ``others``
+    all other tensors, parameters left out.
     """
 
     weights: int = 0
@@ -74,15 +70,7 @@ class Saved:
 
 @contextmanager
 def saved_tensors(length: int, parameters: list[Tensor]) -> Iterator[Saved]:
-    """Count what is kept for the backward pass while this lasts.
-
-    Parameters
-    ----------
-    length : int
-        Places ``L`` of a row.
-    parameters : list of Tensor
-        Not counted: they are there anyway.
-    """
+    """Count what is kept for the backward pass while this lasts, but for parameters, which are there anyway."""
     counted = Saved()
     seen = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     kept: list[Tensor] = []  # a storage that was freed could lend its address to another

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import AdaptiveMixAttention
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 
 
 def features(name: str, gap: Tensor, width: int, freq: float, dtype: torch.dtype) -> Tensor:

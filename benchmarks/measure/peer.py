@@ -25,18 +25,10 @@ def version(given: dict[str, Any]) -> dict[str, Any]:
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Train and recommend to all users.
 
-    Parameters
-    ----------
-    given : dict
-        As for :func:`measure.training.measure`, of whose options length, batch and device are read; and ``file``, the
-        atomic file of the events, times in seconds.
-
-    Returns
-    -------
-    dict
-        The keys of :func:`measure.training.measure` that make sense here. Each user's last two events are held out, as
-        for the others. RecTools trains on a user's last ``L + 1`` events alone: ``targets`` counts what it trains on.
-        Its first epoch is warm-up.
+    Given is what :func:`measure.training.measure` takes, of whose options length, batch and device are read; and
+    ``file``, the atomic file of the events, times in seconds. Found are the keys of the same that make sense here. Each
+    user's last two events are held out, as for the others. RecTools trains on a user's last ``L + 1`` events alone:
+    ``targets`` counts what it trains on. Its first epoch is warm-up.
     """
     import numpy as np
     import pandas as pd

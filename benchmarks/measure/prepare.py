@@ -60,16 +60,9 @@ def table(measurements: Sequence[Row]) -> Row:
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Build a data set and measure the making of training rows alone, which RecBole calls augmentation.
 
-    Parameters
-    ----------
-    given : dict
-        ``source``, ``model``, ``dataset``, ``options``, ``data_path`` as for :func:`measure.training.measure`.
-
-    Returns
-    -------
-    dict
-        ``augment_s``; ``rows_mib`` (bytes of the tensors that hold events and rows), ``peak_mib`` (rise of resident
-        memory meanwhile), ``rows``, ``dataset_s`` (all of the data set, from the file to its three parts).
+    Given is what :func:`measure.training.measure` takes. Found are ``augment_s``, ``rows_mib`` (bytes of the tensors
+    that hold events and rows), ``peak_mib`` (rise of resident memory meanwhile), ``rows``, and ``dataset_s`` (all of
+    the data set, from the file to its three parts).
     """
     start(given["source"])
     ours = given["source"] == "ours"

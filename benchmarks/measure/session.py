@@ -10,32 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from engine.children import ChildError, call
+from engine.data import data_file
 from engine.store import MeasurementStore
 from tqdm import tqdm
 
-from measure.variants import TRAINING, Variant, choose, common_options, data_file
+from measure.variants import TRAINING, Variant, choose, common_options
 
 
 @dataclass
 class Job:
-    """One measurement, made in a child process.
+    """One measurement, made in a child process: the mode and row of its table, and the number of the repetition.
 
-    Attributes
-    ----------
-    kind, variant : str
-        Mode, and row of its table.
-    run : int
-        Number of the repetition.
-    function : str
-        ``module:name`` of the child's function.
-    given : dict
-        All that the result depends on: the key under which it is kept.
-    places : dict
-        Given to the child besides; where data and code lie changes no result.
-    call : dict
-        Further arguments of :func:`engine.children.call`.
-    around : callable
-        Makes the context in which the child runs.
+    ``given`` has all that the result depends on, the key under which it is kept; ``places`` is given to the child's
+    ``function`` besides: where data and code lie changes no result. ``call`` has further arguments of
+    :func:`engine.children.call`; ``around`` makes the context in which the child runs.
     """
 
     kind: str
@@ -49,21 +37,9 @@ class Job:
 
 
 class Session:
-    """State that the reports of all modes share.
+    """What the reports of all modes share: the command line, the store, a folder for synthetic data and copies.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        The command line.
-    store : MeasurementStore
-        Where measurements are kept.
-    scratch : Path
-        Folder for synthetic data and copies of packages.
-
-    Attributes
-    ----------
-    skipped : list of str
-        Variants that can't run here, each with the reason.
+    ``skipped`` has the variants that can't run here, each with the reason.
     """
 
     def __init__(self, arguments: argparse.Namespace, store: MeasurementStore, scratch: Path) -> None:

@@ -85,11 +85,8 @@ def _data_jobs(session: Session, axis: str, sizes: Sequence[int], variants: Sequ
 def table(measurements: Sequence[Row], axis: str, names: Sequence[str], quantities: Sequence[str]) -> Row:
     """Points and growth exponents of a sweep.
 
-    Returns
-    -------
-    dict
-        For each variant: ``sizes`` (those that succeeded), ``failed`` (size to error), for each quantity its ``values``
-        (medians) and ``exponents``.
+    For each variant: ``sizes`` (those that succeeded), ``failed`` (size to error), for each quantity its ``values``
+    (medians) and ``exponents``.
     """
     sizes = sorted({one["given"]["sweep"][axis] for one in measurements})
     by_size = {

@@ -22,12 +22,6 @@ LABELS = {
 """Quantities of a sweep, for people."""
 
 
-def median(values: Sequence[float | None]) -> float | None:
-    """Median of the values that are not None; None without any."""
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
-
-
 def ratio(above: float | None, below: float | None) -> float | None:
     """``above / below``; None where one is missing or ``below`` is zero."""
     return above / below if above is not None and below else None
@@ -42,44 +36,33 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float | None:
     return float(np.polyfit(size, value, 1)[0])
 
 
-def _values(result: Row, quantity: str) -> list[float | None]:
+def values(result: Row, quantity: str) -> list[float]:
+    """Values of one run, None left out; quantities as for :func:`medians`."""
     if quantity == "rise_mib":
         return [result["peak_mib"] - result["base_mib"]]
     if quantity == "later_epoch_s":
-        return [median(result["epoch_s"][1:] or result["epoch_s"])]
+        return [float(np.median(result["epoch_s"][1:] or result["epoch_s"]))]
     value = result[quantity] if quantity in result else result["metrics"][quantity]
-    return value if isinstance(value, list) else [value]
+    return [each for each in (value if isinstance(value, list) else [value]) if each is not None]
 
 
 def medians(measurements: Sequence[Row], names: Sequence[str], quantities: Sequence[str]) -> list[Row]:
-    """One row for each variant.
+    """One row for each variant named: ``variant``, ``runs`` (that succeeded), ``error`` (null unless all failed).
 
-    Parameters
-    ----------
-    measurements : list of dict
-        ``variant``, ``result`` (None if it failed) and ``error`` of each.
-    names : list of str
-        Variants.
-    quantities : list of str
-        Keys of ``result`` or of its ``metrics``; ``rise_mib`` (peak over what was resident after imports);
-        ``later_epoch_s`` (epochs after a run's first).
-
-    Returns
-    -------
-    list of dict
-        ``variant``, ``runs`` (that succeeded), ``error`` (null unless all failed), and where there are runs the
-        median of each quantity, over runs and the values of each run.
+    And where there are runs the median of each quantity, over runs and the values of each run. ``measurements`` have
+    ``variant``, ``result`` (None if it failed) and ``error``; quantities are keys of ``result`` or of its ``metrics``,
+    ``rise_mib`` (peak over what was resident after imports) and ``later_epoch_s`` (epochs after a run's first).
     """
     table = []
     for name in names:
         own = [one for one in measurements if one["variant"] == name]
         found = [one["result"] for one in own if one["result"] is not None]
         row: Row = {"variant": name, "runs": len(found), "error": None}
-        if found:
-            for quantity in quantities:
-                row[quantity] = median([value for result in found for value in _values(result, quantity)])
-        else:
+        if not found:
             row["error"] = own[-1]["error"] if own else "not measured"
+        for quantity in quantities if found else ():
+            every = [value for result in found for value in values(result, quantity)]
+            row[quantity] = float(np.median(every)) if every else None
         table.append(row)
     return table
 
@@ -102,14 +85,8 @@ def markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
 def text(rows: Sequence[Row], columns: dict[str, str], digits: dict[str, int] | None = None) -> str:
     """Markdown of rows as of :func:`medians`, and a line for each that failed.
 
-    Parameters
-    ----------
-    rows : list of dict
-        The first column is ``variant``, the last ``runs``.
-    columns : dict
-        Heads of the others, by key; one without any figure is left out.
-    digits : dict, optional
-        Digits shown where not three, by key.
+    Between ``variant`` and ``runs`` stand the columns, heads by key, but for those without any figure; ``digits`` shown
+    are three where it has no other number for the key.
     """
     keys = [key for key in columns if any(row.get(key) is not None for row in rows)]
     cells = [

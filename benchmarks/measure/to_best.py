@@ -36,19 +36,11 @@ def report(session: Session) -> str:
 
 
 def measure(given: dict[str, Any]) -> dict[str, Any]:
-    """Train to early stopping and note when each validation score was reached; runs in a child process.
+    """Train to early stopping, for ``epochs`` at most, and note when each validation score was reached.
 
-    Parameters
-    ----------
-    given : dict
-        ``source``, ``model``, ``dataset``, ``options``, ``data_path`` as for :func:`measure.training.measure`;
-        ``epochs`` at most.
-
-    Returns
-    -------
-    dict
-        ``best_s`` and ``best_epoch`` (seconds of training and validation up to the best score), ``best_valid``,
-        ``total_s``, ``epochs`` run, ``curve`` (``[seconds, score]`` after each epoch).
+    Given is what :func:`measure.training.measure` takes. Found are ``best_s`` and ``best_epoch`` (seconds of training
+    and validation up to the best score), ``best_valid``, ``total_s``, ``epochs`` run, and ``curve`` (``[seconds,
+    score]`` after each epoch).
     """
     start(given["source"])
     run = prepare(config_of(given, epochs=given["epochs"]), Stages(), seed_again=True)

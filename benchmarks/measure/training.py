@@ -185,22 +185,16 @@ def check_tree(folder: str | None) -> None:
 def measure(given: dict[str, Any]) -> dict[str, Any]:
     """Load data, train and evaluate one model, measuring each.
 
-    Parameters
-    ----------
-    given : dict
-        ``source`` (of a ``Variant``), ``model``, ``dataset``, ``options``, ``data_path`` (optional), ``epochs``,
-        ``steps`` (0: whole epochs; else so many training steps in all, from which an epoch's time is scaled up),
-        ``evaluate`` (bool), ``ranked`` (``valid`` or ``test``: whose users are ranked; test by default),
-        ``tree_folder`` (the folder that the package must come from; by default any).
+    Given are ``source`` (of a ``Variant``), ``model``, ``dataset``, ``options``, ``data_path`` (optional), ``epochs``,
+    ``steps`` (0: whole epochs; else so many training steps in all, from which an epoch's time is scaled up),
+    ``evaluate`` (bool), ``ranked`` (``valid`` or ``test``: whose users are ranked; test by default) and
+    ``tree_folder`` (the folder that the package must come from; by default any).
 
-    Returns
-    -------
-    dict
-        ``epoch_s`` (one for each epoch), ``scaled`` (bool: from some steps), ``steps_s`` (seconds of the steps that
-        were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders), ``eval_s``
-        (full ranking of all users; null without ``evaluate``), ``metrics`` of that ranking, ``parameters``,
-        ``peak_mib``, ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any),
-        ``gpu_peak_mib`` (null on CPU), ``stages`` and ``loss`` (mean of the last batches).
+    Found are ``epoch_s`` (one for each epoch), ``scaled`` (bool: from some steps), ``steps_s`` (seconds of the steps
+    that were run), ``targets``, ``rows`` and ``steps`` of an epoch, ``prepare_s`` (from the file to loaders),
+    ``eval_s`` (full ranking of all users; null without ``evaluate``), ``metrics`` of that ranking, ``parameters``,
+    ``peak_mib``, ``base_mib`` (resident after imports), ``first_step_s`` (with compilation, if any), ``gpu_peak_mib``
+    (null on CPU), ``stages`` and ``loss`` (mean of the last batches).
     """
     check_tree(given.get("tree_folder"))
     start(given["source"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 CE = {"loss_type": "CE", "train_neg_sample_args": None}
@@ -17,25 +16,12 @@ NAIVE = "naive, L x L x d"
 
 @dataclass(frozen=True)
 class Variant:
-    """A model and how it is trained.
+    """A model and how it is trained, with options over :func:`common_options`.
 
-    Attributes
-    ----------
-    name : str
-        As shown, and as ``--models`` takes it.
-    source : str
-        ``recbole`` (RecBole alone), ``untraced`` (the same without torch's anomaly detection), ``ours`` (this package
-        registered), ``naive`` (ours with :mod:`measure.naive_attention`) or ``peer`` (RecTools).
-    model : str
-        The model's name.
-    options : dict
-        Over :func:`common_options`.
-    groups : tuple of str
-        Other words by which ``--models`` takes it.
-    cloze : bool
-        Its targets are masked events, which are not counted with those of the others.
-    devices : tuple of str
-        Devices on which it is measured.
+    ``source`` is ``recbole`` (RecBole alone), ``untraced`` (the same without torch's anomaly detection), ``ours`` (this
+    package registered), ``naive`` (ours with :mod:`measure.naive_attention`) or ``peer`` (RecTools). ``groups`` are
+    other words by which ``--models`` takes it. ``cloze``: its targets are masked events, which are not counted with
+    those of the others.
     """
 
     name: str
@@ -89,11 +75,11 @@ TRAINING: tuple[Variant, ...] = (
         devices=("cuda",),
     ),
     # Other models
-    Variant("AWRSR simple", "ours", "AWRSR", {**_WINDOWS}, ("models", "ours")),
-    Variant("TiSASRec", "ours", "TiSASRec", {**_WINDOWS}, ("models", "ours")),
-    Variant("HSTU", "ours", "HSTU", {**_WINDOWS}, ("models", "ours")),
-    Variant("STOSA", "ours", "STOSA", {**_WINDOWS}, ("models", "ours")),
-    Variant("MEANTIME", "ours", "MEANTIME", {**_WINDOWS}, ("models", "ours"), cloze=True),
+    Variant("AWRSR simple", "ours", "AWRSR", _WINDOWS, ("models", "ours")),
+    Variant("TiSASRec", "ours", "TiSASRec", _WINDOWS, ("models", "ours")),
+    Variant("HSTU", "ours", "HSTU", _WINDOWS, ("models", "ours")),
+    Variant("STOSA", "ours", "STOSA", _WINDOWS, ("models", "ours")),
+    Variant("MEANTIME", "ours", "MEANTIME", _WINDOWS, ("models", "ours"), cloze=True),
 )
 """Rows of the table of training, in its order."""
 
@@ -133,20 +119,9 @@ def choose(names: list[str] | None, device: str, variants: tuple[Variant, ...] =
 
 
 def common_options(dataset: str, length: int, batch: int, device: str) -> dict[str, Any]:
-    """Options of data and training that all sides of a comparison share.
+    """Options of data and training that all sides of a comparison share; ``batch`` is the targets of a step.
 
     Every event is kept (no k-core filter), the same three columns are read, and nothing is rescaled.
-
-    Parameters
-    ----------
-    dataset : str
-        A data set of RecBole's layout.
-    length : int
-        ``MAX_ITEM_LIST_LENGTH``.
-    batch : int
-        ``train_batch_size``: targets of a training step.
-    device : str
-        ``cpu`` or ``cuda``.
     """
     from recbole_adrrec.options import load_properties
 
@@ -175,12 +150,3 @@ def common_options(dataset: str, length: int, batch: int, device: str) -> dict[s
         "use_gpu": device == "cuda",
         "seed": 2020,
     }
-
-
-def data_file(dataset: str, data_path: str | None) -> Path:
-    """The atomic file of a data set; RecBole brings ml-100k along."""
-    if dataset == "ml-100k":
-        import recbole
-
-        return Path(recbole.__file__).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
-    return Path(data_path or "dataset", dataset, f"{dataset}.inter").resolve()

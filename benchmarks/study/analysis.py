@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from engine.store import read_json
 from tqdm import tqdm
 
@@ -15,16 +14,7 @@ from study import plots
 from study.document import NONE, Provenance, duration, number, plural
 from study.measurements import Measurement, read_measurements
 from study.results import Results, Run, Settings, TableKey, sample_of
-from study.statistics import (
-    Comparison,
-    Spread,
-    Verdict,
-    bootstrap_interval,
-    compare,
-    correct,
-    spread,
-    users_over_seeds,
-)
+from study.statistics import Comparison, Spread, Verdict, bootstrap_interval, compare, correct, spread
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,10 @@ class Entry:
     spreads: Mapping[str, Spread]
     interval: tuple[float, float] | None
     valid: Spread | None
+
+    def values(self, metric: str) -> list[float]:
+        """A test metric of the runs that have it."""
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     @property
     def n_parameters(self) -> int | None:
@@ -122,8 +116,8 @@ def _table(results: Results, key: TableKey, labelled: Mapping[str, Sequence[Run]
 def _entry(results: Results, key: TableKey, label: str, runs: Sequence[Run], metric: str) -> Entry:
     names = dict.fromkeys(name for run in runs for name in run.metrics)
     sample = sample_of(runs, metric)
-    values = users_over_seeds(sample)[1] if sample.by_user else np.array([])
-    interval = tuple(map(float, bootstrap_interval(values))) if len(values) > 1 else None
+    values = sample.over_seeds()
+    interval = bootstrap_interval(values) if len(values) > 1 else None
     valid = [float(run.facts["best_valid"]) for run in runs if run.facts.get("best_valid") is not None]
     return Entry(
         label=label,
@@ -131,7 +125,7 @@ def _entry(results: Results, key: TableKey, label: str, runs: Sequence[Run], met
         runs=tuple(runs),
         missing=tuple(results.missing_seeds(key, runs)),
         spreads={name: spread([run.metrics[name] for run in runs if name in run.metrics]) for name in names},
-        interval=interval,  # type: ignore[arg-type]
+        interval=interval,
         valid=spread(valid) if valid else None,
     )
 

@@ -21,7 +21,7 @@ EXIT_FAILED, EXIT_USER_ERROR, EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 2, 3, 130
 FLAGS: dict[str, str] = {
     "config": "study file (YAML); what follows goes above it",
     "jobs": "how many runs at a time on this machine",
-    "minutes": "stop after so many minutes: runs at work are stopped, and repeated when the command is given again",
+    "minutes": "stop after so many minutes; given again, the command goes on from each run's last whole epoch",
 }
 """Flags of every program."""
 

@@ -1,16 +1,13 @@
-"""Documents of headings, texts, tables and figures, and their forms: Markdown, HTML, LaTeX and CSV."""
+"""Documents of headings, texts, tables and figures, and their forms: Markdown, HTML and LaTeX."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import io
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -64,16 +61,29 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption, a text in its place, and its origin."""
+    """A picture with its caption, a text in its place, and its origin; ``first`` names an earlier figure of it."""
 
     name: str
     caption: str
     alt: str
     picture: Picture
     provenance: Provenance
+    first: str = ""
 
 
 Block = Heading | Paragraph | Items | Table | Figure
+
+
+def shown_once(blocks: Sequence[Block]) -> list[Block]:
+    """The same blocks; a figure with the picture of an earlier one refers to it."""
+    first: dict[bytes, str] = {}
+    found: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Figure):
+            name = first.setdefault(block.picture.light, block.name)
+            block = block if name == block.name else replace(block, first=name)
+        found.append(block)
+    return found
 
 
 # Numbers as text
@@ -159,12 +169,3 @@ def render(template: str, blocks: Sequence[Block]) -> str:
     headings = [block for block in blocks if isinstance(block, Heading)]
     title = next((block.text for block in headings if block.level == 1), "Report")
     return _environment().get_template(template).render(parts=parts, title=title, headings=headings)
-
-
-def to_csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
-    return text.getvalue()

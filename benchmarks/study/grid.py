@@ -1,7 +1,7 @@
 """All runs of a study: each once, in a process of its own, on this machine or on a Ray cluster.
 
 A folder of results belongs to one study. ``study.json`` says which; runs that are recorded there are never
-repeated, and a study that was killed goes on where it was.
+repeated, and a study that was killed goes on where it was: runs at work from their last whole epoch.
 """
 
 from __future__ import annotations
@@ -55,21 +55,11 @@ def run_all(
 ) -> Outcome:
     """Run what a study still lacks, in its ``results`` folder, which is made or continued.
 
-    Parameters
-    ----------
-    plan, jobs, retry_failed
-        The study, runs at a time on this machine, and whether failed runs are run again.
-    ray : str or bool, optional
-        Address of a Ray cluster (``auto``: the one that is up); True: one that is started on this machine with
-        ``jobs`` processors. On a cluster of several machines the results, the data and this checkout must lie under the
-        same paths everywhere.
-    gpus : float
-        GPUs, or the part of one, that each run takes of a Ray cluster.
-    deadline : float, optional
-        Moment (``time.monotonic``) from which no run starts, and runs at work are stopped, to be repeated by the next
-        call. Not with Ray.
-    only : frozenset of (str, str), optional
-        Data sets and labels of the entries to run; the others' runs are left.
+    On this machine ``jobs`` runs work at a time. ``ray`` is the address of a Ray cluster (``auto``: the one that is
+    up), or True for one that is started here with ``jobs`` processors; on several machines the results, the data and
+    this checkout must lie under the same paths everywhere. Each run takes ``gpus``, or the part of one, of the cluster.
+    From ``deadline`` (``time.monotonic``; not with Ray) no run starts, and runs at work are stopped; the next call goes
+    on with them. ``only`` has the data sets and labels of the entries to run; the others' runs are left.
 
     Raises
     ------
@@ -123,10 +113,11 @@ def check(plan: Plan) -> None:
 
 
 def _folder(plan: Plan) -> dict[str, Any]:
+    stated = {"format": FORMAT, "hash": plan.hash, "study": plan.stated(), "command": plan.command}
     return {
         "folder": plan.results,
         "file": plan.results / STUDY_FILE,
-        "stated": plan.stated(),
+        "content": {**stated, "commit": commit(), "started": now()},
         "read": lambda held: held["study"],
         "key": "results",
         "kind": "study",
@@ -141,12 +132,7 @@ def check_folder(plan: Plan) -> None:
 @contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
     """Hold a results folder for this study and this process alone."""
-
-    def content() -> dict[str, Any]:
-        stated = {"format": FORMAT, "hash": plan.hash, "study": plan.stated(), "command": plan.command}
-        return {**stated, "commit": commit(), "started": now()}
-
-    with owned(**_folder(plan), content=content):
+    with owned(**_folder(plan)):
         runs.sweep(plan.results)
         yield
 

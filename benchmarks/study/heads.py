@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,47 +63,37 @@ def _hooked(handles: Sequence[Any]) -> Iterator[None]:
 
 
 def silenced(model: nn.Module, heads: Numbers) -> AbstractContextManager[None]:
-    """Set the weights of some heads to zero, after refinement, while this lasts.
-
-    Raises
-    ------
-    ValueError
-        If there is no such layer or head.
-    """
+    """Set the weights of some heads to zero, after refinement, while this lasts; ``ValueError`` if there are none."""
     layers = attentions(model)
-
-    def silence(numbers: Sequence[int]) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], weights: Tensor) -> Tensor:
-            if not all(1 <= number <= weights.size(1) for number in numbers):
-                raise ValueError(f"heads: {list(numbers)}; must be from 1 to {weights.size(1)}")
-            quiet = weights.clone()
-            quiet[:, [number - 1 for number in numbers]] = 0.0
-            return quiet
-
-        return hook
-
     for layer in heads:
         if not 1 <= layer <= len(layers):
             raise ValueError(f"layer: {layer}; must be from 1 to {len(layers)}")
-    return _hooked([layers[at - 1].refinement.register_forward_hook(silence(numbers)) for at, numbers in heads.items()])
+
+    def silence(_: nn.Module, inputs: Any, weights: Tensor, numbers: Sequence[int]) -> Tensor:
+        if not all(1 <= number <= weights.size(1) for number in numbers):
+            raise ValueError(f"heads: {list(numbers)}; must be from 1 to {weights.size(1)}")
+        quiet = weights.clone()
+        quiet[:, [number - 1 for number in numbers]] = 0.0
+        return quiet
+
+    hooks = {layer: partial(silence, numbers=numbers) for layer, numbers in heads.items()}
+    return _hooked([layers[layer - 1].refinement.register_forward_hook(hook) for layer, hook in hooks.items()])
 
 
 def closed(model: nn.Module, kernels: Numbers) -> AbstractContextManager[None]:
     """Set the gates of some kernels of an adaptive mixture to zero while this lasts; absolute kernels come first."""
     layers = [part for part in attentions(model) if isinstance(part, AdaptiveMixAttention)]
 
-    def close(n_heads: int, numbers: Sequence[int]) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: Any, gates: Tensor) -> Tensor:
-            by_kernel = gates.unflatten(-1, (-1, n_heads)).clone()
-            by_kernel[..., [number - 1 for number in numbers], :] = 0.0
-            return by_kernel.flatten(-2)
+    def close(_: nn.Module, inputs: Any, gates: Tensor, numbers: Sequence[int], n_heads: int) -> Tensor:
+        by_kernel = gates.unflatten(-1, (-1, n_heads)).clone()
+        by_kernel[..., [number - 1 for number in numbers], :] = 0.0
+        return by_kernel.flatten(-2)
 
-        return hook
-
+    chosen = [(layers[layer - 1], numbers) for layer, numbers in kernels.items()]
     return _hooked(
         [
-            layers[at - 1].gates.register_forward_hook(close(layers[at - 1].n_heads, numbers))
-            for at, numbers in kernels.items()
+            attention.gates.register_forward_hook(partial(close, numbers=numbers, n_heads=attention.n_heads))
+            for attention, numbers in chosen
         ]
     )
 

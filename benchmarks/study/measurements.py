@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.store import write_json
+from tqdm import tqdm
 
 from recbole_adrrec.errors import CheckpointError
 from study.plan import Protocol, RunSpec
@@ -24,8 +25,16 @@ class Measurement:
 
     run: Run
     facts: Mapping[str, Any]
-    robustness: Sequence[Mapping[str, Any]]
-    heads: Sequence[Mapping[str, Any]]
+
+    @property
+    def robustness(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each kind of change and share."""
+        return self.facts.get("robustness") or ()
+
+    @property
+    def heads(self) -> Sequence[Mapping[str, Any]]:
+        """A row for each head, kernel or group of them that was silenced."""
+        return self.facts.get("heads") or ()
 
 
 def path_of(results_folder: Path, run_id: str) -> Path:
@@ -34,17 +43,10 @@ def path_of(results_folder: Path, run_id: str) -> Path:
 
 
 def read_measurements(results: Results) -> list[Measurement]:
-    """All measurements of finished runs, in the order of the tables.
-
-    Raises
-    ------
-    DataError
-        If a file is not readable.
-    """
+    """All measurements of finished runs, in the order of the tables; ``DataError`` if a file is not readable."""
     runs = [run for table in results.tables.values() for each in table.values() for run in each]
     found = [(run, path_of(results.folder, run.id)) for run in runs]
-    facts = [(run, read_object(path)) for run, path in found if path.is_file()]
-    return [Measurement(run, each, *(each.get(kind) or () for kind in KINDS)) for run, each in facts]
+    return [Measurement(run, read_object(path)) for run, path in found if path.is_file()]
 
 
 def spec_of(results: Results, run: Run, data_path: str) -> RunSpec:
@@ -78,6 +80,22 @@ def measured_kinds(results_folder: Path, run_id: str) -> set[str]:
     """Kinds of measurement of a run's model that are written."""
     path = path_of(results_folder, run_id)
     return set(read_object(path).get("asked", ())) if path.is_file() else set()
+
+
+def measure_missing(
+    wanted: Sequence[tuple[RunSpec, Collection[str]]],
+    results_folder: Path,
+    command: str,
+    shares: Sequence[float] | None = None,
+    deadline: float | None = None,
+) -> bool:
+    """Measure the models that were not measured in all their kinds; False if ``deadline`` came before all were."""
+    missing = [(spec, kinds) for spec, kinds in wanted if not set(kinds) <= measured_kinds(results_folder, spec.id)]
+    for spec, kinds in tqdm(missing, desc="measured", unit="model", disable=not missing):
+        if deadline is not None and time.monotonic() >= deadline:
+            return False
+        measure(spec, results_folder, command, sorted(kinds), shares)
+    return True
 
 
 def measure(

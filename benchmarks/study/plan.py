@@ -194,6 +194,7 @@ class Plan:
         self, study_hash: str, dataset: str, entry: Entry, protocol: Protocol, seed: int, shuffle_ties: bool
     ) -> RunSpec:
         source, options = self.source(dataset), self.options_of(dataset, entry, protocol)
+        shared = ("temporal", "metrics", "topk", "valid_metric", "test", "command")
         if shuffle_ties:
             options |= {"tie_order": "random", "tie_seed": 1 + self.seeds.index(seed)}
         return RunSpec(
@@ -205,17 +206,12 @@ class Plan:
             seed=seed,
             protocol=protocol,
             options=options,
-            temporal=self.temporal,
-            metrics=self.metrics,
-            topk=self.topk,
-            valid_metric=self.valid_metric,
             data_path=source.data_path,
             keep_model=self.keep_models and not shuffle_ties,
             shuffle_ties=shuffle_ties,
-            test=self.test,
-            command=self.command,
             data_name="" if source.name == dataset else source.name,
             also_ranked=[name for name in self.also_ranked if name != protocol.name],
+            **{name: getattr(self, name) for name in shared},
         )
 
 

@@ -8,17 +8,25 @@ Figures are narrow, so that their text can be read on a phone.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+if TYPE_CHECKING:
+    from study.analysis import Entry, Tested
+    from study.results import Run
+
+Interval = tuple[float, float | None, float | None]
+"""A mean and, where there are users enough, the ends of its interval."""
 
 WIDTH = 5.0
 """Inches."""
@@ -129,41 +137,20 @@ def _name_rows(axes: Any, names: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-@dataclass(frozen=True)
-class QualityRow:
-    """One model's metric: mean, ends of its interval over users (where known), each seed's value."""
-
-    label: str
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: tuple[float, ...]
-    ours: bool
-
-
-def quality(rows: Sequence[QualityRow], metric: str) -> Figure:
-    """Means with their intervals over users, and the seeds behind them."""
-    figure, axes = _rows_figure(len(rows))
-    for place, row in enumerate(rows):
-        colour = _colour(1 if row.ours else 0)
-        if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")
-        axes.plot(row.seeds, [place + 0.24] * len(row.seeds), "|", color=_ink(), markersize=6, markeredgewidth=1)
-        axes.plot(row.mean, place, MARKERS[1 if row.ours else 0], color=colour, markersize=7)
-    _name_rows(axes, [row.label for row in rows])
+def quality(entries: Sequence[Entry], ours: Collection[str], metric: str) -> Figure:
+    """Means with their intervals over users, and the seeds behind them; ``ours`` are labels."""
+    figure, axes = _rows_figure(len(entries))
+    for place, entry in enumerate(entries):
+        number = int(entry.label in ours)
+        if entry.interval is not None:
+            axes.plot(entry.interval, [place, place], color=_colour(number), linewidth=2.4, solid_capstyle="butt")
+        seeds = entry.values(metric)
+        axes.plot(seeds, [place + 0.24] * len(seeds), "|", color=_ink(), markersize=6, markeredgewidth=1)
+        axes.plot(entry.spreads[metric].mean, place, MARKERS[number], color=_colour(number), markersize=7)
+    _name_rows(axes, [entry.label for entry in entries])
     _name_values(figure, f"test {metric_name(metric)}\n(bars: 95 % interval over users; ticks: seeds)")
     axes.xaxis.set_major_locator(MaxNLocator(6))
     return figure
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Validation after each epoch of one run: seconds of training so far, and the score."""
-
-    label: str
-    seconds: tuple[float, ...]
-    scores: tuple[float, ...]
-    best: int
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -175,21 +162,16 @@ def _look(place: int) -> dict[str, Any]:
     }
 
 
-def training_time(curves: Sequence[Curve], metric: str, limit: tuple[float, float]) -> Figure:
+def training_time(runs: Sequence[Run], metric: str, limit: tuple[float, float]) -> Figure:
     """Validation quality against training time, up to a limit of both; a mark where each run was best."""
     figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
     unit, name = (60.0, "minutes") if limit[0] > 300 else (1.0, "seconds")
-    labels = list(dict.fromkeys(curve.label for curve in curves))
-    for curve in curves:
-        axes.plot(
-            np.asarray(curve.seconds) / unit,
-            curve.scores,
-            linewidth=1.2,
-            alpha=0.65,
-            markevery=[curve.best],
-            **_look(labels.index(curve.label)),
-        )
+    labels = list(dict.fromkeys(run.label for run in runs))
+    for run in runs:
+        seconds, scores = run.curve
+        best, look = [int(np.argmax(scores))], _look(labels.index(run.label))
+        axes.plot(np.asarray(seconds) / unit, scores, linewidth=1.2, alpha=0.65, markevery=best, **look)
     for place, label in enumerate(labels):
         axes.plot([], [], label=label, **_look(place))
     axes.set_xlabel(f"training time ({name}), a mark at the best epoch")
@@ -205,99 +187,75 @@ def _legend(figure: Figure) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, handlelength=3)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A change from the reference: mean difference, its interval, and whether the corrected test shows it."""
-
-    label: str
-    difference: float
-    low: float | None
-    high: float | None
-    shown: bool
-
-
 def _bar(axes: Any, place: int, value: float, colour: str, full: bool) -> None:
     look: dict[str, Any] = {"facecolor": colour} if full else {"facecolor": "none", "hatch": "////"}
     axes.barh(place, value, height=0.62, edgecolor=colour, **look)
 
 
-def ablation(bars: Sequence[Bar], reference: str, metric: str) -> Figure:
-    """Changes of a metric from a reference, with intervals; full bars where the corrected test shows a difference."""
-    figure, axes = _rows_figure(len(bars))
-    for place, bar in enumerate(bars):
-        colour = _colour(0 if bar.difference >= 0 else 1)
-        _bar(axes, place, bar.difference, colour, bar.shown)
-        if bar.low is not None and bar.high is not None:
-            axes.plot([bar.low, bar.high], [place, place], color=_ink(), linewidth=1.3)
-            axes.plot([bar.low, bar.high], [place, place], "|", color=_ink(), markersize=6)
+def ablation(tested: Sequence[Tested], shown: Collection[str], metric: str) -> Figure:
+    """Changes of a metric from a reference, with intervals; full bars for the labels whose difference is shown.
+
+    Every comparison has a difference.
+    """
+    figure, axes = _rows_figure(len(tested))
+    for place, each in enumerate(tested):
+        difference, low, high = each.comparison.difference or 0.0, each.comparison.low, each.comparison.high
+        _bar(axes, place, difference, _colour(0 if difference >= 0 else 1), each.label in shown)
+        if low is not None:
+            axes.plot([low, high], [place, place], color=_ink(), linewidth=1.3)
+            axes.plot([low, high], [place, place], "|", color=_ink(), markersize=6)
     axes.axvline(0, color=_ink(), linewidth=0.9)
-    _name_rows(axes, [bar.label for bar in bars])
+    _name_rows(axes, [each.label for each in tested])
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    _name_values(
-        figure,
-        f"change in test {metric_name(metric)} from {reference}\n(lines: 95 % interval; full: shown, hatched: not)",
-    )
+    about = f"change in test {metric_name(metric)} from {tested[0].reference}"
+    _name_values(figure, f"{about}\n(lines: 95 % interval; full: shown, hatched: not)")
     return figure
 
 
-@dataclass(frozen=True)
-class Line:
-    """Values over a row of settings, with a standard deviation over seeds where there are several."""
+def lines(points: pd.DataFrame, x_name: str, y_name: str, zero: bool = False) -> Figure:
+    """Lines in panels under each other, the same colour and marker for the same label.
 
-    label: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    sd: tuple[float | None, ...] = ()
-
-
-def lines(panels: Mapping[str, Sequence[Line]], x_name: str, y_name: str, zero: bool = False) -> Figure:
-    """Lines in panels under each other, the same colour and marker for the same label."""
-    figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * max(1, len(panels))))
-    labels = list(dict.fromkeys(line.label for drawn in panels.values() for line in drawn))
-    for axes, (title, drawn) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
-        for line in drawn:
-            place = labels.index(line.label)
-            x, y = np.asarray(line.x), np.asarray(line.y)
-            axes.plot(x, y, label=line.label, **_look(place))
-            if line.sd and all(value is not None for value in line.sd):
-                sd = np.asarray(line.sd, dtype=float)
-                axes.fill_between(x, y - sd, y + sd, color=_colour(place), alpha=0.15, linewidth=0)
+    ``points`` has columns ``panel``, ``label``, ``x``, ``mean`` and ``sd`` (over seeds; drawn where all of a line are
+    known).
+    """
+    panels, labels = points["panel"].nunique(), list(points["label"].unique())
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.1 * panels))
+    grid = figure.subplots(panels, squeeze=False)[:, 0]
+    for axes, (title, panel) in zip(grid, points.groupby("panel", sort=False), strict=True):
+        for label, line in panel.groupby("label", sort=False):
+            place = labels.index(label)
+            axes.plot(line["x"], line["mean"], label=label, **_look(place))
+            if line["sd"].notna().all():
+                ends = line["mean"] - line["sd"], line["mean"] + line["sd"]
+                axes.fill_between(line["x"], *ends, color=_colour(place), alpha=0.15, linewidth=0)
         if zero:
             axes.axhline(0, color=_ink(), linewidth=0.8)
         axes.set_title(title)
         axes.set_ylabel(y_name)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    figure.axes[-1].set_xlabel(x_name)
+    grid[-1].set_xlabel(x_name)
     if len(labels) > 1:
         _legend(figure)
     return figure
 
 
-@dataclass(frozen=True)
-class Group:
-    """A group of users, and of each comparison its name, difference and interval (where there is one)."""
-
-    name: str
-    marks: tuple[tuple[str, float, float | None, float | None], ...]
-
-
-def groups(panels: Mapping[str, Sequence[Group]], metric: str) -> Figure:
-    """Differences of a metric by group of users, a panel for each way to group them."""
+def groups(panels: Mapping[str, Mapping[str, Mapping[str, Interval]]], metric: str) -> Figure:
+    """Differences of a metric by group of users: by panel, group and comparison."""
     counts = [len(found) for found in panels.values()]
-    labels = list(dict.fromkeys(mark[0] for found in panels.values() for group in found for mark in group.marks))
+    labels = list(dict.fromkeys(label for found in panels.values() for marks in found.values() for label in marks))
     figure = Figure(figsize=(WIDTH + 1.5, 1.0 + 0.45 * len(panels) + (0.22 + 0.1 * len(labels)) * sum(counts)))
     grid = figure.subplots(len(panels), squeeze=False, sharex=True, gridspec_kw={"height_ratios": counts})[:, 0]
     for axes, (title, found) in zip(grid, panels.items(), strict=True):
-        for place, group in enumerate(found):
-            for label, middle, low, high in group.marks:
+        for place, marks in enumerate(found.values()):
+            for label, (middle, low, high) in marks.items():
                 number = labels.index(label)
                 at = place + 0.6 * ((number + 0.5) / len(labels) - 0.5)
                 look = {"color": _colour(number), "marker": MARKERS[number % len(MARKERS)]}
-                if low is not None and high is not None:
+                if low is not None:
                     axes.plot([low, high], [at, at], color=look["color"], linewidth=1.3)
                 axes.plot([middle], [at], linestyle="", label=label, **look)
         axes.axvline(0, color=_ink(), linewidth=0.9)
-        _name_rows(axes, [group.name for group in found])
+        _name_rows(axes, list(found))
         axes.set_title(title)
     grid[-1].xaxis.set_major_locator(MaxNLocator(5))
     _name_values(figure, f"difference in test {metric_name(metric)}")

@@ -71,17 +71,8 @@ class CandidateLoader(FullSortEvalDataLoader):
 def history_pairs(rows: Any, item_field: str) -> tuple[Tensor, Tensor]:
     """The items that each row's user has met before the row's target, but for the target itself.
 
-    Parameters
-    ----------
-    rows : PrefixRows
-        Rows of a data set; the whole history counts, not only what ``MAX_ITEM_LIST_LENGTH`` lets a model see.
-    item_field : str
-        Name of the items' field.
-
-    Returns
-    -------
-    (int64 Tensor, int64 Tensor), [n_pairs] each
-        Place of the row and item.
+    The whole history of ``PrefixRows`` counts, not only what ``MAX_ITEM_LIST_LENGTH`` lets a model see. Returns the
+    place of the row and the item, Int64[n_pairs] each.
     """
     targets = rows.targets.long()
     first = rows.events.first(targets)
@@ -94,23 +85,10 @@ def history_pairs(rows: Any, item_field: str) -> tuple[Tensor, Tensor]:
 
 
 def draw_negatives(dataset: Any, unseen: bool, phase: str, count: int = NEGATIVES) -> NDArray[np.int64]:
-    """Draw items for each row, without repetition, each as likely as it is popular in the whole data set.
+    """Draw items for each row of a data set of a phase (``valid``, ``test``), Int64[n_rows, count], without repetition.
 
-    Parameters
-    ----------
-    dataset : SequenceDataset
-        Validation or test.
-    unseen : bool
-        True: no item that the user meets anywhere in the data, as in MEANTIME's public code. False: any but the
-        row's target, as RecBole draws for repeatable recommendation.
-    phase : {'valid', 'test'}
-        Each has negatives of its own.
-    count : int
-        Number of items for each row.
-
-    Returns
-    -------
-    int64 array, [n_rows, count]
+    Each is as likely as it is popular in the whole data set. ``unseen``: no item that the user meets anywhere in the
+    data, as in MEANTIME's public code; else any but the row's target, as RecBole draws for repeatable recommendation.
 
     Raises
     ------

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_adrrec.files import AtomicFile
 from study import plots
-from study.analysis import AnalysedTable, Analysis, Entry, analyse, provenance_of
+from study.analysis import AnalysedTable, Analysis, Entry, Tested, analyse, provenance_of
 from study.document import (
     NONE,
     Block,
@@ -30,12 +32,12 @@ from study.document import (
     p_value,
     plural,
     render,
+    shown_once,
     signed,
-    to_csv,
 )
 from study.report_measured import measured_blocks
-from study.results import Results, Run, slug
-from study.statistics import Spread, Verdict
+from study.results import Results, Run, TableKey, slug
+from study.statistics import Comparison, Spread, Verdict
 from study.strata import strata_blocks
 
 # Sections
@@ -196,107 +198,94 @@ def _tests_table(analysis: Analysis, table: AnalysedTable) -> Table:
 
 def _quality_figure(analysis: Analysis, table: AnalysedTable, runs: Sequence[Run]) -> Iterator[Block]:
     metric, settings = analysis.metric, analysis.results.settings
-    rows = []
-    for entry in table.entries.values():
-        if metric in entry.spreads:
-            low, high = entry.interval or (None, None)
-            seeds = tuple(run.metrics[metric] for run in entry.runs if metric in run.metrics)
-            is_ours = settings.is_ours(entry.label, entry.model)
-            rows.append(plots.QualityRow(entry.label, entry.spreads[metric].mean, low, high, seeds, is_ours))
-    if rows:
+    entries = [entry for entry in table.entries.values() if metric in entry.spreads]
+    ours = {entry.label for entry in entries if settings.is_ours(entry.label, entry.model)}
+    if entries:
         name = plots.metric_name(metric)
+        listed = "; ".join(f"{entry.label} {number(entry.spreads[metric].mean)}" for entry in entries)
         yield Figure(
             f"quality-{table.key.key}",
             f"Test {name} with 95 % intervals over users (bootstrap). Diamonds: ours; circles: baselines; ticks: "
             f"seeds. {table.key.title}.",
-            f"Dot plot of test {name}. {'; '.join(f'{row.label} {number(row.mean)}' for row in rows)}.",
-            plots.render(lambda: plots.quality(rows, metric)),
+            f"Dot plot of test {name}. {listed}.",
+            plots.render(lambda: plots.quality(entries, ours, metric)),
             provenance_of(runs),
         )
 
 
 def _curves(table: AnalysedTable, runs: Sequence[Run]) -> Iterator[Block]:
-    found = []
-    for run in runs:
-        points = [point for point in run.facts.get("curve") or () if point.get("valid") is not None]
-        if points:
-            scores = tuple(float(point["valid"]) for point in points)
-            seconds = tuple(float(point["train_s"]) for point in points)
-            found.append(plots.Curve(run.label, seconds, scores, int(np.argmax(scores))))
-    if not found:
+    drawn = [run for run in runs if run.curve[0]]
+    if not drawn:
         return
     metric = str(runs[0].facts.get("valid_metric") or "score").lower()
-    limit = (1.03 * max(c.seconds[-1] for c in found), 1.05 * max(max(c.scores) for c in found))
-    parts = plots.parts_of(list(dict.fromkeys(curve.label for curve in found)))
+    limit = (1.03 * max(run.curve[0][-1] for run in drawn), 1.05 * max(max(run.curve[1]) for run in drawn))
+    parts = plots.parts_of(list(dict.fromkeys(run.label for run in drawn)))
     for suffix, part in parts.items():
-        drawn = [curve for curve in found if curve.label in part]
         ends = []
         for label in part:
-            best = [(max(c.scores), c.seconds[c.best]) for c in drawn if c.label == label]
-            scores_, seconds_ = zip(*best, strict=True)
-            ends.append(f"{label} best {number(max(scores_))} after at most {duration(max(seconds_))}")
+            scores = [max(run.curve[1]) for run in drawn if run.label == label]
+            latest = max(run.curve[0][int(np.argmax(run.curve[1]))] for run in drawn if run.label == label)
+            ends.append(f"{label} best {number(max(scores))} after at most {duration(latest)}")
+        these = [run for run in drawn if run.label in part]
         yield Figure(
             f"time-{table.key.key}{suffix}",
             f"Validation {plots.metric_name(metric)} against training time, a line for each seed"
             f"{f' ({suffix[1:]} of {len(parts)}, same axes)' if suffix else ''}. Times are "
             f"comparable only within one machine and one load. {table.key.title}.",
             f"Line plot of validation {plots.metric_name(metric)} over training time. {'; '.join(ends)}.",
-            plots.render(lambda drawn=drawn: plots.training_time(drawn, metric, limit)),  # type: ignore[misc]
+            plots.render(lambda these=these: plots.training_time(these, metric, limit)),  # type: ignore[misc]
             provenance_of(run for run in runs if run.label in part),
         )
 
 
 def _groups(analysis: Analysis, table: AnalysedTable) -> Iterator[Block]:
     """Figures of the ablation's groups: changes from their references, or a metric over the length of the history."""
-    tested = {each.label: each for each in table.tested if each.label in analysis.results.settings.references}
-    name = plots.metric_name(analysis.metric)
-    for group, labels in analysis.results.settings.groups.items():
-        here = {label: table.entries[label] for label in labels if label in table.entries}
+    settings, metric, name = analysis.results.settings, analysis.metric, plots.metric_name(analysis.metric)
+    known = {label: entry for label, entry in table.entries.items() if metric in entry.spreads}
+    compared = [each for each in table.tested if each.comparison.difference is not None]
+    changed = {each.label: each for each in compared if each.label in settings.references}
+    for group, labels in settings.groups.items():
+        here = {label: known[label] for label in labels if label in known}
         lengths = {label: each.runs[0].facts["options"].get("MAX_ITEM_LIST_LENGTH") for label, each in here.items()}
         if len(set(lengths.values()) - {None}) > 1:
             yield _length_sweep(analysis, table, group, [(here[label], n) for label, n in lengths.items() if n])
             continue
-        by_reference: dict[str, list[plots.Bar]] = {}
-        for each in (tested[label] for label in here if label in tested):
-            c = each.comparison
-            if c.difference is not None:
-                shown = analysis.verdict(each) in (Verdict.BETTER, Verdict.WORSE)
-                bar = plots.Bar(each.label, c.difference, c.low, c.high, shown)
-                by_reference.setdefault(each.reference, []).append(bar)
-        for reference, bars in by_reference.items():
+        by_reference: dict[str, list[Tested]] = {}
+        for each in (changed[label] for label in here if label in changed):
+            by_reference.setdefault(each.reference, []).append(each)
+        for reference, tested in by_reference.items():
+            shown = {each.label for each in tested if analysis.verdict(each) in (Verdict.BETTER, Verdict.WORSE)}
             listed = "; ".join(
-                f"{bar.label} {signed(bar.difference)} ({'shown' if bar.shown else 'not shown'})" for bar in bars
+                f"{each.label} {signed(each.comparison.difference)} ({'' if each.label in shown else 'not '}shown)"
+                for each in tested
             )
-            drawn = {reference, *(bar.label for bar in bars)}
+            drawn = {reference, *(each.label for each in tested)}
             yield Figure(
                 f"ablation-{slug(group)}-{slug(reference)}-{table.key.key}",
                 f"{group}: change in test {name} from {reference}, with 95 % intervals. Full bars: the corrected test "
                 f"shows a difference; hatched: it doesn't. {table.key.title}.",
                 f"Bar chart of changes in {name} from {reference}. {listed}.",
-                plots.render(lambda bars=bars, reference=reference: plots.ablation(bars, reference, analysis.metric)),  # type: ignore[misc]
+                plots.render(lambda tested=tested, shown=shown: plots.ablation(tested, shown, metric)),  # type: ignore[misc]
                 provenance_of(run for label, each in here.items() if label in drawn for run in each.runs),
             )
 
 
 def _length_sweep(analysis: Analysis, table: AnalysedTable, group: str, found: Sequence[tuple[Entry, int]]) -> Block:
-    name = plots.metric_name(analysis.metric)
-    by_model: dict[str, list[tuple[float, Spread]]] = {}
-    for entry, length in sorted(found, key=lambda each: each[1]):
-        if analysis.metric in entry.spreads:
-            by_model.setdefault(entry.model, []).append((float(length), entry.spreads[analysis.metric]))
-    drawn = [
-        plots.Line(model, tuple(x for x, _ in points), tuple(s.mean for _, s in points), tuple(s.sd for _, s in points))
-        for model, points in by_model.items()
-    ]
+    metric, name = analysis.metric, plots.metric_name(analysis.metric)
+    points = pd.DataFrame(
+        {"panel": "", "label": entry.model, "x": float(length), **vars(entry.spreads[metric])}
+        for entry, length in sorted(found, key=lambda each: each[1])
+    )
     listed = "; ".join(
-        f"{line.label} {number(line.y[0])} at {line.x[0]:g}, {number(line.y[-1])} at {line.x[-1]:g}" for line in drawn
+        f"{label} " + ", ".join(f"{number(y)} at {x:g}" for x, y in line[["x", "mean"]].iloc[[0, -1]].to_numpy())
+        for label, line in points.groupby("label", sort=False)
     )
     return Figure(
         f"length-{slug(group)}-{table.key.key}",
         f"{group}: test {name} over the most events that a model sees; bands: standard deviation over seeds. "
         f"{table.key.title}.",
         f"Line plot of {name} over the length of the history. {listed}.",
-        plots.render(lambda: plots.lines({"": drawn}, "most events shown (MAX_ITEM_LIST_LENGTH)", f"test {name}")),
+        plots.render(lambda: plots.lines(points, "most events shown (MAX_ITEM_LIST_LENGTH)", f"test {name}")),
         provenance_of(run for entry, _ in found for run in entry.runs),
     )
 
@@ -366,11 +355,8 @@ def _how(analysis: Analysis) -> Iterator[Block]:
 
 # CSV
 
-_KEY = ("dataset", "split", "candidates", "seen", "query_time", "ties")
-_COMPARISON = (
-    *("n_users", "n_only_one", "n_differ", "difference", "low", "high", "p_users", "p_users_holm", "d_z"),
-    *("rank_biserial", "n_seeds", "p_seeds", "p_seeds_holm"),
-)
+_KEY = [field.name for field in fields(TableKey)]
+_COMPARISON = [field.name for field in fields(Comparison) if field.name != "remarks"]
 _RUN = (
     *("label", "model", "dataset", "seed", "status", "error", "started", "wall_s", "train_s", "epochs", "best_epoch"),
     *("best_valid", "valid_metric", "n_parameters", "query_time", "command", "commit", "saved"),
@@ -380,48 +366,50 @@ _PACKED = ("protocol", "versions", "hardware", "options")
 
 def csv_files(analysis: Analysis) -> dict[str, str]:
     """The tables as CSV; ``results`` and ``comparisons`` hold no times, so that equal runs give equal files."""
-    results: list[list[Any]] = []
-    comparisons: list[list[Any]] = []
+    results: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
     for table in analysis.tables:
-        key = [getattr(table.key, name) for name in _KEY]
+        key = vars(table.key)
         for entry in table.entries.values():
+            named = {**key, "label": entry.label, "model": entry.model}
             missing = " ".join(map(str, entry.missing))
             for metric, found in entry.spreads.items():
-                results.append([*key, entry.label, entry.model, metric, found.mean, found.sd, found.n, missing])
+                figures = {"mean": found.mean, "sd": found.sd, "seeds": found.n, "missing_seeds": missing}
+                results.append({**named, "metric": metric, **figures})
         for each in table.tested:
-            values = [getattr(each.comparison, name) for name in _COMPARISON]
-            words = [analysis.verdict(each).value, "; ".join(each.comparison.remarks)]
-            comparisons.append([*key, analysis.metric, each.label, each.reference, *values, *words])
-    packed = [[json.dumps(run.facts.get(name), sort_keys=True) for name in _PACKED] for run in analysis.results.runs]
+            named = {**key, "metric": analysis.metric, "label": each.label, "reference": each.reference}
+            last = {"verdict": analysis.verdict(each).value, "remarks": "; ".join(each.comparison.remarks)}
+            comparisons.append({**named, **vars(each.comparison), **last})
     runs = [
-        [run.id, *(run.facts.get(name) for name in _RUN), *more]
-        for run, more in zip(analysis.results.runs, packed, strict=True)
+        {"id": run.id}
+        | {name: run.facts.get(name) for name in _RUN}
+        | {name: json.dumps(run.facts.get(name), sort_keys=True) for name in _PACKED}
+        for run in analysis.results.runs
     ]
-    header = [*_KEY, "label", "model", "metric", "mean", "sd", "seeds", "missing_seeds"]
     texts = {
-        "results": to_csv(header, results),
-        "comparisons": to_csv([*_KEY, "metric", "label", "reference", *_COMPARISON, "verdict", "remarks"], comparisons),
-        "runs": to_csv(["id", *_RUN, *_PACKED], runs),
+        "results": _csv(results, [*_KEY, "label", "model", "metric", "mean", "sd", "seeds", "missing_seeds"]),
+        "comparisons": _csv(comparisons, [*_KEY, "metric", "label", "reference", *_COMPARISON, "verdict", "remarks"]),
+        "runs": _csv(runs),
     }
     for kind in ("robustness", "heads"):
-        rows = [(each.run, row) for each in analysis.measurements for row in getattr(each, kind)]
+        rows = [
+            {**vars(each.run.table), "label": each.run.label, "seed": each.run.seed, **row}
+            for each in analysis.measurements
+            for row in getattr(each, kind)
+        ]
         if rows:
-            names = list(dict.fromkeys(name for _, row in rows for name in row))
-            lines = [
-                [*(getattr(run.table, each) for each in _KEY), run.label, run.seed, *(row.get(name) for name in names)]
-                for run, row in rows
-            ]
-            texts[kind] = to_csv([*_KEY, "label", "seed", *names], lines)
+            texts[kind] = _csv(rows)
     return texts
 
 
-def write(results_folder: str | Path) -> dict[str, Path]:
-    """Write the report of a results folder into its folder ``report``.
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV, numbers to their last digit; None is an empty cell."""
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return frame.to_csv(index=False, lineterminator="\n")
 
-    Returns
-    -------
-    dict of str to Path
-        Files by format: ``markdown``, ``html``, ``latex`` and the tables as CSV.
+
+def write(results_folder: str | Path) -> dict[str, Path]:
+    """Write the report of a results folder into its folder ``report``: files by format, and the tables as CSV.
 
     Raises
     ------
@@ -430,13 +418,13 @@ def write(results_folder: str | Path) -> dict[str, Path]:
     """
     results = Results.read(Path(results_folder))
     analysis = analyse(results)
-    blocks = blocks_of(analysis)
+    blocks = shown_once(blocks_of(analysis))
     folder = results.folder / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     templates = {"markdown": "report.md", "html": "report.html", "latex": "tables.tex"}
     files = {key: (folder / name, render(name, blocks).encode()) for key, name in templates.items()}
     files |= {key: (folder / f"{key}.csv", text.encode()) for key, text in csv_files(analysis).items()}
-    pictures = [block for block in blocks if isinstance(block, Figure)]
+    pictures = [block for block in blocks if isinstance(block, Figure) and not block.first]
     drawn = [(folder / "figures" / f"{each.name}.png", each.picture.png) for each in pictures]
     drawn += [(folder / "figures" / f"{each.name}.svg", each.picture.light) for each in pictures]
     for path, content in (*files.values(), *drawn):

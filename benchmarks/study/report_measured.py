@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+
+import pandas as pd
 
 from study import plots
 from study.analysis import Analysis, provenance_of
@@ -22,7 +24,6 @@ from study.document import (
 )
 from study.measurements import Measurement
 from study.results import TableKey, slug
-from study.statistics import Spread, spread
 
 KINDS = {
     "replace": "items replaced",
@@ -52,57 +53,45 @@ def _provenance(measured: Sequence[Measurement]) -> Provenance:
     return provenance_of([each.run for each in measured], (("Measured by", f"{commands} ({duration(wall)})"),))
 
 
-def _over_seeds(rows: Sequence[Mapping[str, Any]], column: str, **wanted: Any) -> Spread | None:
-    values = [row[column] for row in rows if all(row[name] == value for name, value in wanted.items())]
-    known = [float(value) for value in values if value is not None]
-    return spread(known) if known else None
-
-
-def _share(found: Spread | None) -> str:
-    if found is None:
+def _share(mean: float, sd: float) -> str:
+    """A share in percent, with its deviation over seeds where there are several; NaN where there is none."""
+    if math.isnan(mean):
         return NONE
-    return percent(found.mean) + ("" if found.sd is None else f" ± {100 * found.sd:.1f}")
+    return percent(mean) + ("" if math.isnan(sd) else f" ± {100 * sd:.1f}")
 
 
 def _robustness(key: TableKey, labelled: Mapping[str, list[Measurement]], metric: str) -> Iterator[Block]:
-    rows_of = {label: [row for each in found for row in each.robustness] for label, found in labelled.items()}
-    everything = [row for rows in rows_of.values() for row in rows]
+    rows = pd.DataFrame(
+        {"label": label, **row} for label, found in labelled.items() for each in found for row in each.robustness
+    ).astype({"drop": float})
     yield Heading(f"Robustness. {key.title}", 2, f"robustness-{key.key}")
     yield Paragraph(
         f"Drop in test {metric}, as a share of its value on the whole history, when a part of each history is changed "
         "at test time only, or noise of that size relative to each layer's input is added to it; the targets stay. "
         "Mean ± standard deviation over seeds, in percent."
     )
-    panels: dict[str, list[plots.Line]] = {}
-    for kind in dict.fromkeys(row["kind"] for row in everything):
-        name = KINDS.get(kind, kind)
-        shares = sorted({float(row["share"]) for row in everything if row["kind"] == kind})
+    lines = []
+    for kind, of_kind in rows.groupby("kind", sort=False):
+        name, shares = KINDS.get(kind, kind), sorted(of_kind["share"].unique())
         cells = []
-        for label, rows in rows_of.items():
-            if not any(row["kind"] == kind for row in rows):
-                continue
-            drops = [_over_seeds(rows, "drop", kind=kind, share=share) for share in shares]
-            cells.append((label, str(len(labelled[label])), *map(_share, drops)))
-            known = [(0.0, Spread(0.0, 0.0, 1)), *((x, drop) for x, drop in zip(shares, drops, strict=True) if drop)]
-            line = plots.Line(
-                label,
-                tuple(100 * x for x, _ in known),
-                tuple(100 * drop.mean for _, drop in known),
-                tuple(None if drop.sd is None else 100 * drop.sd for _, drop in known),
-            )
-            panels.setdefault(name, []).append(line)
+        for label, own in of_kind.groupby("label", sort=False):
+            drops = own.groupby("share")["drop"].agg(mean="mean", sd="std").reindex(shares)
+            cells.append((label, str(len(labelled[label])), *map(_share, drops["mean"], drops["sd"])))
+            line = 100 * pd.concat([pd.DataFrame({"mean": 0.0, "sd": 0.0}, [0.0]), drops.dropna(subset="mean")])
+            lines.append(line.assign(panel=name, label=label, x=100 * line.index))
         yield Table(
             f"Drop in {metric}, {name}. {key.title}.",
             ("Model", "Seeds", *(f"{100 * share:g} %" for share in shares)),
             tuple(cells),
             f"robustness-{slug(kind)}-{key.key}",
         )
+    points = pd.concat(lines)
     for suffix, part in plots.parts_of(list(labelled)).items():
-        drawn = {kind: [line for line in found if line.label in part] for kind, found in panels.items()}
+        drawn = points[points["label"].isin(part)]
+        last = drawn.groupby(["panel", "label"], sort=False).last()
         listed = "; ".join(
-            f"{line.label}, {kind}: {line.y[-1]:.1f} % lost at {line.x[-1]:g} %"
-            for kind, found in drawn.items()
-            for line in found
+            f"{label}, {kind}: {mean:.1f} % lost at {x:g} %"
+            for (kind, label), x, mean in zip(last.index, last["x"], last["mean"], strict=True)
         )
         yield Figure(
             f"robustness-{key.key}{suffix}",
@@ -127,17 +116,15 @@ def _heads(key: TableKey, labelled: Mapping[str, list[Measurement]], metric: str
         "entropy near 1 everywhere says that the head tells events apart little."
     )
     for label, found in labelled.items():
-        rows = [row for each in found for row in each.heads]
+        rows = pd.DataFrame(row for each in found for row in each.heads).astype({"drop": float, "entropy": float})
         cells = []
         drawn: dict[str, list[tuple[str, float, bool]]] = {}
-        for layer, head, kind in dict.fromkeys((row["layer"], row["head"], row["kind"]) for row in rows):
-            drop = _over_seeds(rows, "drop", layer=layer, head=head)
-            entropy = _over_seeds(rows, "entropy", layer=layer, head=head)
-            text = number(entropy.mean if entropy else None, 3)
-            text += f" ± {entropy.sd:.3f}" if entropy and entropy.sd is not None else ""
-            cells.append((str(layer), head, kind, _share(drop), text))
-            if drop is not None and layer != "all":
-                drawn.setdefault(f"layer {layer}", []).append((head, drop.mean, kind == "absolute"))
+        for (layer, head, kind), own in rows.groupby(["layer", "head", "kind"], sort=False):
+            drop, entropy, sd = own["drop"].mean(), own["entropy"].mean(), own["entropy"].std()
+            text = NONE if math.isnan(entropy) else number(entropy, 3) + ("" if math.isnan(sd) else f" ± {sd:.3f}")
+            cells.append((str(layer), head, kind, _share(drop, own["drop"].std()), text))
+            if not math.isnan(drop) and layer != "all":
+                drawn.setdefault(f"layer {layer}", []).append((head, drop, kind == "absolute"))
         yield Table(
             f"Heads of {label}, {plural(len(found), 'seed')}. {key.title}.",
             ("Layer", "Head", "Kind", f"{metric} lost when silenced", "Entropy"),

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from recbole_adrrec.errors import DataError
 from study import checks
-from study.statistics import Floats, Sample
+from study.statistics import Sample
 
 SETTINGS = "report.json"
 NEEDED = ("label", "model", "dataset", "seed", "protocol", "status")
@@ -108,6 +109,12 @@ class Run:
         found: Mapping[str, float] = self.facts["metrics"]
         return found
 
+    @property
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Seconds of training up to each epoch with a validation score, and these scores."""
+        points = [point for point in self.facts.get("curve") or () if point.get("valid") is not None]
+        return [float(point["train_s"]) for point in points], [float(point["valid"]) for point in points]
+
     @cached_property
     def _loaded(self) -> dict[str, NDArray[Any]]:
         if self.arrays is None:
@@ -118,8 +125,8 @@ class Run:
         except Exception as error:
             raise DataError(f"{self.arrays}: not readable as arrays of a run ({error}); remove the run") from error
 
-    def by_user(self, metric: str) -> tuple[NDArray[Any], Floats] | None:
-        """Users, each once and sorted, and their values; the mean, where a user has several. None without any."""
+    def by_user(self, metric: str) -> pd.Series | None:
+        """Values of the users, each once and sorted; the mean, where a user has several. None without any."""
         found = self._loaded
         if "users" not in found or metric not in found:
             return None
@@ -127,7 +134,7 @@ class Run:
         if len(values) != len(users):
             raise DataError(f"{self.arrays}: {len(values)} values of {metric} for {len(users)} users; remove the run")
         means = by_user(users, {metric: values})
-        return means["users"], means[metric]
+        return pd.Series(means[metric], means["users"].astype(object))
 
 
 def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[Any]]:
@@ -142,27 +149,12 @@ def by_user(users: NDArray[np.str_], rows: Mapping[str, NDArray[np.float64]]) ->
 class Settings:
     """Settings of a report, from ``<results>/report.json`` where they are not left to their defaults.
 
-    Attributes
-    ----------
-    title : str
-        Heading.
-    ours : tuple of str
-        Models that are none of the baselines.
-    baselines : tuple of str
-        Beginnings of the shown names of entries that are baselines though their models are ``ours``, such as SASRec,
-        which is AWRSR without refinement.
-    metric : str
-        The metric that is tested and drawn; that of early stopping where empty.
-    references : mapping of str to str
-        For a shown name the name that it is compared with; without an entry, the best baseline.
-    groups : mapping of str to list of str
-        Shown names of an ablation, by what is varied; the first is the reference.
-    alpha : float
-        Level of the corrected tests.
-    seeds : tuple of int
-        Seeds that every entry should have; those that any has, where empty.
-    notes : tuple of str
-        Sentences shown under the heading.
+    ``ours`` are models that are none of the baselines, ``baselines`` beginnings of the shown names of entries that are
+    baselines all the same, such as SASRec, which is AWRSR without refinement. ``metric`` is tested and drawn; that of
+    early stopping where empty. ``references`` has for a shown name the one that it is compared with, instead of the
+    best baseline; ``groups`` the shown names of an ablation, by what is varied, the reference first. ``alpha`` is the
+    level of the corrected tests, ``seeds`` are those that every entry should have (those that any has, where empty),
+    ``notes`` sentences under the heading.
     """
 
     title: str = ""
@@ -181,13 +173,7 @@ class Settings:
 
     @classmethod
     def of(cls, folder: Path) -> Settings:
-        """Read ``report.json``, where there is one.
-
-        Raises
-        ------
-        UserError
-            If it is not readable or has an unknown key.
-        """
+        """Read ``report.json``, where there is one; ``UserError`` if it is not readable or has an unknown key."""
         path = folder / SETTINGS
         if not path.is_file():
             return cls()
@@ -198,13 +184,7 @@ class Settings:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises
-    ------
-    DataError
-        If the file is not one.
-    """
+    """Read a JSON object; ``DataError`` if the file is not one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -314,10 +294,7 @@ class Results:
 
 def sample_of(runs: Iterable[Run], metric: str) -> Sample:
     """One metric of one label's runs, for the tests."""
-    by_seed, by_user = {}, {}
-    for run in runs:
-        values = run.by_user(metric)
-        if metric in run.metrics and values is not None:
-            by_seed[run.seed] = float(run.metrics[metric])
-            by_user[run.seed] = values
-    return Sample(by_seed, by_user)
+    found = {run.seed: (run.metrics[metric], run.by_user(metric)) for run in runs if metric in run.metrics}
+    known = {seed: each for seed, each in sorted(found.items()) if each[1] is not None}
+    by_seed = pd.Series({seed: score for seed, (score, _) in known.items()}, dtype=float)
+    return Sample(by_seed, pd.DataFrame({seed: values for seed, (_, values) in known.items()}))

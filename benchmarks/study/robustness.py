@@ -36,34 +36,15 @@ def changed_history(
     n_items: int,
     seed: Sequence[int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]:
-    """Change a part of one history.
+    """Change a part of one history: items and times in seconds, [n] each, oldest first.
 
-    Parameters
-    ----------
-    items : Int64[n]
-        Items, oldest first.
-    times : Int64[n] or Float[n]
-        Their times, in seconds.
-    query_time : float
-        The target's time; no event is moved behind it.
-    kind : str
-        ``replace``: other items, drawn evenly, in their place. ``drop``: events are left out, never all of them.
-        ``jitter``: times are moved by normal noise with a standard deviation of the history's mean gap, and the
-        events put in the new order.
-    share : float
-        Part of the events that is changed, from 0 to 1; rounded up or down at random, so that short histories get their
-        share on average.
-    n_items : int
-        Items, padding (0) included.
-    seed : sequence of int
-        Of the draw.
+    Kinds: ``replace`` puts other items, drawn evenly out of ``n_items`` (padding, 0, included), in their place;
+    ``drop`` leaves events out, never all of them; ``jitter`` moves times by normal noise with a standard deviation of
+    the history's mean gap, none behind ``query_time``, and puts the events in the new order. ``share``, from 0 to 1, is
+    rounded to events up or down at random, so that short histories get their share on average.
 
-    Returns
-    -------
-    order : Int64[m]
-        Places of the kept events in the history, in their new order.
-    items, times : [m]
-        Theirs after the change.
+    Returns the places of the kept events in the history, Int64[m], in their new order, and their items and times after
+    the change.
     """
     n = len(items)
     generator = np.random.default_rng([*seed, KINDS.index(kind)])
@@ -173,7 +154,7 @@ def drop_row(clean: NDArray[Any], values: NDArray[Any]) -> dict[str, float | Non
         return {**row, "drop": None, "low": None, "high": None}
     low = high = None
     if len(clean) > 1:
-        low, high = (float(end) / before for end in bootstrap_interval(clean - values))
+        low, high = (end / before for end in bootstrap_interval(clean - values))
     return {**row, "drop": float((clean - values).mean()) / before, "low": low, "high": high}
 
 

@@ -1,4 +1,8 @@
-"""One run of a study: train, choose the epoch on validation, test, and write the result as two whole files."""
+"""One run of a study: train, choose the epoch on validation, test, and write the result as two whole files.
+
+A run that is broken off leaves its checkpoints in ``scratch/<id>/saved``, and beside them, in ``progress.json``, its
+curve and seconds so far. Begun again, it goes on from its last whole epoch to the figures of an unbroken run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +34,8 @@ from study.study_file import ACCURACY
 PLACES = 12
 """Decimal places of RecBole's metrics here; its own four would hide what tests of significance need."""
 
+PROGRESS = "progress.json"
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -38,14 +44,22 @@ def record_path(results: Path, spec: RunSpec) -> Path:
     return results / "runs" / f"{spec.id}.json"
 
 
+def scratch_of(results: Path, spec: RunSpec) -> Path:
+    """The folder of a run that is not over."""
+    return results / "scratch" / spec.id
+
+
 def status(results: Path, spec: RunSpec) -> str | None:
     """``done``, ``failed``, or None for a run that is not over."""
     found = read_json(record_path(results, spec))
     return None if found is None else str(found["status"])
 
 
-def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
-    """All options of a run, as if they stood on RecBole's command line; ``scratch`` is for checkpoints."""
+def given_options(spec: RunSpec, saved: Path, resume: Path | None = None) -> dict[str, Any]:
+    """All options of a run, as if they stood on RecBole's command line.
+
+    ``saved`` is the folder of its checkpoints, ``resume`` the one that training goes on from.
+    """
     from study import protocols
 
     given = {
@@ -59,7 +73,8 @@ def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
         "valid_metric": spec.valid_metric,
         "metric_decimal_place": PLACES,
         "data_path": spec.data_path,
-        "checkpoint_dir": str(scratch),
+        "checkpoint_dir": str(saved),
+        **({"resume": str(resume)} if resume else {}),
     }
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and "gpu_id" not in spec.options:
@@ -68,8 +83,8 @@ def given_options(spec: RunSpec, scratch: Path) -> dict[str, Any]:
     return given
 
 
-def configure(spec: RunSpec, scratch: Path) -> Any:
-    """RecBole's ``Config`` of a run, with every option checked.
+def configure(spec: RunSpec, saved: Path, resume: Path | None = None) -> Any:
+    """RecBole's ``Config`` of a run, with every option checked; paths as for :func:`given_options`.
 
     Raises
     ------
@@ -82,7 +97,7 @@ def configure(spec: RunSpec, scratch: Path) -> Any:
     from recbole_adrrec.integration import register as plugin
 
     config_class = importlib.import_module("recbole.config").Config
-    with plugin.command_line(given_options(spec, scratch)):
+    with plugin.command_line(given_options(spec, saved, resume)):
         return config_class(model=spec.model, dataset=spec.data_name or spec.dataset)
 
 
@@ -101,7 +116,8 @@ def devices_unchanged() -> Iterator[None]:
 class Session:
     """Data, model and trainer of one run, made as RecBole's ``run_recbole`` makes them (quick_start.py:117-150).
 
-    ``curve`` has a mapping for each epoch: ``epoch``, ``train_s`` so far, ``loss`` and ``valid``.
+    ``curve`` has a mapping for each epoch: ``epoch``, ``train_s`` so far, ``loss`` and ``valid``; ``changed`` is called
+    when it has changed.
     """
 
     def __init__(self, spec: RunSpec, config: Any) -> None:
@@ -118,6 +134,7 @@ class Session:
         utils.init_seed(config["seed"], config["reproducibility"])
         self.model = utils.get_model(config["model"])(config, self.train_data._dataset).to(config["device"])
         self.curve: list[dict[str, Any]] = []
+        self.changed: Callable[[], None] = lambda: None
         self._collected: Any = None
         self.trainer = self._trainer(utils.get_trainer(config["MODEL_TYPE"], config["model"]))
         self.trainer.eval_collector.data_collect(self.train_data)
@@ -127,12 +144,17 @@ class Session:
         session = self
 
         class Observed(trainer_class):
+            def resume_checkpoint(self, resume_file: Any) -> None:
+                super().resume_checkpoint(resume_file)
+                del session.curve[self.start_epoch :]
+
             def _train_epoch(self, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
                 begin = time.perf_counter()
                 loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
                 seconds = session.train_seconds + time.perf_counter() - begin
                 total = float(sum(loss) if isinstance(loss, tuple) else loss)
                 session.curve.append({"epoch": epoch_idx, "train_s": seconds, "loss": total, "valid": None})
+                session.changed()
                 return loss
 
             def _valid_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,6 +182,7 @@ class Session:
 
         def note(_: int, score: float) -> None:
             self.curve[-1]["valid"] = float(score)
+            self.changed()
 
         self.trainer.fit(self.train_data, self.valid, saved=True, show_progress=False, callback_fn=note)
 
@@ -177,21 +200,10 @@ class Session:
         return self.curve[-1] if self.curve else {"epoch": None, "valid": None}
 
     def test(self, model_file: str | Path | None = None, trained: bool = False) -> tuple[Arrays, dict[str, float]]:
-        """Rank the test rows and compute the metrics of each user.
+        """Rank the test rows by the model of a file, by default that of the best epoch, or (``trained``) as it is.
 
-        Parameters
-        ----------
-        model_file : path-like, optional
-            Checkpoint to read first; by default that of the best epoch.
-        trained : bool
-            Take the weights as they are.
-
-        Returns
-        -------
-        arrays : dict
-            ``users``, as the data file names them, and each metric's value for each of them, where it has one.
-        metrics : dict of str to float
-            Their means, and the metrics of all lists together.
+        Returns arrays, ``users``, as the data file names them, and each metric's value for each of them, where it has
+        one; and their means beside the metrics of all lists together.
 
         Raises
         ------
@@ -244,14 +256,22 @@ def load_trained(spec: RunSpec, saved: Path) -> tuple[Session, Arrays]:
     saved = saved.resolve()
     if not saved.is_file():
         raise CheckpointError(f"{saved}: no such file; run the study with keep_models: true")
-    before = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # RecBole writes logs into the working directory.
+    with in_temporary_folder() as folder:
         try:
-            session = Session(spec, configure(spec, Path(folder)))
+            session = Session(spec, configure(spec, folder))
             return session, session.test(saved)[0]
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f"{saved}: not a model of {spec.id} ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def in_temporary_folder() -> Iterator[Path]:
+    """A temporary folder as working directory while this lasts: RecBole writes logs there."""
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield Path(folder)
         finally:
             os.chdir(before)
 
@@ -270,19 +290,9 @@ def _met_before(dataset: Any) -> int:
 
 
 def per_row(evaluator: Any, collected: Any) -> Arrays:
-    """Each metric's value for each evaluated row, where it has one, by RecBole's own metric classes and ours.
+    """Each metric's value for each evaluated row, Float64[n_rows] by RecBole's names (``ndcg@10``), where it has one.
 
-    Parameters
-    ----------
-    evaluator : recbole.evaluator.Evaluator
-        With ranking metrics at ``k``.
-    collected : DataStruct
-        Its argument.
-
-    Returns
-    -------
-    dict of str to float64 array, [n_rows]
-        By RecBole's names: ``ndcg@10``.
+    Computed by RecBole's own metric classes and ours from what its evaluator is given.
     """
     found = {}
     for name in evaluator.metrics:
@@ -307,10 +317,15 @@ def run_one(spec: RunSpec, folder: Path) -> None:
     """
     from study import protocols
 
-    scratch = folder / "scratch" / spec.id / "saved"
-    scratch.mkdir(parents=True, exist_ok=True)
-    started, begin = now(), time.perf_counter()
-    session = Session(spec, configure(spec, scratch))
+    saved, begin = scratch_of(folder, spec) / "saved", time.perf_counter()
+    session, before = begin_or_go_on(spec, saved)
+    started = before["started"]
+
+    def seconds() -> float:
+        return float(before["wall_s"] + time.perf_counter() - begin)
+
+    session.curve = before["curve"]
+    session.changed = lambda: write_json(saved / PROGRESS, {**before, "wall_s": seconds(), "curve": session.curve})
     session.train()
     facts: dict[str, Any] = {
         **identity(spec, started),
@@ -343,8 +358,31 @@ def run_one(spec: RunSpec, folder: Path) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         os.replace(session.trainer.saved_model_file, kept)
         facts["saved"] = str(kept)
-    facts["wall_s"] = time.perf_counter() - begin
+    facts["wall_s"] = seconds()
     write_record(folder, spec, facts, arrays)
+    shutil.rmtree(saved)
+
+
+def begin_or_go_on(spec: RunSpec, saved: Path) -> tuple[Session, dict[str, Any]]:
+    """Session of a run, and its progress so far: ``origin``, ``started``, ``wall_s`` and ``curve``.
+
+    It goes on where it has a checkpoint made by the same code and versions on the same kind of processor, and starts
+    over where it has none, as do trainers with epochs of their own.
+    """
+    origin = provenance.origin()
+    origin["hardware"] = {name: origin["hardware"][name] for name in ("cpu", "gpu")}
+    before, last = read_json(saved / PROGRESS), next(saved.glob("*-last.pth"), None)
+    if last is not None and before is not None:
+        try:
+            if before["origin"] != origin:
+                raise CheckpointError("commit, versions or processor are not those that it began with")
+            return Session(spec, configure(spec, saved, last)), before
+        except UserError as error:
+            print(f"The run starts over: {error}", flush=True)
+    shutil.rmtree(saved, ignore_errors=True)
+    saved.mkdir(parents=True)
+    anew = {"origin": origin, "started": now(), "wall_s": 0.0, "curve": []}
+    return Session(spec, configure(spec, saved)), anew
 
 
 def identity(spec: RunSpec, started: str) -> dict[str, Any]:
@@ -364,9 +402,7 @@ def identity(spec: RunSpec, started: str) -> dict[str, Any]:
         "temporal": dict(spec.temporal) if split == "temporal" else None,
         "options": dict(spec.options),
         "command": spec.command,
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
+        **provenance.origin(),
         "started": started,
     }
 
@@ -401,19 +437,24 @@ class RunChild(Child):
         super().__init__(
             "study.runs:run_recorded",
             {"spec": asdict(spec), "results": str(results)},
-            results / "scratch" / spec.id,
+            scratch_of(results, spec) / "child",
             results / "logs" / f"{spec.id}.log",
             environment=child_environment(environment),
         )
 
     def finish(self) -> str:
-        """Wait for the end, record a failure that the process could not record itself; ``done`` or ``failed``."""
+        """Wait for the end, record a failure that the process could not record itself; ``done`` or ``failed``.
+
+        The checkpoints of a run that was killed stay: run again, it goes on from them.
+        """
         try:
             self.result()
         except ChildError as error:
             if status(self.results, self.spec) is None:
                 seconds = time.perf_counter() - self.begin
                 write_failure(self.results, self.spec, str(error), self.started, seconds)
+                return "failed"
+        shutil.rmtree(scratch_of(self.results, self.spec), ignore_errors=True)
         return str(status(self.results, self.spec))
 
 
@@ -434,10 +475,16 @@ def run_recorded(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sweep(results: Path) -> None:
-    """Make the folders of runs, and remove what a killed study left; nobody else may be at work there."""
+    """Make the folders of runs, and remove what a killed study left, but for checkpoints of runs that are not done.
+
+    Nobody else may be at work there.
+    """
     for name in ("runs", "logs", "scratch"):
         (results / name).mkdir(parents=True, exist_ok=True)
     for left in (results / "runs").glob(".*.tmp"):
         left.unlink()
     for folder in (results / "scratch").iterdir():
-        shutil.rmtree(folder, ignore_errors=True)
+        record = read_json(results / "runs" / f"{folder.name}.json")
+        done = record is not None and record["status"] == "done"
+        if done or not (folder / "saved" / PROGRESS).is_file():
+            shutil.rmtree(folder, ignore_errors=True)

@@ -57,13 +57,8 @@ class Spaces:
 def read_spaces(path: str | Path, plan: Plan) -> Spaces:
     """Read a file of search spaces and check it against the models of a study.
 
-    Parameters
-    ----------
-    path : path-like
-        YAML with ``every`` and ``models``, both mappings of options to a list of values or to ``{low, high}`` with
-        ``step`` or ``log: true``; under ``models`` a null takes an option out.
-    plan : Plan
-        The study.
+    YAML with ``every`` and ``models``, both mappings of options to a list of values or to ``{low, high}`` with ``step``
+    or ``log: true``; under ``models`` a null takes an option out.
 
     Raises
     ------
@@ -177,10 +172,10 @@ class Task:
             self.study.enqueue_trial(self._default())
 
     def _open(self) -> Any:
-        journal = importlib.import_module("optuna.storages.journal")
         file = self.folder / "journals" / f"{self.name}.log"
         file.parent.mkdir(parents=True, exist_ok=True)
-        storage = self.optuna.storages.JournalStorage(journal.JournalFileBackend(str(file)))
+        storages = self.optuna.storages
+        storage = storages.JournalStorage(storages.journal.JournalFileBackend(str(file)))
         return self.optuna.create_study(
             storage=storage, study_name=self.name, direction="maximize", load_if_exists=True
         )
@@ -238,11 +233,13 @@ class Task:
         done = self._done()
         scores = {trial.number: trial.value for trial in done}
         if self.first_epochs:
-            found = {number: read_json(record_path(self.folder, spec)) for number, spec in self.finals().items()}
-            scores = {number: facts["best_valid"] for number, facts in found.items() if facts["status"] == "done"}
+            ran = {number: read_json(record_path(self.folder, spec)) for number, spec in self.finals().items()}
+            scores = {number: facts["best_valid"] for number, facts in ran.items() if facts["status"] == "done"}
         if not scores:
             return None
         best = max((trial for trial in done if trial.number in scores), key=lambda trial: scores[trial.number])
+        made = {"command": plan.command, **provenance.origin(), "finished": now()}
+        made["versions"]["optuna"] = self.optuna.__version__
         return {
             "options": _decoded(best.params),
             "dataset": self.dataset,
@@ -253,13 +250,7 @@ class Task:
             "value": scores[best.number],
             "trials": self.over,
             "failed": self.over - len(done),
-            "made": {
-                "command": plan.command,
-                "commit": provenance.commit(),
-                "versions": {**provenance.versions(), "optuna": self.optuna.__version__},
-                "hardware": provenance.hardware(),
-                "finished": now(),
-            },
+            "made": made,
         }
 
 
@@ -281,22 +272,12 @@ def search(
     deadline: float | None = None,
     first_epochs: int | None = None,
 ) -> Found:
-    """Give every model its trials and write the settings that are chosen.
+    """Give every model its trials on each data set under each protocol, and write the settings that are chosen.
 
-    Parameters
-    ----------
-    plan, spaces
-        The study and its options to search.
-    trials : int
-        Trials of each model on each data set under each protocol; failed ones count.
-    folder : Path
-        Where the chosen settings are written, a file each, and in ``work`` what the search needs to go on.
-    jobs : int
-        Trials at a time; those of one model follow each other.
-    deadline : float, optional
-        Moment (``time.monotonic``) at which trials at work are stopped, to be repeated by the next call.
-    first_epochs : int, optional
-        Epochs of a trial; the best two are then trained as long as the study says, and the better one is chosen.
+    Failed trials count. ``folder`` gets the chosen settings, a file each, and in ``work`` what the search needs to go
+    on. ``jobs`` trials run at a time; those of one model follow each other. At ``deadline`` (``time.monotonic``) trials
+    at work are stopped; the next call goes on with them. With ``first_epochs`` trials have so many epochs; the best two
+    are then trained as long as the study says, and the better one is chosen.
     """
     with _claimed(plan, spaces, folder, first_epochs):
         work = folder / "work"
@@ -310,7 +291,8 @@ def search(
         finals = FINALISTS * len(tasks) if first_epochs else 0
         total = trials * len(tasks) + finals
         with tqdm(total=total, initial=done, desc=f"{plan.name}, trials", unit="trial", dynamic_ncols=True) as bar:
-            _Search(tasks, trials, work, bar).run(jobs, deadline)
+            at_work = _Search(tasks, trials, work, bar)
+            run_children(at_work.start, at_work.ended, jobs, deadline, lambda: grid.tick(bar))
         found = Found([], [], [])
         for task in tasks:
             if task.over < trials or task.unranked(work):
@@ -331,9 +313,6 @@ class _Search:
         self.waiting = deque(tasks)
         self.finals: list[RunSpec] = []
         self.trial_of: dict[str, tuple[Task, int]] = {}
-
-    def run(self, jobs: int, deadline: float | None) -> None:
-        run_children(self.start, self.ended, jobs, deadline, lambda: grid.tick(self.bar))
 
     def start(self, environment: Mapping[str, str]) -> RunChild | None:
         while self.waiting:
@@ -378,6 +357,6 @@ def _claimed(plan: Plan, spaces: Spaces, folder: Path, first_epochs: int | None)
     def read(held: Any) -> dict[str, Any]:
         return {**held["study"], "space": held["space"]}
 
-    with owned(folder, folder / "work" / STATE_FILE, read(content), lambda: content, read, "tuned", "search"):
+    with owned(folder, folder / "work" / STATE_FILE, content, read, "tuned", "search"):
         runs.sweep(folder / "work")
         yield

@@ -13,12 +13,13 @@ p values are corrected by Holm over all comparisons of a study, separately for u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -40,13 +41,7 @@ class Spread:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and standard deviation of some values.
-
-    Raises
-    ------
-    ValueError
-        If there is no value, or one is not finite.
-    """
+    """Mean and standard deviation of some values; ``ValueError`` if there is none, or one is not finite."""
     array = _finite(values)
     if not len(array):
         raise ValueError("no values to take the mean of")
@@ -60,67 +55,48 @@ def _finite(values: Any) -> Floats:
     return array
 
 
-def signed_rank(differences: Any) -> Floats:
-    """Two-sided p value, Float[...], of Wilcoxon's signed-rank test of paired differences, Float[..., n users].
+def signed_rank(differences: Any) -> float:
+    """Two-sided p value of Wilcoxon's signed-rank test of the paired differences of users, Float[n].
 
     As ``scipy.stats.wilcoxon`` with its defaults: zero differences are left out. 1 where all are zero.
     """
     array = _finite(differences)
-    some = (array != 0).any(-1)
-    p = np.ones(array.shape[:-1])
-    if some.any():
-        p[some] = stats.wilcoxon(array[some], axis=-1).pvalue
-    return p
+    return float(stats.wilcoxon(array).pvalue) if array.any() else 1.0
 
 
-def paired_t(differences: Any) -> Floats:
-    """Two-sided p value, Float[...], of the paired t test of differences, Float[..., n seeds].
+def paired_t(differences: Any) -> float:
+    """Two-sided p value of the paired t test of the differences of seeds, Float[n].
 
     As ``scipy.stats.ttest_rel``; 1 where all differences are zero, NaN where the test says nothing: for one seed,
     and for several that differ by exactly the same amount, not zero.
     """
     array = _finite(differences)
-    p = np.full(array.shape[:-1], np.nan)
-    p[(array == 0).all(-1)] = 1.0
-    varied = (array != array[..., :1]).any(-1)
-    if array.shape[-1] > 1 and varied.any():
-        p[varied] = stats.ttest_1samp(array[varied], 0.0, axis=-1).pvalue
-    return p
+    if not array.any():
+        return 1.0
+    return float("nan") if (array == array[0]).all() else float(stats.ttest_1samp(array, 0.0).pvalue)
 
 
 def bootstrap_interval(
     values: Any, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Floats, Floats]:
-    """Percentile bootstrap interval of the mean.
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of values, Float[n]: its lower and upper end.
 
-    Parameters
-    ----------
-    values : Float[..., n]
-        One value for each of at least two users; of a pair, the differences, so that users are drawn with both of
-        their values.
-    confidence, resamples, seed
-        Of ``scipy.stats.bootstrap``.
-
-    Returns
-    -------
-    (Float[...], Float[...])
-        Lower and upper end; both the value itself where all are equal.
+    One value for each of at least two users; of a pair, the differences, so that users are drawn with both of their
+    values. Where all are equal, both ends are the value itself.
     """
     array = _finite(values)
-    n = array.shape[-1]
-    if n < 2:
+    if len(array) < 2:
         raise ValueError("a bootstrap needs at least two users")
     found = stats.bootstrap(
         (array,),
         np.mean,
-        axis=-1,
         confidence_level=confidence,
         n_resamples=resamples,
         method="percentile",
         batch=max(1, DRAWN_AT_A_TIME // array.size),
         random_state=np.random.default_rng(seed),
     ).confidence_interval
-    return np.asarray(found.low), np.asarray(found.high)
+    return float(found.low), float(found.high)
 
 
 def standardised_difference(differences: Any) -> float | None:
@@ -151,7 +127,7 @@ def rank_biserial(differences: Any) -> float:
 
 
 def holm(p_values: Any) -> Floats:
-    """Adjust p values, Float[..., m], for being several (Holm, 1979).
+    """Adjust p values, Float[m], for being several (Holm, 1979).
 
     ``max over the p values up to p_(k) of (m - k + 1) p_(k)``, at most 1, in the order of the comparisons. Rejecting
     where this is below ``alpha`` keeps the chance of any false rejection below ``alpha``, however the comparisons
@@ -160,133 +136,101 @@ def holm(p_values: Any) -> Floats:
     p = np.asarray(p_values, dtype=np.float64)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("p values must be between 0 and 1")
-    m = p.shape[-1]
-    order = np.argsort(p, -1, kind="stable")
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * (m - np.arange(m)), -1)
+    order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
-    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p)))), 1.0)
     return adjusted
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One metric of one model: of each seed's run, and for each seed the users, Str[n], and their values, Float[n]."""
+    """One metric of one model: of each seed's run, and of each user, Float[users, seeds], NaN where a run has none."""
 
-    by_seed: Mapping[int, float]
-    by_user: Mapping[int, tuple[NDArray[Any], Floats]]
+    by_seed: pd.Series
+    by_user: pd.DataFrame
 
-
-def users_over_seeds(sample: Sample) -> tuple[NDArray[Any], Floats]:
-    """Each user's mean over the seeds: users that every seed has, sorted, and their values."""
-    seeds = sorted(sample.by_user)
-    users = np.unique(sample.by_user[seeds[0]][0])
-    for seed in seeds[1:]:
-        users = np.intersect1d(users, sample.by_user[seed][0])
-    return users, np.mean([_values_of(users, *sample.by_user[seed]) for seed in seeds], axis=0)
-
-
-def _values_of(wanted: NDArray[Any], users: NDArray[Any], values: Floats) -> Floats:
-    order = np.argsort(users)
-    return _finite(values)[order[np.searchsorted(users, wanted, sorter=order)]]
+    def over_seeds(self, seeds: Sequence[int] | None = None) -> pd.Series:
+        """Mean over the seeds, all unless given, of each user that they all have."""
+        return (self.by_user if seeds is None else self.by_user[list(seeds)]).dropna().mean(axis=1)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Difference of a model from its reference in one metric; None wherever something can't be said.
 
-    Attributes
-    ----------
-    n_users, n_only_one, n_differ : int
-        Users that both have, that one alone has (left out), and whose values differ.
-    difference : float, optional
-        Mean over users of model minus reference; ``low`` and ``high`` are the ends of its bootstrap interval.
-    p_users, p_users_holm : float, optional
-        Wilcoxon's p over users, plain and corrected.
-    d_z, rank_biserial : float, optional
-        Effect sizes over users.
-    n_seeds : int
-        Seeds that both have.
-    p_seeds, p_seeds_holm : float, optional
-        The t test's p over seeds, plain and corrected.
-    remarks : tuple of str
-        Anything left out, and why.
+    ``n_users`` both have, ``n_only_one`` one alone has (left out), of ``n_differ`` the values differ; both have
+    ``n_seeds``. ``difference`` is the mean over users of model minus reference, ``low`` and ``high`` the ends of its
+    bootstrap interval. p is Wilcoxon's over users and the t test's over seeds, plain and corrected; ``d_z`` and
+    ``rank_biserial`` are effect sizes over users. ``remarks`` say what was left out, and why.
     """
 
-    n_users: int
-    n_only_one: int
-    n_differ: int
-    difference: float | None
-    low: float | None
-    high: float | None
-    p_users: float | None
-    d_z: float | None
-    rank_biserial: float | None
-    n_seeds: int
-    p_seeds: float | None
-    remarks: tuple[str, ...] = ()
+    n_users: int = 0
+    n_only_one: int = 0
+    n_differ: int = 0
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_users: float | None = None
     p_users_holm: float | None = None
+    d_z: float | None = None
+    rank_biserial: float | None = None
+    n_seeds: int = 0
+    p_seeds: float | None = None
     p_seeds_holm: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def compare(
     model: Sample, reference: Sample, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Comparison:
     """Test a model against its reference, on the users and seeds that both have; nothing is corrected yet."""
-    seeds = sorted(set(model.by_seed) & set(reference.by_seed))
-    remarks = []
-    left_out = len(set(model.by_seed) ^ set(reference.by_seed))
-    if left_out:
-        remarks.append(f"{left_out} seeds without a partner left out")
+    by_seed = (model.by_seed - reference.by_seed).dropna()
+    seeds = list(by_seed.index)
     if not seeds:
-        nothing = Comparison(0, 0, 0, None, None, None, None, None, None, 0, None, ("no seed in common: not compared",))
-        return nothing
-    users_of_model, of_model = users_over_seeds(_at(model, seeds))
-    users_of_reference, of_reference = users_over_seeds(_at(reference, seeds))
-    users = np.intersect1d(users_of_model, users_of_reference)
-    only_one = len(np.union1d(users_of_model, users_of_reference)) - len(users)
+        return Comparison(remarks=("no seed in common: not compared",))
+    remarks = []
+    if left_out := len(set(model.by_seed.index) ^ set(reference.by_seed.index)):
+        remarks.append(f"{left_out} seeds without a partner left out")
+    every = model.over_seeds(seeds) - reference.over_seeds(seeds)
+    difference = every.dropna().to_numpy()
+    n_users = len(difference)
+    only_one = len(every) - n_users
     if only_one:
         remarks.append(f"{only_one} users with a value of one model alone left out")
-    by_seed = np.array([model.by_seed[each] - reference.by_seed[each] for each in seeds])
-    p_seeds = float(paired_t(by_seed))
+    p_seeds = paired_t(by_seed)
     if len(seeds) == 1:
         remarks.append("one seed: no test over seeds")
     elif np.isnan(p_seeds):
         remarks.append("the same difference in every seed: no test over seeds")
-    shared: dict[str, Any] = {
-        "n_users": len(users),
-        "n_only_one": only_one,
-        "n_seeds": len(seeds),
-        "p_seeds": None if np.isnan(p_seeds) or len(seeds) == 1 else p_seeds,
-    }
-    if not len(users):
+    found = Comparison(
+        n_users=n_users,
+        n_only_one=only_one,
+        n_seeds=len(seeds),
+        p_seeds=None if np.isnan(p_seeds) or len(seeds) == 1 else p_seeds,
+    )
+    if not n_users:
         remarks.append("no user in common: not tested over users")
-        empty: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p_users", "d_z", "rank_biserial"))
-        return Comparison(**shared, **empty, n_differ=0, remarks=tuple(remarks))
-    difference = _values_of(users, users_of_model, of_model) - _values_of(users, users_of_reference, of_reference)
+        return replace(found, remarks=tuple(remarks))
     # A mean over seeds that are all equal may differ from them in the last bit; that is no difference.
-    difference[np.abs(difference) < 1e-12] = 0.0
+    difference = np.where(np.abs(difference) < 1e-12, 0.0, difference)
     if not difference.any():
         remarks.append("no user's value differs")
     low = high = None
-    if len(users) > 1:
-        low, high = (float(end) for end in bootstrap_interval(difference, confidence, resamples, seed))
+    if n_users > 1:
+        low, high = bootstrap_interval(difference, confidence, resamples, seed)
     else:
         remarks.append("one user: no interval")
-    return Comparison(
-        **shared,
+    return replace(
+        found,
         n_differ=int((difference != 0).sum()),
         difference=float(difference.mean()),
         low=low,
         high=high,
-        p_users=float(signed_rank(difference)),
+        p_users=signed_rank(difference),
         d_z=standardised_difference(difference),
         rank_biserial=rank_biserial(difference),
         remarks=tuple(remarks),
     )
-
-
-def _at(sample: Sample, seeds: Sequence[int]) -> Sample:
-    return Sample({seed: sample.by_seed[seed] for seed in seeds}, {seed: sample.by_user[seed] for seed in seeds})
 
 
 def correct(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -7,30 +7,27 @@ event before it, the number of events before it, and how often and how early tra
 from __future__ import annotations
 
 import importlib
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.times import SECONDS_A_DAY as DAY
 from study import plots
-from study.analysis import AnalysedTable, Analysis, Entry, provenance_of
+from study.analysis import AnalysedTable, Analysis, provenance_of
 from study.document import Block, Figure, Heading, Paragraph, Table, number, signed
 from study.plan import RunSpec
 from study.results import Results, TableKey, sample_of, slug
-from study.statistics import bootstrap_interval, users_over_seeds
+from study.statistics import bootstrap_interval
 
 FOLDER = "users"
 FEWEST = 30
 """Users from which a group has an interval."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,9 @@ class Attribute:
     edges: tuple[float, ...]
     names: tuple[str, ...]
 
-    def groups(self, values: Floats) -> NDArray[np.int64]:
-        """Number of the group of each value."""
-        return np.searchsorted(self.edges, values, side="right") - 1
+    def groups(self, values: Any) -> pd.Categorical:
+        """The group of each value."""
+        return pd.cut(np.asarray(values), [*self.edges, np.inf], right=False, labels=self.names)
 
 
 ATTRIBUTES = (
@@ -83,10 +80,7 @@ def path_of(folder: Path, table: TableKey) -> Path:
 def describe(train: Any, test: Any) -> dict[str, NDArray[Any]]:
     """``users``, as the data file names them, and each attribute of their test event; users with several are left out.
 
-    Parameters
-    ----------
-    train, test : SequenceDataset
-        Of one split; ``test`` has a row for each test event.
+    ``train`` and ``test`` are the ``SequenceDataset`` of one split; ``test`` has a row for each test event.
     """
     events, targets = test.inter_feat.events, test.inter_feat.targets.long()
     items, times = (events.column(name, targets).numpy() for name in (test.iid_field, test.time_field))
@@ -130,15 +124,10 @@ def _write(spec: RunSpec, path: Path) -> None:
     from study import runs
 
     data = importlib.import_module("recbole.data")
-    before = Path.cwd()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # RecBole writes logs into the working directory.
-        try:
-            config = runs.configure(spec, Path(folder))
-            train, _, test = data.data_preparation(config, data.create_dataset(config))
-        finally:
-            os.chdir(before)
+    with runs.in_temporary_folder() as folder:
+        config = runs.configure(spec, folder)
+        train, _, test = data.data_preparation(config, data.create_dataset(config))
     with AtomicFile(path) as file:
         np.savez_compressed(file, **describe(train._dataset, test._dataset))  # type: ignore[arg-type]
 
@@ -152,51 +141,38 @@ def strata_blocks(analysis: Analysis) -> Iterator[Block]:
         path = path_of(analysis.results.folder, table.key)
         if path.is_file() and any(entry.interval for entry in table.entries.values()):
             with np.load(path, allow_pickle=False) as file:
-                yield from _blocks(analysis, table, {name: file[name] for name in file.files})
+                described = pd.DataFrame({name: file[name] for name in file.files}).set_index("users")
+            yield from _blocks(analysis, table, described)
 
 
-def _blocks(analysis: Analysis, table: AnalysedTable, described: Mapping[str, NDArray[Any]]) -> Iterator[Block]:
+def _blocks(analysis: Analysis, table: AnalysedTable, described: pd.DataFrame) -> Iterator[Block]:
     metric, name = analysis.metric, plots.metric_name(analysis.metric)
-    found = {label: _values(entry, metric, described["users"]) for label, entry in table.entries.items()}
-    values = {label: each for label, each in found.items() if each is not None}
+    samples = {label: sample_of(entry.runs, metric).over_seeds() for label, entry in table.entries.items()}
+    values = pd.DataFrame({label: each for label, each in samples.items() if len(each)}).reindex(described.index)
     settings = analysis.results.settings
     ours = [label for label in values if settings.is_ours(label, table.entries[label].model)]
     pairs = [(each.label, each.reference) for each in table.tested if each.label in ours and each.reference in values]
+    columns = {f"{label} - {beside}": values[label] - values[beside] for label, beside in pairs}
+    differences = pd.DataFrame(columns, index=values.index)
     yield Heading(f"Where they differ. {table.key.title}", 2, f"strata-{table.key.key}")
     yield Paragraph(
         f"Test {name} of users by what the event they are tested on is like; users' means over seeds. Differences have "
         f"95 % bootstrap intervals over the users of a group, from {FEWEST} users on; nothing is corrected for the "
         "number of groups."
     )
-    panels: dict[str, list[plots.Group]] = {}
+    panels: dict[str, dict[str, dict[str, plots.Interval]]] = {}
     for attribute in ATTRIBUTES:
-        groups = attribute.groups(described[attribute.key])
         rows = []
-        for number_of, group in enumerate(attribute.names):
-            chosen = groups == number_of
-            if not chosen.any():
-                continue
-            differences = [_difference(values[label] - values[beside], chosen) for label, beside in pairs]
-            share = f"{100 * chosen.mean():.1f} %"
-            texts = [signed(middle) + interval for middle, interval in map(_as_text, differences)]
-            rows.append(
-                (
-                    group,
-                    f"{chosen.sum():,}",
-                    share,
-                    *(number(float(np.nanmean(each[chosen]))) for each in values.values()),
-                    *texts,
-                )
-            )
-            if pairs and chosen.sum() >= FEWEST:
-                marks = tuple(
-                    (f"{label} - {beside}", *each) for (label, beside), each in zip(pairs, differences, strict=True)
-                )
-                panels.setdefault(attribute.text, []).append(plots.Group(f"{group} ({share})", marks))
-        header = (attribute.text, "Users", "Share", *values, *(f"{label} - {beside}" for label, beside in pairs))
+        for group, users in described.groupby(attribute.groups(described[attribute.key]), observed=True).groups.items():
+            share = f"{100 * len(users) / len(described):.1f} %"
+            marks = {pair: _interval(column) for pair, column in differences.loc[users].items()}
+            cells = (*map(number, values.loc[users].mean()), *map(_as_text, marks.values()))
+            rows.append((group, f"{len(users):,}", share, *cells))
+            if marks and len(users) >= FEWEST:
+                panels.setdefault(attribute.text, {})[f"{group} ({share})"] = marks
         yield Table(
             f"{name} by: {attribute.text.lower()}. {table.key.title}.",
-            header,
+            (attribute.text, "Users", "Share", *values, *differences),
             tuple(rows),
             f"strata-{attribute.key}-{table.key.key}",
         )
@@ -211,24 +187,14 @@ def _blocks(analysis: Analysis, table: AnalysedTable, described: Mapping[str, ND
         )
 
 
-def _values(entry: Entry, metric: str, users: NDArray[Any]) -> Floats | None:
-    """The metric of each of these users, NaN for one without a run; None where no run has users' metrics."""
-    sample = sample_of(entry.runs, metric)
-    if not sample.by_user:
-        return None
-    known, values = users_over_seeds(sample)
-    place = np.minimum(np.searchsorted(known, users), len(known) - 1)
-    return np.where(known[place] == users, values[place], np.nan)
-
-
-def _difference(difference: Floats, chosen: NDArray[np.bool_]) -> tuple[float, float | None, float | None]:
-    found = difference[chosen & np.isfinite(difference)]
+def _interval(differences: pd.Series) -> plots.Interval:
+    """Mean of the users who have a value, and the ends of its interval where they are enough."""
+    found = differences.dropna()
     if len(found) < FEWEST:
-        return (float(found.mean()) if len(found) else np.nan, None, None)
-    low, high = bootstrap_interval(found)
-    return float(found.mean()), float(low), float(high)
+        return float(found.mean()), None, None
+    return float(found.mean()), *bootstrap_interval(found)
 
 
-def _as_text(found: tuple[float, float | None, float | None]) -> tuple[float, str]:
+def _as_text(found: plots.Interval) -> str:
     middle, low, high = found
-    return middle, "" if low is None or high is None else f" [{signed(low)}, {signed(high)}]"
+    return signed(middle) + ("" if low is None else f" [{signed(low)}, {signed(high)}]")

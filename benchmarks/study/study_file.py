@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from engine.data import data_file
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import DataError, OptionError
@@ -70,19 +71,11 @@ def load(
     command: str = "",
     read_tuned: bool = True,
 ) -> Plan:
-    """Read a study file, lay what the command line says over it, and check it.
+    """Read a study file with keys of :data:`KEYS`, lay what the command line says over it, and check it.
 
-    Parameters
-    ----------
-    path : path-like, optional
-        A YAML file with keys of :data:`KEYS`.
-    overrides : mapping, optional
-        The same keys. ``options`` there go above all others; a name in ``models`` means the file's entry of that
-        label, if there is one.
-    command : str
-        The command of the study; it is written into every run's file.
-    read_tuned : bool
-        False: leave ``tuned`` unread, as for the search that is to fill it.
+    ``options`` in ``overrides`` go above all others; a name in ``models`` means the file's entry of that label, if
+    there is one. The ``command`` is written into every run's file. ``read_tuned=False`` leaves ``tuned`` unread, as for
+    the search that is to fill it.
 
     Raises
     ------
@@ -259,13 +252,7 @@ def _check_options(plan: Plan) -> None:
 
 
 def refuse_owned(given: Mapping[str, Any], where: str) -> None:
-    """Refuse options that the study sets by itself.
-
-    Raises
-    ------
-    OptionError
-        Naming the key that does so.
-    """
+    """Refuse options that the study sets by itself, by an ``OptionError`` that names the key that does so."""
     for name in given:
         if name in OWNED:
             key = f"; set it by {OWNED[name]}" if OWNED[name] else ""
@@ -275,25 +262,11 @@ def refuse_owned(given: Mapping[str, Any], where: str) -> None:
 # Data and tuned settings
 
 
-def data_folder(dataset: str, data_path: str) -> Path:
-    """Folder in which RecBole looks for a data set: its own copy of ml-100k, else ``<data_path>/<dataset>``."""
-    if dataset == "ml-100k":
-        spec = importlib.util.find_spec("recbole")
-        for place in (spec.submodule_search_locations if spec else None) or []:
-            return Path(place, "dataset_example", dataset)
-    return Path(data_path, dataset)
-
-
 def fingerprint(plan: Plan, dataset: str) -> str:
-    """Digest of a data set's interactions.
-
-    Raises
-    ------
-    DataError
-        If they are not there.
-    """
+    """Digest of a data set's interactions; ``DataError`` if they are not there."""
     benchmark = plan.options_of(dataset, plan.models[0], plan.protocols[0]).get("benchmark_filename")
-    name, folder = plan.source(dataset).name, data_folder(plan.source(dataset).name, plan.source(dataset).data_path)
+    source = plan.source(dataset)
+    name, folder = source.name, data_file(source.name, source.data_path).parent
     digest = hashlib.sha256()
     for part in [f"{name}.{each}" for each in benchmark] if benchmark else [name]:
         try:

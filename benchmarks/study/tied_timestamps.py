@@ -15,24 +15,15 @@ import torch
 from engine.store import write_json
 
 from recbole_adrrec.data.ties import tie_statistics
-
-SECONDS_A_DAY = 86_400
+from recbole_adrrec.times import SECONDS_A_DAY
 
 
 def measure(dataset: Any) -> dict[str, Any]:
-    """Shares of a data set's events and gaps whose order is left open.
+    """Shares of the events and gaps of a built ``SequenceDataset``, or of any part of it, whose order is left open.
 
-    Parameters
-    ----------
-    dataset : SequenceDataset
-        Built, or any part of it: all events are measured.
-
-    Returns
-    -------
-    dict
-        ``users`` and ``events``; ``tied_events``: share of the events whose user has another of the same time;
-        ``tied_gaps``, ``last_two_tie``, ``tie_consistency``, ``consistency_by_chance``: as ``TieStatistics`` has them;
-        ``whole_days``: share of the events at midnight, UTC.
+    ``users`` and ``events``; ``tied_events``: share of the events whose user has another of the same time;
+    ``tied_gaps``, ``last_two_tie``, ``tie_consistency``, ``consistency_by_chance``: as ``TieStatistics`` has them;
+    ``whole_days``: share of the events at midnight, UTC.
     """
     events = dataset.inter_feat.events
     everything = torch.arange(len(events))
@@ -60,17 +51,9 @@ def measure(dataset: Any) -> dict[str, Any]:
 def summarise(results: Path) -> dict[str, dict[str, Any]]:
     """Write ``ties.json`` into a folder of results: each data set's ties, and how far shuffling them moves a metric.
 
-    Parameters
-    ----------
-    results : Path
-        With finished runs.
-
-    Returns
-    -------
-    dict
-        For each data set the numbers of :func:`measure` and, where runs were repeated with ties shuffled, the metric of
-        early stopping: the mean and the largest shift over pairs of runs that differ in the order of ties alone, and
-        the largest shift of a model's mean.
+    For each data set the numbers of :func:`measure` and, where runs were repeated with ties shuffled, the metric of
+    early stopping: the mean and the largest shift over pairs of runs that differ in the order of ties alone, and the
+    largest shift of a model's mean.
     """
     found: dict[str, dict[str, Any]] = {}
     scores: dict[tuple[str, ...], dict[str, float]] = {}

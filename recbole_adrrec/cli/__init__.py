@@ -31,42 +31,42 @@ def wait_passively() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one training and test from the command line, or one of ``commands.COMMANDS``, which stands first then.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments after the program's name; those of the process if None.
-
-    Returns
-    -------
-    int
-        Exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, or training can't go
-        on, 130 interrupted from the keyboard, 143 terminated by the system. Other errors are raised.
+    Gives the exit code: 0 done, 1 ``doctor`` found something wrong, 2 something the user gave is wrong, or training
+    can't go on, 130 interrupted from the keyboard, 143 terminated by the system. Other errors are raised.
     """
     wait_passively()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in commands.COMMANDS:
-        return commands.run(arguments[0], arguments[1:])
+    is_command = bool(arguments) and arguments[0] in commands.COMMANDS
     try:
-        if arguments and not arguments[0].startswith("-"):
-            known = f"{', '.join(commands.COMMANDS)}, or options to train with, --key=value"
-            raise OptionError(f"{arguments[0]!r} is no command{suggestion(arguments[0], commands.COMMANDS)} ({known})")
-        given = options.parse_command_line(arguments)
-        if given.get("help"):
-            print(usage(options.check_model(given.get("model", MODEL))))
-            return 0
-        from recbole_adrrec.cli.train import train
-
         with commands.terminable():
-            print(train(given))
+            return commands.run(arguments[0], arguments[1:]) if is_command else _train(arguments)
     except UserError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        return commands.EXIT_USER_ERROR
+        return 2
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, commands.Terminated)
-        print(f"\n{str(stop) or ('terminated' if terminated else 'interrupted')}", file=sys.stderr)
-        return commands.EXIT_TERMINATED if terminated else commands.EXIT_INTERRUPTED
+        ended = f"{'terminated' if terminated else 'interrupted'}{'; nothing was written' if is_command else ''}"
+        print(f"\n{str(stop) or ended}", file=sys.stderr)
+        return 143 if terminated else 130
+    except BrokenPipeError:
+        # Whoever read the output has had enough of it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _train(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        known = f"{', '.join(commands.COMMANDS)}, or options to train with, --key=value"
+        raise OptionError(f"{arguments[0]!r} is no command{suggestion(arguments[0], commands.COMMANDS)} ({known})")
+    given = options.parse_command_line(arguments)
+    if given.get("help"):
+        print(usage(options.check_model(given.get("model", MODEL))))
+        return 0
+    from recbole_adrrec.cli.train import train
+
+    print(train(given))
     return 0
 
 

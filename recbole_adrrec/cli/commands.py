@@ -1,6 +1,7 @@
-"""Commands of ``python -m recbole_adrrec`` beside training: one module each, with ``main(argv)``.
+"""Commands of ``python -m recbole_adrrec`` beside training.
 
-Nothing heavy is imported before a command has read its arguments, so that ``--help`` and mistakes answer at once.
+Each is a module with ``EXAMPLES``, ``add_arguments(add)`` and ``run(given)``, which gives the exit code. Nothing heavy
+is imported before a command has read its arguments, so that ``--help`` and mistakes answer at once.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from recbole_adrrec.errors import OptionError, UserError
-from recbole_adrrec.options import suggestion
+from recbole_adrrec.errors import OptionError
+from recbole_adrrec.options import nearest
 
 COMMANDS = {
     "recommend": "top items of users at a moment, from a checkpoint alone",
@@ -26,21 +26,29 @@ COMMANDS = {
     "serve": "recommendations over HTTP, from a checkpoint alone",
     "export": "a trained model as an ONNX graph, for serving without torch and RecBole",
     "doctor": "check the environment: versions, RecBole, devices, data sets",
-    "convert": "raw CSV, MovieLens or JSON files to RecBole's atomic files",
+    "convert": "raw CSV, MovieLens, JSON or Parquet files to RecBole's atomic files, or Parquet, with exact times",
     "upgrade-checkpoint": "a trusted checkpoint of version 0.1, or of RecBole alone, to today's format",
 }
 """Descriptions of the commands by name; the first word of each is a module of this package."""
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
-
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Run one of ``COMMANDS`` with the arguments after it, and give the exit code."""
+    """Run one of ``COMMANDS`` with the arguments after it, and give the exit code; warnings are notes."""
     module = importlib.import_module(f"recbole_adrrec.cli.{name.partition('-')[0]}")
-    main: Callable[[Sequence[str]], int] = module.main
-    return main(argv)
+    parser = Parser(name, COMMANDS[name], module.EXAMPLES)
+    module.add_arguments(parser.add_argument)
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    try:
+        given = parser.parse_args(argv)
+    except SystemExit:  # --help
+        return 0
+    notes = logging.StreamHandler()
+    notes.setFormatter(logging.Formatter("note: %(message)s"))
+    logging.getLogger().addHandler(notes)
+    try:
+        return int(module.run(given))
+    finally:
+        logging.getLogger().removeHandler(notes)
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +57,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str, epilog: str) -> None:
         super().__init__(
             prog=f"python -m recbole_adrrec {command}",
-            description=description,
+            description=f"{description[0].upper()}{description[1:]}.",
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -58,40 +66,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise an OptionError."""
-        hint = ""
+        near = None
         if message.startswith("unrecognized arguments: "):
             first = message.partition(": ")[2].split()[0].partition("=")[0]
-            names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-            near = suggestion(first.lstrip("-"), [name.removeprefix("--") for name in names])
-            hint = near.replace("mean ", "mean --")
-        raise OptionError(f"{self.command}: {message}{hint or ' (--help shows all)'}")
-
-
-def guarded(work: Callable[[], int], debug: bool = False) -> int:
-    """Do the work of a command, which gives the exit code; what the user can put right is one line unless ``debug``."""
-    notes = logging.StreamHandler()
-    notes.setFormatter(logging.Formatter("note: %(message)s"))
-    logger = logging.getLogger()
-    logger.addHandler(notes)
-    try:
-        with terminable():
-            return work()
-    except UserError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has had enough of it, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit as stop:  # argparse's --help
-        return int(stop.code or 0)
-    finally:
-        logger.removeHandler(notes)
+            near = nearest(first.lstrip("-"), (action.dest for action in self._actions if action.option_strings))
+        raise OptionError(f"{self.command}: {message}{f'; did you mean --{near}?' if near else ' (--help shows all)'}")
 
 
 class Terminated(KeyboardInterrupt):
@@ -145,9 +124,19 @@ def write(data: str | bytes, path: Path | None) -> None:
         raise OptionError(f"--output: {path} can't be written ({error.strerror}); choose another place") from error
 
 
+def add_checkpoint(add: Any) -> None:
+    """The argument of all commands that load a trained model."""
+    add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
+
+
+def add_device(add: Any) -> None:
+    """Where to compute."""
+    add("--device", default="cpu", help="where to compute, as cpu or cuda (default: cpu)")
+
+
 def add_query_arguments(add: Any) -> None:
     """Arguments that ``recommend`` and ``explain`` have in common."""
-    add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
+    add_checkpoint(add)
     add(
         "--at",
         help="the moment: 2024-05-01, 2024-05-01T12:00, ...T12:00+02:00 (UTC without an offset), @1714564800 or now; "
@@ -162,5 +151,4 @@ def add_query_arguments(add: Any) -> None:
         type=Path,
         help="atomic .item file with titles (default: that of the data set, where it is there)",
     )
-    add("--device", default="cpu", help="where to compute, as cpu or cuda (default: cpu)")
-    add("--debug", action="store_true", help="show where an error came from")
+    add_device(add)

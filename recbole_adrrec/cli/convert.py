@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, guarded
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.times import DIVISORS
 from recbole_adrrec.tools.sources import FORMATS, ReaderOptions
@@ -22,12 +20,10 @@ EXAMPLES = """examples:
 Then: python -m recbole_adrrec --dataset=mine --data_path=dataset"""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``convert``."""
-    made = Parser("convert", "Convert raw events to <out>/<name>/<name>.inter or .parquet, with exact times.", EXAMPLES)
-    add: Any = made.add_argument
     add("files", nargs="+", type=Path, help="raw files, plain, .gz or Parquet, read one after the other")
-    add("--name", required=True, help="name of the data set")
+    add("--name", required=True, help="name of the data set: the file is <out>/<name>/<name>.inter or .parquet")
     add("--out", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
     add("--to", choices=("inter", "parquet"), default="inter", help="form of the new file (default: inter, RecBole's)")
     add("--format", choices=FORMATS, help="of text; default: seen from the first line")
@@ -42,16 +38,10 @@ def parser() -> Parser:
     add("--encoding", default="utf-8", help="default: utf-8")
     add("--strict", action="store_true", help="refuse the file at its first bad row, instead of leaving such rows out")
     add("--overwrite", action="store_true", help="replace a data set that is there")
-    add("--debug", action="store_true", help="show where an error came from")
-    return made
 
 
-def request_of(argv: Sequence[str]) -> Any:
-    """The ``Request`` of a command line; an OptionError where an argument is unknown or can't be."""
-    return _request(parser().parse_args(list(argv)))
-
-
-def _request(given: Any) -> Any:
+def request_of(given: Any) -> Any:
+    """The ``Request`` of a command's arguments; raises OptionError where one can't be."""
     from recbole_adrrec.tools.convert import Kept, Request
 
     try:
@@ -86,14 +76,10 @@ def _request(given: Any) -> Any:
     )
 
 
-def _convert(given: Any) -> int:
-    request = _request(given)
+def run(given: Any) -> int:
+    """Convert."""
+    request = request_of(given)
     from recbole_adrrec.tools.convert import convert
 
     print(convert(request))
     return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _convert(parser().parse_args(list(argv))), "--debug" in argv)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, guarded, write
+from recbole_adrrec.cli.commands import write
 
 EXIT_WRONG = 1
 NARROWEST = 110
@@ -27,18 +27,15 @@ LEFT_TO_JSON = ("where",)
 """Columns that tables leave out, to be narrow."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``doctor``."""
-    made = Parser("doctor", "Check the environment: versions, RecBole, devices, data sets.", EXAMPLES)
-    add: Any = made.add_argument
     add("--data_path", type=Path, default=Path("dataset"), help="folder of data sets (default: dataset)")
     add("--dataset", action="append", default=[], help="a data set that has to be there; repeatable")
     add("--json", action="store_true", help="write JSON instead of tables")
-    add("--debug", action="store_true", help="show where an error came from")
-    return made
 
 
-def _doctor(given: Any) -> int:
+def run(given: Any) -> int:
+    """Check, show what was found, and give 1 if something is wrong."""
     from recbole_adrrec.tools import doctor
 
     checkup = doctor.examine(given.data_path, given.dataset)
@@ -77,8 +74,3 @@ def _table(findings: Sequence[Any], width: int) -> str:
         widest = widths.index(max(widths))
         limits[widest] = widths[widest] = max(10, widths[widest] - over)
     return tabulate([header, *rows], tablefmt="plain", disable_numparse=True, maxcolwidths=limits)
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _doctor(parser().parse_args(list(argv))), "--debug" in argv)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
-from recbole_adrrec.cli.recommend import open_recommender, titles_of
+from recbole_adrrec.cli.commands import add_query_arguments, check_output, write
+from recbole_adrrec.cli.recommend import open_recommender
 from recbole_adrrec.errors import OptionError
 
 SUFFIXES = (".png", ".html")
@@ -23,19 +22,17 @@ the gates of all kernels.
 It works for ADRRec, AWRSR, HSTU, MEANTIME, STOSA and TiSASRec."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``explain``."""
-    made = Parser("explain", "Draw what a recommendation for one user attends to.", EXAMPLES)
-    add: Any = made.add_argument
     add("--user", "-u", required=True, help="the user, named as in the data")
     add("--output", "-o", type=Path, required=True, help="the picture: a .png, or a self-contained .html page")
     add_query_arguments(add)
     add("--shown", type=int, default=30, help="latest events with a line of their own (default: 30)")
     add("--top", "-k", type=int, default=5, help="recommended items to name (default: 5)")
-    return made
 
 
-def _explain(given: Any) -> int:
+def run(given: Any) -> int:
+    """Explain, and draw the explanation."""
     suffix = given.output.suffix.lower()
     if suffix not in SUFFIXES:
         raise OptionError(f"--output: {given.output} is neither .png nor .html; name one of these")
@@ -43,15 +40,11 @@ def _explain(given: Any) -> int:
         raise OptionError(f"--shown: {given.shown} is not a whole number of at least 1")
     check_output(given.output)
     recommender, _ = open_recommender(given, skip_unknown=False)
-    from recbole_adrrec.tools import explain, page, plots
+    from recbole_adrrec.tools import explain, page, plots, report
 
     reasons = explain.explain(recommender, given.user, given.at, given.top)
     make = plots.png if suffix == ".png" else page.page
-    write(make(reasons, titles_of(recommender, given.item_file), given.shown), given.output)
+    titles = report.titles_of(recommender.config, recommender.data.dataset, given.item_file)
+    write(make(reasons, titles, given.shown), given.output)
     print(f"Wrote {given.output}: {len(reasons.items)} events of user {reasons.user}")
     return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _explain(parser().parse_args(list(argv))), "--debug" in argv)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, check_output, guarded
+from recbole_adrrec.cli.commands import add_checkpoint, check_output
 from recbole_adrrec.errors import OptionError
 
 FORMS = ("scores", "vectors")
@@ -21,20 +20,17 @@ Inputs, all int64: items and times [batch, length], oldest first, padded by zero
 inputs and the greatest length. docs/serving.md shows how to use it. Needs pip install 'recbole_adrrec[export]'."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``export``."""
-    made = Parser("export", "Write a trained model as an ONNX graph.", EXAMPLES)
-    add: Any = made.add_argument
-    add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
+    add_checkpoint(add)
     add("--output", "-o", type=Path, required=True, help="the graph, a .onnx file")
     add("--form", choices=FORMS, default="scores", help="scores of items, or vectors for a nearest-neighbour index")
     add("--top", "-k", type=int, help="give so many best items and their scores instead of all scores")
     add("--seen", action="store_true", help="let items of the history be among the best, too")
-    add("--debug", action="store_true", help="show where an error came from")
-    return made
 
 
-def _export(given: Any) -> int:
+def run(given: Any) -> int:
+    """Load the model and write its graph."""
     if given.output.suffix.lower() != ".onnx":
         raise OptionError(f"--output: {given.output} should be named .onnx")
     check_output(given.output)
@@ -46,8 +42,3 @@ def _export(given: Any) -> int:
     beside = f" and {path.with_suffix('.npy')}" if given.form == "vectors" else ""
     print(f"Wrote {path}{beside}: {recommender.config['model']}, {len(recommender.items):,} items")
     return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _export(parser().parse_args(list(argv))), "--debug" in argv)

@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, add_query_arguments, check_output, guarded, write
+from recbole_adrrec.cli.commands import add_query_arguments, check_output, write
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.times import iso, seconds
 
@@ -29,10 +29,8 @@ Events are CSV, atomic files or JSON lines with a user, an item and a time. The 
 trained on aren't needed. Exit code: 0 done, 2 something given is wrong."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``recommend``."""
-    made = Parser("recommend", "Recommend items to users, best first, from a saved model.", EXAMPLES)
-    add: Any = made.add_argument
     many = {"nargs": "+", "action": "extend", "default": []}
     add("--user", "-u", **many, help="one or more users, named as in the data; repeatable")
     add("--users", type=Path, help="file of users, one a line; - reads the standard input")
@@ -43,10 +41,10 @@ def parser() -> Parser:
     add("--format", "-f", choices=FORMATS, help="default: by the name of --output, else a table")
     add("--output", "-o", type=Path, help="file to write, whole or not at all (default: the standard output)")
     add("--batch_size", type=int, default=512, help="users scored at a time (default: 512)")
-    return made
 
 
-def _recommend(given: Any) -> int:
+def run(given: Any) -> int:
+    """Recommend, and write the answers."""
     check_output(given.output)
     users = [*given.user, *(_read_users(given.users) if given.users else [])]
     if not users and not given.events:
@@ -61,8 +59,11 @@ def _recommend(given: Any) -> int:
         batch_size=given.batch_size,
         progress=len(users) >= BAR_FROM and sys.stderr.isatty(),
     )
+    from recbole_adrrec.tools.report import titles_of
+
+    titles = titles_of(recommender.config, recommender.data.dataset, given.item_file)
     kind = given.format or (given.output.suffix.removeprefix(".") if given.output else "table")
-    write(render(answers, kind, titles_of(recommender, given.item_file), recommender), given.output)
+    write(render(answers, kind, titles, recommender), given.output)
     if given.output:
         print(f"Wrote {given.output}: {len(answers.users):,} user{'s' * (len(answers.users) != 1)}")
     return 0
@@ -82,18 +83,6 @@ def open_recommender(given: Any, skip_unknown: bool) -> tuple[Any, Any]:
     if events.users:
         recommender = recommender.append(events.users, events.items, events.times, skip_unknown)
     return recommender, events
-
-
-def titles_of(recommender: Any, file: Path | None) -> dict[str, str]:
-    """Titles of items by name; an OptionError where a file is given that isn't there or has no titles."""
-    from recbole_adrrec.tools import report
-
-    titles = report.titles_of(recommender.config, recommender.data.dataset, file)
-    if file is not None and not titles:
-        reason = "no columns of items and titles" if file.is_file() else "no such file"
-        columns = f"{recommender.data.item_field}:token and {' or '.join(report.TITLE_COLUMNS)}"
-        raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
-    return titles
 
 
 def _read_users(path: Path) -> list[str]:
@@ -154,8 +143,3 @@ def _short(score: float) -> str:
     import numpy as np
 
     return str(np.float32(score))
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _recommend(parser().parse_args(list(argv))), "--debug" in argv)

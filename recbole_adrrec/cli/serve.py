@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, guarded
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.cli.commands import add_checkpoint, add_device
+from recbole_adrrec.errors import OptionError, require
 from recbole_adrrec.service.options import ServiceOptions
-
-PACKAGES = ("fastapi", "uvicorn")
-
-DEFAULTS = ServiceOptions()
-
-OPTIONS = {
-    "batch_size": "users computed together; 1: no batches",
-    "batch_wait": "milliseconds to wait for others while the model is free",
-    "queue": "users that may wait; more are refused with 503",
-    "max_users": "users of a request",
-    "max_events": "events of a history",
-    "max_top": "items for each user",
-    "max_body": "bytes of a request's body",
-}
 
 EXAMPLES = """examples:
   serve -c saved/ADRRec.pth --port 8000
@@ -35,28 +19,23 @@ stops it: all requests that were accepted are answered first. Exit code: 0 stopp
 Needs pip install 'recbole_adrrec[serve]'."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``serve``."""
-    made = Parser("serve", "Answer recommendation requests over HTTP.", EXAMPLES)
-    add: Any = made.add_argument
-    add("--checkpoint", "-c", type=Path, required=True, help="a model saved by training, as saved/ADRRec-....pth")
+    add_checkpoint(add)
     add("--port", "-p", type=int, default=8000, help="default: 8000; 0 finds a free one")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    add("--device", default="cpu", help="where to compute, as cpu or cuda (default: cpu)")
-    for name, meaning in OPTIONS.items():
-        default = getattr(DEFAULTS, name)
-        add(f"--{name}", type=type(default), default=default, help=f"{meaning} (default: {default:g})")
-    add("--debug", action="store_true", help="show where an error came from")
-    return made
+    add_device(add)
+    for field in fields(ServiceOptions):
+        meaning = f"{field.metadata['meaning']} (default: {field.default:g})"
+        add(f"--{field.name}", type=type(field.default), default=field.default, help=meaning)
 
 
-def _serve(given: Any) -> int:
-    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise OptionError(f"serve needs {' and '.join(missing)}: pip install 'recbole_adrrec[serve]'")
+def run(given: Any) -> int:
+    """Serve until stopped."""
+    require(("fastapi", "uvicorn"), "serve", "serve")
     if not 0 <= given.port < 2**16:
         raise OptionError(f"--port: {given.port} is not a number from 0 to 65535")
-    options = ServiceOptions(**{name: getattr(given, name) for name in OPTIONS})
+    options = ServiceOptions(**{field.name: getattr(given, field.name) for field in fields(ServiceOptions)})
     from recbole_adrrec.service.server import Server, bind
 
     with bind(given.host, given.port) as listener:
@@ -82,8 +61,3 @@ def _serve(given: Any) -> int:
                 raise
     print(f"Stopped: {server.answered:,} requests answered", flush=True)
     return 0
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run the command with the arguments after its name, and give the exit code."""
-    return guarded(lambda: _serve(parser().parse_args(list(argv))), "--debug" in argv)

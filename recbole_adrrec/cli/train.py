@@ -23,94 +23,68 @@ PROCESSES = ("nproc", "world_size", "ip", "port", "group_offset")
 def train(given: Mapping[str, Any]) -> str:
     """Train and test as a command line says, and give the report.
 
-    Raises
-    ------
-    UserError
-        Something the user gave is wrong.
-    KeyboardInterrupt
-        Training was stopped from outside; the text names what was saved.
+    Raises a UserError where something the user gave is wrong, and a KeyboardInterrupt, whose text names what was saved,
+    where training was stopped from outside.
     """
-    plan = Plan.of(given)
-    plan.check()
-    return plan.run()
+    files = {file: options.read_config_file(file) for file in given.get("config_files", [])}
+    # Later files go over earlier ones, and the command line over all of them.
+    together: dict[str, Any] = {}
+    for each in [*(files[file] for file in given.get("config_files", [])), given]:
+        together.update(each)
+    sources = {f"config file {file}": each for file, each in files.items()}
+    if together.get("resume") is not None:
+        given, sources = resumed(together), {}
+        together = dict(given)
+    together = {"model": MODEL, "dataset": DATASET, **together}
+    check(together, {"command line": given, **sources})
+    return Training(together, list(given.get("config_files", [])), given).run()
+
+
+def resumed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the run that left the checkpoint ``resume``, with those given now over them."""
+    import recbole_adrrec
+
+    recbole_adrrec.register()
+    from recbole_adrrec.integration import init_from, resume
+
+    if given.get("init_from") is not None:
+        raise OptionError(init_from.EXCLUDES_RESUME)
+    saved = resume.saved_options(given["resume"])
+    for name in ("model", "dataset"):
+        if given.get(name, saved[name]) != saved[name]:
+            raise OptionError(
+                f"resume: {given['resume']} was trained with {name} {saved[name]}, not {given[name]}; leave {name} "
+                "out, or train anew without resume"
+            )
+    return {name: value for name, value in {**saved, **given}.items() if name != "config_files"}
+
+
+def check(given: Mapping[str, Any], sources: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
+    model, dataset = options.check_model(given["model"]), given["dataset"]
+    if not isinstance(dataset, str) or not dataset:
+        raise OptionError(f"dataset: {dataset!r} is not the name of a data set")
+    for where, each in sources.items():
+        options.check_names(each, model, strict=True, where=where, warn=False)
+    for name in ("nproc", "world_size", "group_offset"):
+        options.check_option(model, name, given.get(name, 1))
+    # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
+    if dataset != "ml-100k" and not given.get("dataset_save_path"):
+        options.check_option(model, "benchmark_filename", given.get("benchmark_filename"))
+        options.check_data(dataset, _data_folder(given), given.get("benchmark_filename"))
+
+
+def _data_folder(given: Mapping[str, Any]) -> Path:
+    return Path(str(given.get("data_path", "dataset/")), given["dataset"])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training: model, data set, configuration files, options of the command line, and those of each file.
+class Training:
+    """A training: all options, the configuration files, and the options of the command line."""
 
-    Later files go over earlier ones, and the command line over all of them.
-    """
-
-    model: str
-    dataset: str
+    together: Mapping[str, Any]
     files: list[str]
     given: Mapping[str, Any]
-    filed: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Plan:
-        """Read the files that a command line names; model and data set may stand in either."""
-        files = list(given.get("config_files", []))
-        filed = [options.read_config_file(file) for file in files]
-        together: dict[str, Any] = {}
-        for each in [*filed, given]:
-            together.update(each)
-        if together.get("resume") is not None:
-            return cls._continued(together)
-        return cls(together.get("model", MODEL), together.get("dataset", DATASET), files, given, filed)
-
-    @classmethod
-    def _continued(cls, given: dict[str, Any]) -> Plan:
-        """The plan of the run that left a checkpoint, with the options given now over it."""
-        import recbole_adrrec
-
-        recbole_adrrec.register()
-        from recbole_adrrec.integration import init_from, resume
-
-        if given.get("init_from") is not None:
-            raise OptionError(init_from.EXCLUDES_RESUME)
-        file = given["resume"]
-        saved = resume.saved_options(file)
-        for name in ("model", "dataset"):
-            if given.get(name, saved[name]) != saved[name]:
-                raise OptionError(
-                    f"resume: {file} was trained with {name} {saved[name]}, not {given[name]}; leave {name} out, or "
-                    "train anew without resume"
-                )
-        together = {**saved, **given}
-        together.pop("config_files", None)
-        return cls(saved["model"], saved["dataset"], [], together, [])
-
-    def option(self, name: str, default: Any = None) -> Any:
-        """An option as given on the command line or else in the last file that has it."""
-        for source in [self.given, *reversed(self.filed)]:
-            if name in source:
-                return source[name]
-        return default
-
-    @property
-    def data_folder(self) -> Path:
-        """Folder of the data set."""
-        return Path(str(self.option("data_path", "dataset/")), self.dataset)
-
-    def check(self) -> None:
-        """Refuse unknown models and options, missing data and wrong numbers of processes before RecBole is imported."""
-        options.check_model(self.model)
-        if not isinstance(self.dataset, str) or not self.dataset:
-            raise OptionError(f"dataset: {self.dataset!r} is not the name of a data set")
-        options.check_names(self.given, self.model, strict=True, where="command line", warn=False)
-        for file, filed in zip(self.files, self.filed, strict=True):
-            options.check_names(filed, self.model, strict=True, where=f"config file {file}", warn=False)
-        for name in ("nproc", "world_size", "group_offset"):
-            value = self.option(name, 1)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise OptionError(f"{name}: {value!r} is not a whole number")
-        if self.option("nproc", 1) < 1:
-            raise OptionError(f"nproc: {self.option('nproc')} is not a number of processes; choose at least 1")
-        # RecBole's own copy of ml-100k is always there; a saved data set stands for its files.
-        if self.dataset != "ml-100k" and not self.option("dataset_save_path"):
-            options.check_data(self.dataset, self.data_folder, self.option("benchmark_filename"))
 
     def run(self) -> str:
         """Train, test, and give the report."""
@@ -121,7 +95,7 @@ class Plan:
 
         quick_start = importlib.import_module("recbole.quick_start")
         typed = {name: value for name, value in self.given.items() if name not in options.RUN_OPTIONS}
-        processes = {name: self.option(name) for name in PROCESSES if self.option(name) is not None}
+        processes = {name: self.together[name] for name in PROCESSES if self.together.get(name) is not None}
         if "TORCHELASTIC_RUN_ID" in os.environ:
             if processes:
                 raise OptionError(f"{next(iter(processes))}: torchrun says how many processes meet where; leave it out")
@@ -134,7 +108,7 @@ class Plan:
             try:
                 if not single:
                     self._config()  # so that errors are shown once, here, and not by every process
-                result = quick_start.run(self.model, self.dataset, config_file_list=self.files or None, **processes)
+                result = quick_start.run(**self._named, **processes)
             except KeyboardInterrupt as stop:
                 raise interrupted(trainers, stop) from None
             except Exception as error:
@@ -144,9 +118,12 @@ class Plan:
                 raise found from error
         return self._report(result, trainers[-1] if trainers else None)
 
+    @property
+    def _named(self) -> dict[str, Any]:
+        return {**{name: self.together[name] for name in ("model", "dataset")}, "config_file_list": self.files or None}
+
     def _config(self) -> Any:
-        config_class = importlib.import_module("recbole.config").Config
-        return config_class(model=self.model, dataset=self.dataset, config_file_list=self.files or None)
+        return importlib.import_module("recbole.config").Config(**self._named)
 
     def _user_error(self, error: Exception, trainers: Sequence[Any]) -> UserError | None:
         """An error of RecBole, the network or the disk as one of the user, if it is one.
@@ -155,9 +132,10 @@ class Plan:
         process, and loaders that were killed.
         """
         if isinstance(error, URLError | ConnectionError | TimeoutError):
-            if self.data_folder.exists():
+            folder = _data_folder(self.together)
+            if folder.exists():
                 return None
-            missing = options.missing_data(self.dataset, self.data_folder)
+            missing = options.missing_data(self.together["dataset"], folder)
             return DataError(f"{missing}; downloading it failed ({getattr(error, 'reason', error)})")
         if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | PermissionError):
             if error.filename is None:
@@ -184,26 +162,14 @@ class Plan:
         if result is None:
             return "This machine's processes are done; the first machine of the group has the result."
         config = trainer.config if trainer is not None else self._config()
-        loader = getattr(trainer, "evaluated", None)
-        saved = getattr(trainer, "saved_model_file", None)
-        summary = report.summary(
-            self.model,
-            self.dataset,
-            test_result=result["test_result"] or {},
-            valid_metric=config["valid_metric"],
-            valid_score=result["best_valid_score"] if result["best_valid_result"] else None,
-            users=None if loader is None else _n_users(loader),
-            query_time=config["use_query_time"] if self.model in options.property_names("model") else None,
-            saved=str(saved) if saved and Path(saved).is_file() else None,
-            places=config["metric_decimal_place"] or 4,
-        )
-        user = config["show_user"]
-        case = ""
+        loader, user, case = getattr(trainer, "evaluated", None), config["show_user"], ""
         if loader is not None and user != "none":
             try:
                 case = report.show_case(trainer.model, loader.dataset, config, None if user is None else str(user))
             except UserError as error:
                 case = str(error)
+        users = None if loader is None else _n_users(loader)
+        summary = report.summary(config, result, users, getattr(trainer, "saved_model_file", None))
         return f"\n{summary}\n\n{case}".rstrip()
 
 

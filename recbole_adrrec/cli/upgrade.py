@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recbole_adrrec.cli.commands import Parser, check_output, guarded
+from recbole_adrrec.cli.commands import check_output
 from recbole_adrrec.errors import OptionError
 
 EXAMPLES = """examples:
@@ -20,34 +19,15 @@ RecBole alone get no names and events: they serve load_data_and_model, but not r
 Exit code: 0 done, 2 the file or an argument is wrong."""
 
 
-def parser() -> Parser:
+def add_arguments(add: Any) -> None:
     """The arguments of ``upgrade-checkpoint``."""
-    made = Parser("upgrade-checkpoint", "Convert a checkpoint of version 0.1, or of RecBole alone.", EXAMPLES)
-    add: Any = made.add_argument
     add("old", type=Path, metavar="OLD", help="the checkpoint to convert")
     add("--output", "-o", type=Path, required=True, metavar="NEW", help="the checkpoint to write")
     add("--trust", action="store_true", help="run what is in the old file, as reading it does")
-    add("--debug", action="store_true", help="show where an error came from")
-    return made
 
 
-def main(argv: Sequence[str]) -> int:
-    """Convert one file.
-
-    Parameters
-    ----------
-    argv : sequence of str
-        Arguments after ``upgrade-checkpoint``.
-
-    Returns
-    -------
-    int
-        0 done, 2 the file or an argument is wrong.
-    """
-    return guarded(lambda: _upgrade(parser().parse_args(list(argv))), "--debug" in argv)
-
-
-def _upgrade(given: Any) -> int:
+def run(given: Any) -> int:
+    """Convert one file."""
     if not given.trust:
         raise OptionError(
             f"--trust: reading {given.old} runs what is in it; give --trust if you know who saved it, or train again"

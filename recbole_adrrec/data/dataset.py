@@ -19,8 +19,7 @@ from recbole_adrrec.data.rows import Events, Index, PrefixRows, WindowRows
 from recbole_adrrec.data.ties import TieStatistics, name_hashes, random_keys, tie_statistics
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.files import broken_name, has_quotes, unreadable_line
-from recbole_adrrec.layers.sequence_times import whole_days
-from recbole_adrrec.times import check_times, smallest_gaps, time_scale, to_seconds
+from recbole_adrrec.times import check_times, smallest_gaps, time_scale, to_seconds, whole_days
 
 
 class SequenceDataset(SequentialDataset):

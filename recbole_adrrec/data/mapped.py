@@ -18,8 +18,7 @@ from recbole_adrrec.data.dataset import SequenceDataset
 from recbole_adrrec.data.make_columns import BLOCK, Allowed, make
 from recbole_adrrec.data.rows import PrefixRows, SpanRows, WindowRows
 from recbole_adrrec.errors import DataError
-from recbole_adrrec.layers.sequence_times import whole_days
-from recbole_adrrec.times import SECONDS_A_DAY
+from recbole_adrrec.times import SECONDS_A_DAY, whole_days
 
 LOW_BITS = 20
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import builtins
 import copy
-import importlib
 import os
-import pickle
+import pickletools
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -26,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec import options as rules
+from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.version import __version__
@@ -37,18 +39,18 @@ FORMAT = 2
 ENUMS = {"MODEL_TYPE": "ModelType", "MODEL_INPUT_TYPE": "InputType", "eval_type": "EvaluatorType"}
 """Options whose values are enums of ``recbole.utils.enum_type``; they are stored by name."""
 
+TENSOR_PARTS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.\w+Storage")
+"""What the pickle of a checkpoint names."""
 
-# Writing
+DEEPEST = 100
+"""Values within one another, at most."""
+
+MOST_REPEATS = 10
+"""Times that the values of a file may be larger than it: weights that layers share stand in it once."""
 
 
 def plain(value: Any, where: str) -> Any:
-    """A value as nested lists, dicts, numbers, strings and tensors.
-
-    Raises
-    ------
-    CheckpointError
-        It holds something else; ``where`` says of what.
-    """
+    """A value as nested lists, dicts, numbers, strings and tensors; ``where`` names it if it holds something else."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, Mapping):
@@ -89,14 +91,9 @@ def config_entry(config: Any) -> dict[str, Any]:
 
 
 def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
-    """Save a checkpoint, completely or not at all.
+    """Save a checkpoint, completely or not at all; what stands there stays until then.
 
-    Parameters
-    ----------
-    entries : mapping
-        Everything but ``format``, ``version`` and ``fingerprint``.
-    file : str or path-like
-        A file that stands there stays until the new one is complete.
+    ``entries`` are everything but ``format``, ``version`` and ``fingerprint``.
 
     Raises
     ------
@@ -112,38 +109,19 @@ def save_checkpoint(entries: Mapping[str, Any], file: str | os.PathLike[str]) ->
         with AtomicFile(os.fspath(file)) as handle:
             torch.save(state, handle)
     except RuntimeError as error:
-        # torch speaks of its writer, not of the disk.
-        reason = _os_error(error)
+        # torch speaks of its writer; the error of the disk stands behind it.
+        reason: BaseException | None = error
+        while reason is not None and not isinstance(reason, OSError):
+            reason = reason.__cause__ or reason.__context__
         if reason is None:
             raise
         raise OSError(reason.errno, reason.strerror, os.fspath(file)) from error
 
 
-def _os_error(error: BaseException | None) -> OSError | None:
-    """The error of the system behind another one."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
-
-
-# Reading
-
-
 def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_: Any) -> dict[str, Any]:
-    """Load a checkpoint; runs nothing that the file brings.
+    """Load the entries of a checkpoint; runs nothing that the file brings.
 
-    Parameters
-    ----------
-    file : str or path-like
-    map_location
-        As of ``torch.load``; whatever else is given is ignored.
-
-    Returns
-    -------
-    dict
-        Its entries, see above.
+    ``map_location`` is as of ``torch.load``; whatever else is given is ignored.
 
     Raises
     ------
@@ -152,18 +130,10 @@ def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_:
         package, or one of version 0.1 or of RecBole alone.
     """
     path = os.fspath(file)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: there is no such checkpoint")
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: {_reason(path, str(error))}") from error
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: not a checkpoint, or a truncated one ({first_line(error)}); train again or take another copy"
-        ) from error
+    checkpoint = _read_archive(path, map_location)
     if not isinstance(checkpoint, dict) or type(checkpoint.get("format")) is not int:
         raise CheckpointError(f"{path}: not a checkpoint of recbole_adrrec")
+    _check_plain(checkpoint, path)
     if checkpoint["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: saved by a later version, {checkpoint.get('version')}, in a format unknown to this one"
@@ -177,29 +147,110 @@ def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_:
     return checkpoint
 
 
+def _read_archive(path: str, map_location: Any) -> Any:
+    """What ``torch.load`` makes of a file, if that takes no more memory than the file has bytes."""
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        # Without an archive, torch would read an older format of its own, and take the room that the file asks for.
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            names = {member.filename.lower() for member in members}
+            size = sum(member.file_size for member in members)
+            if packed or len(names) < len(members) or size > os.path.getsize(path):
+                raise CheckpointError(f"{path}: packed, as no checkpoint is; not loaded, since it may take any memory")
+            for member in members:
+                if member.filename.lower().endswith("data.pkl"):
+                    _check_pickle(archive.read(member), path)
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint, or a truncated one ({first_line(error)}); train again or take another copy"
+        ) from error
+
+
+def _check_pickle(pickled: bytes, path: str) -> None:
+    """Refuse a pickle that names other functions and classes than those that tensors are made with.
+
+    ``torch.load`` refuses those that run code, but has some that take any memory.
+    """
+    for code, argument, _ in pickletools.genops(pickled):
+        name = str(argument).replace(" ", ".") if code.name in ("GLOBAL", "INST") else None
+        if code.name == "FRAME" or (name is not None and name.startswith("recbole.config.")):
+            raise CheckpointError(
+                f"{path}: saved by version 0.1 or by RecBole alone, in a format that may run code when it is read; if "
+                f"you trust the file, convert it once: python -m recbole_adrrec upgrade-checkpoint {path} -o NEW "
+                "--trust"
+            )
+        if name is not None and not TENSOR_PARTS.fullmatch(name):
+            raise CheckpointError(f"{path}: holds {name}, which checkpoints don't; not loaded, since it may run code")
+
+
+def _check_plain(checkpoint: dict[str, Any], path: str) -> None:
+    """Refuse values that :func:`plain` never makes, and those that are more than a file of this size holds.
+
+    Whatever is done with all values of a checkpoint, such as taking its fingerprint, ends soon and needs little memory.
+    """
+    left = MOST_REPEATS * os.path.getsize(path) + 2**20
+    waiting: list[tuple[Any, int]] = [(checkpoint, 0)]
+    met = set()
+    while waiting:
+        value, depth = waiting.pop()
+        if type(value) in (dict, list, tuple):
+            if value and (id(value) in met or depth > DEEPEST):
+                raise CheckpointError(f"{path}: its values stand in one another without end; not loaded")
+            met.add(id(value))
+            if type(value) is dict:
+                waiting.extend((key, depth + 1) for key in value)
+            waiting.extend((entry, depth + 1) for entry in (value.values() if type(value) is dict else value))
+        elif type(value) is Tensor and _is_dense(value):
+            left -= value.numel() * value.element_size()
+        elif type(value) is str:
+            left -= len(value)
+        elif type(value) not in (int, float, bool, type(None)):
+            raise CheckpointError(f"{path}: holds a {type(value).__name__} that checkpoints don't; not loaded")
+        if left < 0:
+            raise CheckpointError(f"{path}: its values are larger than the file; not loaded")
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """True for a tensor of numbers that all have their own place in memory."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _is_well_formed(checkpoint: dict[str, Any]) -> bool:
     config, weights = checkpoint.get("config"), checkpoint.get("state_dict")
     return (
         isinstance(config, dict)
         and all(isinstance(config.get(name), str) for name in ("model", "dataset"))
         and all(isinstance(config.get(name), dict) for name in ("options", "given"))
+        and all(isinstance(name, str) for part in ("options", "given") for name in config[part])
+        and all(config["options"].get(name, config[name]) == config[name] for name in ("model", "dataset"))
+        and is_file_name(config["dataset"])  # a part of those of logs
         and isinstance(weights, dict)
         and all(isinstance(value, Tensor) for value in weights.values())
+        and all(isinstance(name, str) and name.isprintable() for name in weights)
     )
 
 
-def _reason(path: str, text: str) -> str:
-    """The objection of ``torch.load``, in one line."""
-    found = re.search(r"GLOBAL (\S+) was not an allowed global|unsupported GLOBAL (\S+)", text)
-    name = (found[1] or found[2]) if found else ""
-    if name.startswith("recbole.config.") or "operand 149" in text:
-        return (
-            "saved by version 0.1 or by RecBole alone, in a format that may run code when it is read; if you trust the "
-            f"file, convert it once: python -m recbole_adrrec upgrade-checkpoint {path} -o NEW --trust"
-        )
-    if name:
-        return f"holds {name}, which checkpoints don't; not loaded, since it may run code"
-    return f"not a checkpoint, or a damaged one ({first_line(text)})"
+def is_file_name(text: str) -> bool:
+    """True for a name without a folder that a file can have."""
+    plain_name = os.path.basename(text) == text not in ("", ".", "..") and text.isprintable()
+    return plain_name and len(text.encode()) < 256
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Name the checkpoint in complaints about options that it brings."""
+    try:
+        yield
+    except OptionError as error:
+        raise CheckpointError(f"{path}: {error}; the file was changed, or saved by another version") from error
 
 
 def first_line(error: object) -> str:
@@ -211,44 +262,41 @@ def first_line(error: object) -> str:
 
 
 def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Any:
-    """RecBole's ``Config`` with the options of a checkpoint.
+    """RecBole's ``Config`` with the options of a checkpoint; ``CheckpointError`` where one has an impossible value.
 
     It is made without its constructor, which passes every string to ``eval``.
-
-    Raises
-    ------
-    CheckpointError
-        An option has an impossible value.
     """
-    config_class = importlib.import_module("recbole.config").Config
-    enums = importlib.import_module("recbole.utils.enum_type")
-    utils = importlib.import_module("recbole.utils")
+    from recbole.config import Config
+    from recbole.utils import enum_type, get_model
+
     stored = copy.deepcopy(checkpoint["config"])
     options = stored["options"]
     try:
         for name, kind in ENUMS.items():
             if options.get(name) is not None:
-                options[name] = getattr(enums, kind)[options[name]]
+                options[name] = getattr(enum_type, kind)[options[name]]
         options["device"] = torch.device(options["device"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
+    with named(path):
+        rules.check_model(stored["model"])
+        model_class = get_model(stored["model"])
+        if stored["model"] in rules.MODEL_OPTIONS:
+            rules.check_values(options, stored["model"])
     teacher = options.get("teacher")
     if teacher is not None and (not str(teacher).isidentifier() or hasattr(builtins, str(teacher))):
         # model/context_aware_recommender/kd_dagfm.py:44 evaluates it.
         raise CheckpointError(f"{path}: its option teacher is {teacher!r}, not the name of a model; not loaded")
-    config = config_class.__new__(config_class)
+    config = Config.__new__(Config)
     config.compatibility_settings()  # as its constructor does, for `np.float` and others that RecBole uses
     config._init_parameters_category()
     config.yaml_loader = config._build_yaml_loader()
     config.model, config.dataset = stored["model"], stored["dataset"]
-    config.model_class = utils.get_model(stored["model"])
+    config.model_class = model_class
     config.file_config_dict, config.cmd_config_dict, config.internal_config_dict = {}, {}, {}
     config.variable_config_dict = config.external_config_dict = stored["given"]
     config.final_config_dict = options
     return config
-
-
-# Weights
 
 
 def shape_difference(stored: Mapping[str, Any], model: torch.nn.Module) -> str | None:
@@ -265,18 +313,15 @@ def shape_difference(stored: Mapping[str, Any], model: torch.nn.Module) -> str |
 
 
 def load_weights(model: Any, checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Load the weights of a checkpoint into a RecBole model, all of them or none.
-
-    Raises
-    ------
-    CheckpointError
-        They don't fit the model.
-    """
+    """Load the weights of a checkpoint into a RecBole model, all of them or, with a ``CheckpointError``, none."""
     difference = shape_difference(checkpoint["state_dict"], model)
     if difference is not None:
         raise CheckpointError(
             f"{path} doesn't fit this {type(model).__name__}: {difference}; it was made for another model, with other "
             "data or other options"
         )
+    other = checkpoint.get("other_parameter") or {}
+    if not isinstance(other, dict) or not {*other} <= {*(model.other_parameter() or {})}:
+        raise CheckpointError(f"{path}: its other_parameter isn't that of a {type(model).__name__}; train again")
     model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(checkpoint.get("other_parameter"))
+    model.load_other_parameter(other)

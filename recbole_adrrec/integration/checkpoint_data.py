@@ -19,10 +19,17 @@ from torch import Tensor
 from recbole_adrrec.data.columns import Columns, pack
 from recbole_adrrec.data.rows import Events, PrefixRows
 from recbole_adrrec.errors import CheckpointError, DataError
+from recbole_adrrec.integration.checkpoint import is_file_name
 from recbole_adrrec.integration.fingerprint import fingerprint
+from recbole_adrrec.times import SECONDS_A_DAY
 
 PADDING = "[PAD]"
 """RecBole's name of row 0, which is no user and no item."""
+
+
+MOST_USERS = 10**8
+LAST_DAY = 10**7
+"""Bounds of what is believed: memory is taken for each user, also without names."""
 
 
 class CorruptCheckpoint(Exception):  # noqa: N818 - becomes a CheckpointError that names the file
@@ -95,7 +102,9 @@ def check_same_data(checkpoint: Mapping[str, Any], dataset: Any, path: Any) -> N
     rows, stored = getattr(dataset, "inter_feat", None), checkpoint.get("data")
     if not isinstance(rows, PrefixRows) or stored is None:
         return
-    prints = stored["fingerprint"]
+    prints = stored.get("fingerprint") if isinstance(stored, Mapping) else None
+    if not isinstance(prints, Mapping):
+        raise CheckpointError(f"{path}: its data can't be read; take another copy or train again")
     if "names" not in prints:
         return
     store = _store(dataset)
@@ -211,8 +220,9 @@ class CheckpointData:
             It has none, or something else than was written.
         """
         stored = checkpoint.get("data")
-        best = (checkpoint.get("training") or {}).get("best_file")
-        if stored is None and best is not None and Path(path).stem.endswith("-last"):
+        training = checkpoint.get("training")
+        best = training.get("best_file") if isinstance(training, Mapping) else None
+        if stored is None and isinstance(best, str) and is_file_name(best) and Path(path).stem.endswith("-last"):
             raise CheckpointError(
                 f"{path}: is the last state, from which --resume goes on, and carries no names; ask the best model "
                 f"beside it, {Path(path).with_name(best)}"
@@ -242,8 +252,10 @@ class CheckpointData:
         texts, numbers = (dataset, user, item, time), (first, last, n_users)
         if not all(isinstance(each, str) for each in texts) or not all(type(each) is int for each in numbers):
             raise CorruptCheckpoint("its data is not what this package writes")
-        if first > last:
+        if not -LAST_DAY <= first <= last <= LAST_DAY:
             raise CorruptCheckpoint("its days of training can't be read")
+        if not 1 <= n_users <= MOST_USERS:
+            raise CorruptCheckpoint("its number of users can't be read")
         users = [] if packed_users is None else unpack(packed_users, "users")
         if packed_users is not None and len(users) != n_users - 1:
             raise CorruptCheckpoint("it has another number of users than names")
@@ -290,5 +302,8 @@ def _read_events(packed: Any, n_users: int, n_items: int) -> tuple[Tensor, Tenso
         raise CorruptCheckpoint("its events can't be read") from error
     if not fits or (len(items) and not 1 <= int(items.min()) <= int(items.max()) <= n_items):
         raise CorruptCheckpoint("its events name items or users that it doesn't have")
+    ends = (origin, *(float(end) for end in times.aminmax())) if len(times) else (origin,)
+    if not all(abs(end) <= LAST_DAY * SECONDS_A_DAY for end in ends):
+        raise CorruptCheckpoint("the times of its events can't be read")
     users = torch.repeat_interleave(torch.arange(1, n_users + 1), counts.long())
     return users, items.long(), times if times.is_floating_point() else times.long() + origin

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,11 +12,6 @@ from torch.utils.data import BatchSampler, RandomSampler, Sampler, SequentialSam
 from recbole_adrrec.collectives import mean_over_processes, share_of
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration.patching import override, patch
-
-CONFIGURATOR = "recbole.config.configurator"
-TRAINER = "recbole.trainer.trainer"
-LOADERS = "recbole.data.dataloader"
-COLLECTOR = "recbole.evaluator.collector"
 
 PER_ROW = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
 """Entries of RecBole's collector with a row for each row that is evaluated."""
@@ -30,11 +24,10 @@ PER_ROW = ("rec.items", "rec.topk", "rec.meanrank", "rec.score", "data.label")
 )
 def patch_device() -> None:
     """Let processes meet by gloo on the CPU where there is no CUDA."""
-    override(importlib.import_module(CONFIGURATOR).Config, "_init_device", _device_by_what_is_there)
+    from recbole.config.configurator import Config
 
-
-def _device_by_what_is_there(original: Callable[..., Any]) -> Callable[..., Any]:
-    def init_device(self: Any) -> None:
+    @override(Config, "_init_device")
+    def init_device(original: Any, self: Any) -> None:
         settings = self.final_config_dict
         if "local_rank" not in settings:
             original(self)
@@ -60,8 +53,6 @@ def _device_by_what_is_there(original: Callable[..., Any]) -> Callable[..., Any]
         if settings["local_rank"] != 0:
             settings.update(state="error", show_progress=False, verbose=False)
 
-    return init_device
-
 
 @patch(
     "data parallel without CUDA",
@@ -70,18 +61,15 @@ def _device_by_what_is_there(original: Callable[..., Any]) -> Callable[..., Any]
 )
 def patch_data_parallel() -> None:
     """Wrap models that are on the CPU too."""
+    from recbole.trainer.trainer import AbstractTrainer
 
-    def make(original: Callable[..., Any]) -> Callable[..., Any]:
-        def init(self: Any, config: Any, model: Any) -> None:
-            if config["single_spec"] or torch.device(config["device"]).type == "cuda":
-                original(self, config, model)
-                return
-            self.config, self.model = config, model
-            self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
-
-        return init
-
-    override(importlib.import_module(TRAINER).AbstractTrainer, "__init__", make)
+    @override(AbstractTrainer, "__init__")
+    def init(original: Any, self: Any, config: Any, model: Any) -> None:
+        if config["single_spec"] or torch.device(config["device"]).type == "cuda":
+            original(self, config, model)
+            return
+        self.config, self.model = config, model
+        self.distributed_model = torch.nn.parallel.DistributedDataParallel(model)
 
 
 @patch(
@@ -91,14 +79,14 @@ def patch_data_parallel() -> None:
 )
 def patch_folders() -> None:
     """Make a folder that another process may be making."""
+    from recbole.utils import utils
 
-    def ensure_dir(dir_path: str) -> None:
-        os.makedirs(dir_path, exist_ok=True)
-
-    override(importlib.import_module("recbole.utils.utils"), "ensure_dir", lambda _: ensure_dir)
+    override(utils, "ensure_dir")(lambda _, dir_path: os.makedirs(dir_path, exist_ok=True))
 
 
-# Training
+def share(n_rows: int, rank: int, world_size: int) -> range:
+    """One process's share of the rows: a run of neighbours, no row twice, the shares together all rows in order."""
+    return range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)
 
 
 class Shuffled(RandomSampler):
@@ -109,23 +97,10 @@ class Shuffled(RandomSampler):
 
 
 class SharedBatches(Sampler[list[int]]):
-    """One process's share of every batch that a single process would train on.
+    """One process's share of every batch that a single process would train on, out of ``n_rows`` in all.
 
-    A last batch of fewer rows than processes is joined to the one before it.
-
-    Parameters
-    ----------
-    batches : BatchSampler
-        A single process's batches, the same for all.
-    n_rows : int
-        Rows in all.
-    rank, world_size : int
-        This process, and how many there are.
-
-    Raises
-    ------
-    OptionError
-        If there are fewer rows than processes.
+    A last batch of fewer rows than processes is joined to the one before it; fewer rows than processes are an
+    ``OptionError``.
     """
 
     def __init__(self, batches: BatchSampler, n_rows: int, rank: int, world_size: int) -> None:
@@ -148,25 +123,12 @@ class SharedBatches(Sampler[list[int]]):
         yield self._share(kept)
 
     def _share(self, batch: list[int]) -> list[int]:
-        count = len(batch)
-        return batch[count * self.rank // self.world_size : count * (self.rank + 1) // self.world_size]
+        own = share(len(batch), self.rank, self.world_size)
+        return batch[own.start : own.stop]
 
     def __len__(self) -> int:
         left = self.n_rows % self.batches.batch_size
         return len(self.batches) - (0 < left < self.world_size)
-
-
-class Share(Sampler[int]):
-    """One process's share of the rows: a run of neighbours, no row twice, the shares together all rows in order."""
-
-    def __init__(self, n_rows: int, rank: int, world_size: int) -> None:
-        self.rows = range(n_rows * rank // world_size, n_rows * (rank + 1) // world_size)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @patch(
@@ -176,16 +138,16 @@ class Share(Sampler[int]):
 )
 def patch_loaders() -> None:
     """Train on the batches of a single process, cut into shares, and evaluate every row once."""
-    loaders = importlib.import_module(LOADERS)
-    abstract = importlib.import_module("recbole.data.dataloader.abstract_dataloader")
-    override(abstract.AbstractDataLoader, "__init__", _sharing)
-    for name in ("FullSortEvalDataLoader", "NegSampleEvalDataLoader"):
+    from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+
+    evaluating = FullSortEvalDataLoader, NegSampleEvalDataLoader
+    for loader in evaluating:
         # A loader of no rows is false, and RecBole evaluates nothing then: the process would be missed by the others.
-        getattr(loaders, name).__bool__ = lambda self: self.sample_size > 0
+        loader.__bool__ = lambda self: self.sample_size > 0
 
-
-def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    @override(AbstractDataLoader, "__init__")
+    def init(original: Any, self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         if config["single_spec"]:
             original(self, config, *args, **kwargs)
             return
@@ -194,10 +156,9 @@ def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
             original(self, config, *args, **kwargs)
         finally:
             config["single_spec"] = False
-        loaders = importlib.import_module(LOADERS)
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        if isinstance(self, loaders.FullSortEvalDataLoader | loaders.NegSampleEvalDataLoader):
-            sampler: Sampler[int] = Share(self.sample_size, rank, world_size)
+        if isinstance(self, evaluating):
+            sampler: Any = share(self.sample_size, rank, world_size)
             self.batch_sampler.sampler = sampler
         else:
             rows = range(self.sample_size)
@@ -205,8 +166,6 @@ def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
             batches = BatchSampler(sampler, max(self.step, world_size), drop_last=False)
             object.__setattr__(self, "batch_sampler", SharedBatches(batches, len(rows), rank, world_size))
         object.__setattr__(self, "sampler", sampler)  # a loader forbids it, since its batches would not follow
-
-    return init
 
 
 @patch(
@@ -216,12 +175,11 @@ def _sharing(original: Callable[..., Any]) -> Callable[..., Any]:
 )
 def patch_training() -> None:
     """Weight a loss that is a mean over rows by their number; the loss that is logged is that of all processes."""
-    override(importlib.import_module(TRAINER).Trainer, "_train_epoch", _weighing)
+    from recbole.trainer.trainer import Trainer
 
-
-def _weighing(original: Callable[..., Any]) -> Callable[..., Any]:
+    @override(Trainer, "_train_epoch")
     def train_epoch(
-        self: Any, train_data: Any, epoch_idx: int, loss_func: Any = None, *args: Any, **kwargs: Any
+        original: Any, self: Any, train_data: Any, epoch_idx: int, loss_func: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if self.config["single_spec"]:
             return original(self, train_data, epoch_idx, loss_func, *args, **kwargs)
@@ -239,11 +197,6 @@ def _weighing(original: Callable[..., Any]) -> Callable[..., Any]:
         means = mean_over_processes(torch.tensor(parts, dtype=torch.float64, device=self.device)).tolist()
         return tuple(means) if isinstance(total, tuple) else means[0]
 
-    return train_epoch
-
-
-# Evaluation
-
 
 @patch(
     "collected results",
@@ -256,11 +209,10 @@ def patch_collector() -> None:
 
     Sampled negatives (``uni100`` and the like) still differ from a single process's, as they do from seed to seed.
     """
-    override(importlib.import_module(COLLECTOR).Collector, "get_data_struct", _collecting)
+    from recbole.evaluator.collector import Collector
 
-
-def _collecting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_data_struct(self: Any) -> Any:
+    @override(Collector, "get_data_struct")
+    def get_data_struct(original: Any, self: Any) -> Any:
         collected = self.data_struct._data_dict
         counts = {name: value for name, value in collected.items() if not isinstance(value, torch.Tensor)}
         for name in counts:
@@ -275,5 +227,3 @@ def _collecting(original: Callable[..., Any]) -> Callable[..., Any]:
             for name in {name for part in everyone for name in part}:
                 struct.set(name, torch.cat([part[name] for part in everyone if name in part]))
         return struct
-
-    return get_data_struct

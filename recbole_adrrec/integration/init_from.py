@@ -23,17 +23,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.integration.checkpoint import load_checkpoint, load_weights, plain_option
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
-from recbole_adrrec.layers.absolute_kernels import DayKernel, SmoothDayKernel
+from recbole_adrrec.layers.draws import SharedNegatives, TieOrder
 from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ItemHead
+from recbole_adrrec.layers.heads import ItemHead, Trend
 from recbole_adrrec.layers.intervals import TimeIntervals
+from recbole_adrrec.layers.kernels import DayKernel, SmoothDayKernel
 from recbole_adrrec.layers.noise import LayerwiseNoise
-from recbole_adrrec.layers.objectives import SharedNegatives, TieOrder
-from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 from recbole_adrrec.options.schema import EncoderOptions
 
@@ -65,16 +64,9 @@ EXCLUDES_RESUME = (
     "init_from, resume: resume goes on with the same data, init_from starts on newer data; leave one of the two out"
 )
 
-# Before data is read
-
 
 def prepare(config: Any) -> None:
-    """Refuse a file that a run can't start from, and give the run the clock of the file.
-
-    Parameters
-    ----------
-    config : Config
-        Of the run; its option ``init_from`` names the file. ``time_unit`` and ``kernel_freq`` become the file's.
+    """Refuse a file, ``config["init_from"]``, that a run can't start from, and give the run the clock of the file.
 
     Raises
     ------
@@ -91,15 +83,17 @@ def prepare(config: Any) -> None:
         raise OptionError(f"init_from: {model} can't start from a trained model; leave it out, or choose one of {able}")
     checkpoint = load_checkpoint(file, map_location="cpu")
     CheckpointData.of(checkpoint, os.fspath(file))
-    clock = _clock(checkpoint["state_dict"])
+    clock = _clock(checkpoint["state_dict"], file)
     _refuse_differences(config, checkpoint["config"], clock, file)
-    for name, value in clock.items():
-        config[name] = value
+    for name in clock:
+        config[name] = clock[name]
 
 
-def _clock(weights: Mapping[str, Tensor]) -> dict[str, float]:
+def _clock(weights: Mapping[str, Tensor], file: Any) -> dict[str, float]:
     """Unit and slowest rate of trained kernels of time; nothing where there are none."""
     found = next((value for name, value in weights.items() if name.endswith(".clock")), None)
+    if found is not None and (found.shape != (2,) or not bool(((found > 0) & found.isfinite()).all())):
+        raise CheckpointError(f"{file}: its unit of time can't be read; take another copy or train again")
     return {} if found is None else dict(zip(CLOCK, found.tolist(), strict=True))
 
 
@@ -120,14 +114,11 @@ def _refuse_differences(config: Any, stored: Mapping[str, Any], clock: Mapping[s
         now[name] = clock[name] if now[name] is None else now[name]
     differing = [name for name in before if now[name] != before[name]]
     if differing:
-
-        def listed(values: Mapping[str, Any]) -> str:
-            return ", ".join(f"{name} {values[name]!r}" for name in differing)
-
+        theirs, ours = (", ".join(f"{name} {values[name]!r}" for name in differing) for values in (before, now))
         remedy = " ".join(f"--{name}={_as_text(before[name])}" for name in differing)
         raise OptionError(
-            f"init_from: {file} was trained with {listed(before)}, this run has {listed(now)}; give {remedy}, or train "
-            "anew without init_from"
+            f"init_from: {file} was trained with {theirs}, this run has {ours}; give {remedy}, or train anew without "
+            "init_from"
         )
 
 
@@ -136,26 +127,16 @@ def _as_text(value: Any) -> str:
     return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
 
-# Rows
-
-
 @dataclass(frozen=True)
 class ItemRows:
-    """Where rows of items come from: ``V`` items of the data, ``U`` of the trained model, padding included.
-
-    Attributes
-    ----------
-    known : Int64[V]
-        Each item's row of the trained model; -1 for new ones.
-    met : sparse Float[V, U]
-        How often known items stand near each new one.
-    n_before : int
-        ``U``.
-    """
+    """Where rows of items come from: ``V`` items of the data, ``U`` of the trained model, padding included."""
 
     known: Tensor
+    """Int64[V]: each item's row of the trained model; -1 for new ones."""
     met: Tensor
+    """sparse Float[V, U]: how often known items stand near each new one."""
     n_before: int
+    """``U``."""
 
     @classmethod
     def between(cls, names: list[str], dataset: Any) -> ItemRows:
@@ -195,31 +176,15 @@ def _meetings(users: Tensor, items: Tensor, known: Tensor, n_before: int) -> Ten
     return torch.sparse_coo_tensor(index, ones, size, check_invariants=False).coalesce()
 
 
-# Weights
-
-
 def fill(model: nn.Module, dataset: Any, file: str | os.PathLike[str], logger: Any) -> None:
-    """Give a model the weights of a trained one, by the rules above, and log what was kept, new and dropped.
+    """Give a model, made for a training data set, the weights of a trained one by the rules above, and log them.
 
-    Parameters
-    ----------
-    model : SequenceRecommender
-        Made for ``dataset``.
-    dataset : SequenceDataset
-        The training part.
-    file : str or path-like
-        A checkpoint that :func:`prepare` has accepted.
-    logger : Logger
-
-    Raises
-    ------
-    CheckpointError
-        The file can't be read, or its weights don't fit the model.
+    ``file`` is one that :func:`prepare` has accepted; ``CheckpointError`` where its weights don't fit the model.
     """
     trained, _, data = restore(file)
     rows = ItemRows.between(data.items, dataset)
     load_weights(model, {"state_dict": carried_over(trained, model, rows)}, f"init_from: {os.fspath(file)}")
-    logger.info(_summary(file, data, dataset, rows, _clock(trained.state_dict())))
+    logger.info(_summary(file, data, dataset, rows, _clock(trained.state_dict(), file)))
 
 
 @torch.no_grad()
@@ -252,9 +217,6 @@ def _own_rows(module: nn.Module, before: Any, items: ItemRows) -> dict[str, Tens
         vectors = before.vectors_of(module.row_days.cpu())
         return {"embedding.weight": vectors, "trained_days": module.trained_days}
     return {}
-
-
-# Words
 
 
 def _summary(

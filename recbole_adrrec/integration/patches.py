@@ -38,13 +38,7 @@ def needed() -> dict[str, bool]:
 
 
 def check_version() -> None:
-    """Refuse versions of RecBole whose insides this package doesn't know.
-
-    Raises
-    ------
-    RuntimeError
-        Names the versions that work.
-    """
+    """Refuse, by a ``RuntimeError``, versions of RecBole whose insides this package doesn't know."""
     version = importlib.metadata.version("recbole")
     if version not in SUPPORTED:
         raise RuntimeError(f"recbole_adrrec works with recbole {SUPPORTED}; the installed recbole is {version}")

@@ -12,7 +12,7 @@ import tempfile
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections import Counter
 from logging import getLogger
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +30,6 @@ from recbole_adrrec.integration.patching import overlay, override, patch
 DATASET = "recbole.data.dataset.dataset"
 MODULES_WITH_SEQUENCES = (DATASET, "recbole.data.dataset.kg_dataset", "recbole.data.dataset.sequential_dataset")
 TIMEOUT_S = 30
-
-
-# Reading
 
 
 def copies_columns() -> bool:
@@ -60,7 +57,9 @@ def aggregates_whole() -> bool:
 )
 def patch_fill_nan() -> None:
     """Fill missing values where they are; ``_read_csv`` below does so for sequences."""
-    override(importlib.import_module(DATASET).Dataset, "_fill_nan", lambda _: _fill_nan)
+    from recbole.data.dataset.dataset import Dataset
+
+    override(Dataset, "_fill_nan")(lambda _, self: _fill_nan(self))
     # RecBole's own line still runs, now without anything to fill, and warns for each column.
     warning = getattr(pd.errors, "ChainedAssignmentError", None)
     if warning is not None:
@@ -71,17 +70,18 @@ def patch_fill_nan() -> None:
 
 def _fill_nan(self: Any) -> None:
     """Missing tokens become 0 (``[PAD]``), missing floats the mean of the column, missing sequences empty ones."""
-    feature_type = importlib.import_module("recbole.utils").FeatureType
+    from recbole.utils import FeatureType
+
     for feat_name in self.feat_name_list:
         feat = getattr(self, feat_name)
         for field in feat:
             ftype = self.field2type[field]
-            if ftype == feature_type.TOKEN:
+            if ftype == FeatureType.TOKEN:
                 feat[field] = feat[field].fillna(value=0)
-            elif ftype == feature_type.FLOAT:
+            elif ftype == FeatureType.FLOAT:
                 feat[field] = feat[field].fillna(value=feat[field].mean())
             else:
-                empty = np.array([], dtype=np.int64 if ftype == feature_type.TOKEN_SEQ else np.float64)
+                empty = np.array([], dtype=np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64)
                 feat[field] = feat[field].apply(lambda row, empty=empty: empty if isinstance(row, float) else row)
 
 
@@ -93,7 +93,9 @@ def _fill_nan(self: Any) -> None:
 )
 def patch_reading() -> None:
     """Read names as names, rows of more columns than the header's in place, and by the parser in C."""
-    overlay(importlib.import_module(DATASET), "pd", read_csv=_read_csv)
+    from recbole.data.dataset import dataset
+
+    overlay(dataset, "pd", read_csv=_read_csv)
 
 
 def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
@@ -118,16 +120,15 @@ def _read_csv(*args: Any, **kwargs: Any) -> pd.DataFrame:
 )
 def patch_counting() -> None:
     """Count arrays by pandas."""
-    module: Any = importlib.import_module(DATASET)
-    counter_class = module.Counter
+    from recbole.data.dataset import dataset
 
-    def counter(values: Any = ()) -> Any:
+    def counter(values: Any = ()) -> Counter[Any]:
         if not hasattr(values, "dtype"):
-            return counter_class(values)
+            return Counter(values)
         counts = pd.Series(values).value_counts(sort=False)
-        return counter_class(dict(zip(counts.index, counts.tolist(), strict=True)))
+        return Counter(dict(zip(counts.index, counts.tolist(), strict=True)))
 
-    module.Counter = counter
+    dataset.Counter = counter
 
 
 @patch(
@@ -146,9 +147,6 @@ def patch_lengths() -> None:
         importlib.import_module(name).len = length  # type: ignore[attr-defined]
 
 
-# Downloads
-
-
 @patch(
     "downloads",
     "data/dataset/dataset.py:230-254, :268",
@@ -157,35 +155,25 @@ def patch_lengths() -> None:
 )
 def patch_download() -> None:
     """Download what is missing, all of it or nothing, and name the wanted file and its address where that fails."""
+    from recbole.data.dataset.dataset import Dataset
+    from recbole.utils import url
 
-    def make(load: Callable[..., Any]) -> Callable[..., Any]:
-        def load_data(self: Any, token: str, dataset_path: str) -> None:
-            parts = [f"{token}.{part}" for part in self.benchmark_filename_list or []] or [token]
-            absent = [name for name in parts if not Path(dataset_path, f"{name}.inter").is_file()]
-            if absent and self.config["local_rank"] == 0:
-                _download(self, Path(dataset_path), f"{absent[0]}.inter")
-            barrier()  # also where nothing is absent: the other processes can't know
-            load(self, token, dataset_path)
+    @override(Dataset, "_load_data")
+    def load_data(original: Any, self: Any, token: str, dataset_path: str) -> None:
+        parts = [f"{token}.{part}" for part in self.benchmark_filename_list or []] or [token]
+        absent = [name for name in parts if not Path(dataset_path, f"{name}.inter").is_file()]
+        if absent and self.config["local_rank"] == 0:
+            _download(self, Path(dataset_path), f"{absent[0]}.inter")
+        barrier()  # also where nothing is absent: the other processes can't know
+        original(self, token, dataset_path)
 
-        return load_data
-
-    override(importlib.import_module(DATASET).Dataset, "_load_data", make)
-    overlay(
-        importlib.import_module("recbole.utils.url"),
-        "ur",
-        urlopen=lambda url: urllib.request.urlopen(url, timeout=TIMEOUT_S),
-    )
+    overlay(url, "ur", urlopen=lambda address: urllib.request.urlopen(address, timeout=TIMEOUT_S))
 
 
 def _download(dataset: Any, target: Path, wanted: str) -> None:
-    """Download a data set by RecBole's own functions into a folder beside its place, and move it there.
+    """Download a data set by RecBole's own functions into a folder beside its place, and move it there."""
+    from recbole.data.dataset import dataset as module
 
-    Raises
-    ------
-    DataError
-        RecBole knows no such data set, or it can't be had.
-    """
-    module: Any = importlib.import_module(DATASET)
     url, name = dataset._get_download_url("url", allow_none=True), dataset.dataset_name
     missing = options.missing_data(name, target)
     if wanted != f"{name}.inter":
@@ -217,9 +205,6 @@ def _download(dataset: Any, target: Path, wanted: str) -> None:
             shutil.rmtree(made, ignore_errors=True)
 
 
-# Saved data sets
-
-
 class _NoConfig:
     """Options that equal none, so that what has them counts as outdated."""
 
@@ -237,7 +222,10 @@ def patch_lists_of_numbers() -> None:
     module: Any = importlib.import_module("recbole.data.dataloader.abstract_dataloader")
     module.list = lambda values=(): values if isinstance(values, range) else builtins.list(values)
     sampler = importlib.import_module("recbole.sampler.sampler").RepeatableSampler
-    override(sampler, "get_used_ids", lambda _: lambda self: np.empty(0, dtype=object))
+
+    @override(sampler, "get_used_ids")
+    def get_used_ids(_: Any, self: Any) -> Any:
+        return np.empty(0, dtype=object)
 
 
 @patch(
@@ -247,26 +235,24 @@ def patch_lists_of_numbers() -> None:
 )
 def patch_saved_data() -> None:
     """Ignore saved data sets and loaders, with a note in the log, and make them from the data."""
-    module: Any = importlib.import_module("recbole.data.utils")
+    from recbole.data import utils
+
+    note = getLogger().warning
 
     def load(file: Any) -> Any:
-        _note(f"{file.name}: saved data sets are not read, since that could run code; made from the data instead")
+        note(f"{file.name}: saved data sets are not read, since that could run code; made from the data instead")
         return SimpleNamespace(config=_NoConfig())
 
-    def load_loaders(config: Any) -> None:
+    overlay(utils, "pickle", load=load)
+
+    @override(utils, "load_split_dataloaders")
+    def load_loaders(original: Any, config: Any) -> None:
         path = config["dataloaders_save_path"] or Path(
             config["checkpoint_dir"], f"{config['dataset']}-for-{config['model']}-dataloader.pth"
         )
         if os.path.exists(path):
-            _note(f"{path}: saved loaders are not read, since that could run code; made from the data instead")
+            note(f"{path}: saved loaders are not read, since that could run code; made from the data instead")
 
-    def save_loaders(config: Any, dataloaders: Any) -> None:
-        _note("save_dataloaders: loaders are not saved, since they would not be read; leave the option out")
-
-    overlay(module, "pickle", load=load)
-    override(module, "load_split_dataloaders", lambda _: load_loaders)
-    override(module, "save_split_dataloaders", lambda _: save_loaders)
-
-
-def _note(text: str) -> None:
-    getLogger().warning(text)
+    @override(utils, "save_split_dataloaders")
+    def save_loaders(original: Any, config: Any, dataloaders: Any) -> None:
+        note("save_dataloaders: loaders are not saved, since they would not be read; leave the option out")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
@@ -34,9 +35,6 @@ def patch_numpy_names() -> None:
     """Add the names where they are absent."""
     for name in LACKING:
         setattr(np, name, getattr(np, NAMES[name]))
-
-
-# ray
 
 
 class TuneStandIn(ModuleType):
@@ -81,8 +79,7 @@ def patch_ray() -> None:
     if QUICK_START not in sys.modules:
         with _stand_ins():
             importlib.import_module(QUICK_START)
-    quick_start: Any = sys.modules[QUICK_START]
-    quick_start.tune = TuneStandIn("ray.tune")
+    sys.modules[QUICK_START].tune = TuneStandIn("ray.tune")  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -109,20 +106,20 @@ def _stand_ins() -> Iterator[None]:
 )
 def patch_objective() -> None:
     """Let trials register first: their processes import ``objective_function``, and nothing else of ours."""
+    from recbole.quick_start import quick_start
+
     # Not by `override`, which would give it RecBole's module, where ray looks for it.
-    quick_start: Any = importlib.import_module(QUICK_START)
     objective_function.__wrapped__ = quick_start.objective_function  # type: ignore[attr-defined]
     replace_everywhere(quick_start.objective_function, objective_function)
 
 
 def objective_function(config_dict: Any = None, config_file_list: Any = None, saved: bool = True) -> dict[str, Any]:
     """RecBole's ``objective_function``, with our models known in whatever process it runs."""
-    importlib.import_module("recbole_adrrec").register()
+    import recbole_adrrec
+
+    recbole_adrrec.register()
     objective: Any = original(objective_function)
     return objective(config_dict=config_dict, config_file_list=config_file_list, saved=saved)
-
-
-# torch
 
 
 @patch(
@@ -137,27 +134,16 @@ def patch_anomaly_detection() -> None:
     torch.autograd.set_detect_anomaly(before)
 
 
-def has_new_scaler() -> bool:
-    """True where torch has ``torch.amp.GradScaler`` (since 2.3)."""
-    return hasattr(torch.amp, "GradScaler")
-
-
 @patch(
     "gradient scaler",
     "trainer/trainer.py:235",
     "torch.cuda.amp.GradScaler is deprecated, which warns in each epoch since torch 2.4",
-    has_new_scaler,
 )
 def patch_scaler() -> None:
     """Use today's name."""
+    from recbole.trainer import trainer
 
-    def scaler(*args: Any, **kwargs: Any) -> Any:
-        return torch.amp.GradScaler("cuda", *args, **kwargs)
-
-    overlay(importlib.import_module("recbole.trainer.trainer"), "amp", GradScaler=scaler)
-
-
-# Look-ups and values
+    overlay(trainer, "amp", GradScaler=functools.partial(torch.amp.GradScaler, "cuda"))
 
 
 @patch(
@@ -168,22 +154,19 @@ def patch_scaler() -> None:
 )
 def patch_get_model() -> None:
     """Say that a model is unknown and which name is near, and let models that start from a checkpoint load ours."""
+    from recbole.utils import utils
 
-    def make(get: Callable[[str], Any]) -> Callable[[str], Any]:
-        def get_model(model_name: str) -> Any:
-            try:
-                model = get(model_name)
-            except (ImportError, ValueError, AttributeError):
-                options.check_model(model_name)
-                raise
-            module = importlib.import_module(model.__module__)
-            if model.__module__.startswith("recbole.model.") and hasattr(module, "torch"):
-                overlay(module, "torch", load=load_checkpoint)
-            return model
-
-        return get_model
-
-    override(importlib.import_module("recbole.utils.utils"), "get_model", make)
+    @override(utils, "get_model")
+    def get_model(original: Any, model_name: str) -> Any:
+        try:
+            model = original(model_name)
+        except (ImportError, ValueError, AttributeError):
+            options.check_model(model_name)
+            raise
+        module = importlib.import_module(model.__module__)
+        if model.__module__.startswith("recbole.model.") and hasattr(module, "torch"):
+            overlay(module, "torch", load=load_checkpoint)
+        return model
 
 
 @patch(
@@ -191,17 +174,12 @@ def patch_get_model() -> None:
 )
 def patch_values() -> None:
     """Keep a string that can't be evaluated."""
+    from recbole.config.configurator import Config
 
-    def make(convert: Callable[..., Any]) -> Callable[..., Any]:
-        def convert_config_dict(self: Any, config_dict: dict[str, Any]) -> dict[str, Any]:
-            for name, value in list(config_dict.items()):
-                if isinstance(value, str):
-                    try:
-                        config_dict[name] = convert(self, {name: value})[name]
-                    except Exception:
-                        config_dict[name] = value
-            return config_dict
-
-        return convert_config_dict
-
-    override(importlib.import_module("recbole.config.configurator").Config, "_convert_config_dict", make)
+    @override(Config, "_convert_config_dict")
+    def convert(original: Any, self: Any, config_dict: dict[str, Any]) -> dict[str, Any]:
+        for name, value in config_dict.items():
+            if isinstance(value, str):
+                with suppress(Exception):
+                    config_dict[name] = original(self, {name: value})[name]
+        return config_dict

@@ -15,7 +15,6 @@ class Patch:
     """One fault of RecBole and the function that repairs it."""
 
     name: str
-    """Short name, as a table shows it."""
     where: str
     """RecBole's file and line, of version 1.2.1."""
     fault: str
@@ -82,13 +81,22 @@ def original(function: Any) -> Any:
     return getattr(function, "__wrapped__", None)
 
 
-def override(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-    """Set ``owner.name`` to ``make(old)``, where ``old`` is the function that stood there.
+def override(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put the decorated function in the place of ``owner.name``, which it gets as its first argument.
 
     Where ``owner`` is a module, other modules of RecBole that took the function by name get the new one too.
     """
-    old = getattr(owner, name)
-    new = functools.update_wrapper(make(old), old, updated=())
-    if isinstance(owner, ModuleType):
-        replace_everywhere(old, new)
-    setattr(owner, name, new)
+
+    def put(function: Callable[..., Any]) -> Callable[..., Any]:
+        old = getattr(owner, name)
+
+        @functools.wraps(old, updated=())
+        def new(*args: Any, **kwargs: Any) -> Any:
+            return function(old, *args, **kwargs)
+
+        if isinstance(owner, ModuleType):
+            replace_everywhere(old, new)
+        setattr(owner, name, new)
+        return function
+
+    return put

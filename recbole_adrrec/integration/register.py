@@ -1,7 +1,8 @@
 """The one place that adds ours to RecBole's look-ups: models, options, data, trainers, metrics, processes.
 
 RecBole finds things by name in its own folders. Each hook below adds ours to one such look-up and leaves what was
-there as it was; faults of RecBole are repaired in :mod:`recbole_adrrec.integration.patches` instead.
+there as it was; faults of RecBole are repaired in :mod:`recbole_adrrec.integration.patches` instead. Its modules are
+imported where they are used: ``recbole.quick_start`` only once it is patched.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import patches
 from recbole_adrrec.integration.patching import override
+from recbole_adrrec.integration.resume import PROCESS_OPTIONS, check_resume
 from recbole_adrrec.models import MODULES
 
 RUNNERS = ("pytest", "py.test", "ipykernel_launcher.py", "ipykernel")
@@ -27,9 +29,6 @@ MANY_NEGATIVES = ("sampled_softmax", "gBCE")
 
 MODEL_SPECIFIC_OPTIONS = ("objective", "use_query_time", "trend_rank")
 """Options that data, rules and report act on: from a file for several models they must not reach one without them."""
-
-PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
-"""Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
 
 _given: dict[str, Any] | None = None  # stands for the command line, where that isn't the host program's
 _strict = False  # every name given must be known, as on our own command line
@@ -43,10 +42,7 @@ class Parsed(dict[str, Any]):
 def register() -> None:
     """Patch RecBole, then add our models, options, dataset, loader and trainer to its look-ups. Harmless when repeated.
 
-    Raises
-    ------
-    RuntimeError
-        The installed version of RecBole is not one that this package works with.
+    ``RuntimeError`` where the installed version of RecBole is not one that this package works with.
     """
     global _registered
     if _registered:
@@ -57,7 +53,7 @@ def register() -> None:
     _hook_config()
     _hook_data()
     _hook_trainers()
-    importlib.import_module("recbole_adrrec.integration.list_metrics").add()
+    _hook_metrics()
     _hook_processes()
     _registered = True
 
@@ -66,12 +62,8 @@ def register() -> None:
 def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None]:
     """While this lasts, ``given`` is the command line that every ``Config`` reads, and ``sys.argv`` is not.
 
-    Parameters
-    ----------
-    given : mapping of str to object
-        Options with their values already of their types.
-    strict : bool
-        Refuse every unknown option, here and in configuration files; else only near-misses of our own.
+    The values of ``given`` have their types already. ``strict`` refuses every unknown option, here and in configuration
+    files; else only near-misses of our own are.
     """
     global _given, _strict
     before = _given, _strict
@@ -85,7 +77,8 @@ def command_line(given: Mapping[str, Any], strict: bool = True) -> Iterator[None
 @contextmanager
 def watch_trainers() -> Iterator[list[Any]]:
     """Collect the trainers that ``run_recbole`` makes meanwhile."""
-    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
+    from recbole.quick_start import quick_start
+
     original = quick_start.get_trainer
     trainers: list[Any] = []
 
@@ -103,78 +96,60 @@ def watch_trainers() -> Iterator[list[Any]]:
         quick_start.get_trainer = original
 
 
-# Models
-
-
 def _hook_models() -> None:
     """``get_model`` looks for ``recbole.model.sequential_recommender.<name in lower case>`` (utils/utils.py:55)."""
     for name, path in MODULES.items():
         sys.modules[f"recbole.model.sequential_recommender.{name.lower()}"] = importlib.import_module(path)
 
 
-# Options
-
-
 def _hook_config() -> None:
     """Lay our options over RecBole's own, below the user's (config/configurator.py:239), and check all of them."""
-    config_class = importlib.import_module("recbole.config.configurator").Config
+    from recbole.config.configurator import Config
+    from recbole.utils.enum_type import InputType
 
-    def load_command_line(_: Any) -> Callable[..., Any]:
-        return lambda self: dict(_given) if _given is not None else _foreign_command_line()
+    @override(Config, "_load_cmd_line")
+    def load_command_line(original: Any, self: Any) -> dict[str, Any]:
+        return dict(_given) if _given is not None else _foreign_command_line()
 
-    def load_dict(load: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda self, given: dict(given) if isinstance(given, Parsed) else load(self, given)
+    @override(Config, "_load_variable_config_dict")
+    def load_dict(original: Any, self: Any, given: Any) -> Any:
+        return dict(given) if isinstance(given, Parsed) else original(self, given)
 
-    def load_internal(load: Callable[..., Any]) -> Callable[..., Any]:
-        def load_internal_config_dict(self: Any, model: str, model_class: type, dataset: str) -> None:
-            load(self, model, model_class, dataset)
-            if _is_sequential(model_class):
-                self.internal_config_dict.update(_our_options(self, model, dataset))
+    @override(Config, "_load_internal_config_dict")
+    def load_internal(original: Any, self: Any, model: str, model_class: type, dataset: str) -> None:
+        original(self, model, model_class, dataset)
+        if _is_sequential(model_class):
+            self.internal_config_dict.update(_our_options(self, model, dataset))
 
-        return load_internal_config_dict
+    @override(Config, "_get_final_config_dict")
+    def merge(original: Any, self: Any) -> dict[str, Any]:
+        final: dict[str, Any] = original(self)
+        if _is_sequential(self.model_class):
+            _follow_loss(self, final)
+        for name in MODEL_SPECIFIC_OPTIONS:
+            if self.model in MODULES and name not in options.load_properties("model", self.model):
+                final.pop(name, None)
+        if _strict or self.model in MODULES:
+            given = {**dict(_foreign_arguments()), **self.external_config_dict}
+            given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
+            options.check_names(given, self.model, strict=_strict, where="the options given")
+            options.check_values(final, self.model)
+        return final
 
-    def merge(original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_final_config_dict(self: Any) -> dict[str, Any]:
-            final: dict[str, Any] = original(self)
-            if _is_sequential(self.model_class):
-                _follow_loss(self, final)
-            for name in MODEL_SPECIFIC_OPTIONS:
-                if self.model in MODULES and name not in options.load_properties("model", self.model):
-                    final.pop(name, None)
-            if _strict or self.model in MODULES:
-                given = {**dict(_foreign_arguments()), **self.external_config_dict}
-                given = {name: value for name, value in given.items() if name not in PROCESS_OPTIONS}
-                options.check_names(given, self.model, strict=_strict, where="the options given")
-                options.check_values(final, self.model)
-            return final
-
-        return get_final_config_dict
-
-    def set_defaults(original: Callable[..., Any]) -> Callable[..., Any]:
-        def set_default_parameters(self: Any) -> None:
-            original(self)
-            final = self.final_config_dict
-            if self.model in MODULES and final["loss_type"] != "CE":
-                # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their
-                # own.
-                kinds = importlib.import_module("recbole.utils.enum_type").InputType
-                final["MODEL_INPUT_TYPE"] = kinds.POINTWISE if _draws_its_own(self.model, final) else kinds.PAIRWISE
-
-        return set_default_parameters
-
-    override(config_class, "_load_cmd_line", load_command_line)
-    override(config_class, "_load_variable_config_dict", load_dict)
-    override(config_class, "_load_internal_config_dict", load_internal)
-    override(config_class, "_get_final_config_dict", merge)
-    override(config_class, "_set_default_parameters", set_defaults)
+    @override(Config, "_set_default_parameters")
+    def set_defaults(original: Any, self: Any) -> None:
+        original(self)
+        final = self.final_config_dict
+        if self.model in MODULES and final["loss_type"] != "CE":
+            # RecBole knows no other losses than CE and BPR; all of ours take negatives as BPR does, if not their own.
+            own = _draws_its_own(self.model, final)
+            final["MODEL_INPUT_TYPE"] = InputType.POINTWISE if own else InputType.PAIRWISE
 
 
 def _our_options(config: Any, model: str, dataset: str) -> dict[str, Any]:
     """Our defaults for a sequential model on a data set, over RecBole's; last what was tuned for the pair."""
-    ours = options.load_properties("overall", "overall")
-    ours.update(options.load_properties("model", model))
-    ours.update(options.load_properties("dataset", dataset))
-    ours.update(options.load_tuned(model, dataset))
+    ours = options.load_properties("overall", "overall") | options.load_properties("model", model)
+    ours |= options.load_properties("dataset", dataset) | options.load_tuned(model, dataset)
     theirs = config.internal_config_dict.get("load_col")
     if isinstance(theirs, dict) and isinstance(ours.get("load_col"), dict):
         # RecBole's models that use features of items or users go on loading them.
@@ -205,8 +180,9 @@ def _draws_its_own(model: str, config: Mapping[str, Any]) -> bool:
 
 
 def _is_sequential(model_class: Any) -> bool:
-    model_type = importlib.import_module("recbole.utils.enum_type").ModelType
-    return getattr(model_class, "type", None) == model_type.SEQUENTIAL
+    from recbole.utils.enum_type import ModelType
+
+    return getattr(model_class, "type", None) == ModelType.SEQUENTIAL
 
 
 def _foreign_arguments() -> Iterator[tuple[str, str]]:
@@ -237,70 +213,71 @@ def _foreign_command_line() -> dict[str, Any]:
     return found
 
 
-# Data
-
-
 def _hook_data() -> None:
     """Give every sequential model our dataset, and windows their loader (data/utils.py:40, :296)."""
-    data_utils = importlib.import_module("recbole.data.utils")
-    dataset_module = importlib.import_module("recbole.data.dataset")
-    dataset_class = importlib.import_module("recbole_adrrec.data.dataset").SequenceDataset
-    mapped_class = importlib.import_module("recbole_adrrec.data.mapped").MappedDataset
-    loader = importlib.import_module("recbole_adrrec.data.loader").WindowTrainDataLoader
-    check_resume = importlib.import_module("recbole_adrrec.integration.resume").check_resume
-    prepare = importlib.import_module("recbole_adrrec.integration.init_from").prepare
+    from recbole.data import dataset as dataset_module
+    from recbole.data import utils as data_utils
 
-    def create(original: Callable[..., Any]) -> Callable[..., Any]:
-        def create_dataset(config: Any) -> Any:
-            if config["init_from"]:
-                prepare(config)
-            if config["resume"]:
-                check_resume(config)
-            if config["event_store"] == "mapped":
-                return mapped_class(config)
-            name = f"{config['model']}Dataset"
-            if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
-                setattr(dataset_module, name, dataset_class)
-            return original(config)
+    from recbole_adrrec.data.dataset import SequenceDataset
+    from recbole_adrrec.data.loader import WindowTrainDataLoader
+    from recbole_adrrec.data.mapped import MappedDataset
+    from recbole_adrrec.integration import init_from
 
-        return create_dataset
+    @override(data_utils, "create_dataset")
+    def create_dataset(original: Any, config: Any) -> Any:
+        if config["init_from"]:
+            init_from.prepare(config)
+        if config["resume"]:
+            check_resume(config)
+        if config["event_store"] == "mapped":
+            return MappedDataset(config)
+        name = f"{config['model']}Dataset"
+        if not hasattr(dataset_module, name) and config["MODEL_TYPE"].name == "SEQUENTIAL":
+            setattr(dataset_module, name, SequenceDataset)
+        return original(config)
 
-    def get_loader(original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_dataloader(config: Any, phase: str) -> Any:
-            windows = phase == "train" and config["train_rows"] == "sequence"
-            return loader if windows else original(config, phase)
-
-        return get_dataloader
-
-    override(data_utils, "create_dataset", create)
-    override(data_utils, "get_dataloader", get_loader)
-
-
-# Trainers and checkpoints
+    @override(data_utils, "get_dataloader")
+    def get_dataloader(original: Any, config: Any, phase: str) -> Any:
+        windows = phase == "train" and config["train_rows"] == "sequence"
+        return WindowTrainDataLoader if windows else original(config, phase)
 
 
 def _hook_trainers() -> None:
     """Put every trainer of ``recbole.trainer`` under ours, where ``get_trainer`` finds it (utils/utils.py:88)."""
-    package: Any = importlib.import_module("recbole.trainer")
-    base = importlib.import_module("recbole.trainer.trainer").Trainer
-    with_checkpoints = importlib.import_module("recbole_adrrec.integration.trainer").with_checkpoints
+    from recbole import trainer as package
+    from recbole.quick_start import quick_start
+
+    from recbole_adrrec.integration.restore import load_data_and_model
+    from recbole_adrrec.integration.trainer import with_checkpoints
+
+    base = package.Trainer
     for name, value in list(vars(package).items()):
         if isinstance(value, type) and issubclass(value, base):
             setattr(package, name, with_checkpoints(value))
-    quick_start = importlib.import_module("recbole.quick_start.quick_start")
-    load = importlib.import_module("recbole_adrrec.integration.restore").load_data_and_model
-    override(quick_start, "load_data_and_model", lambda _: load)
+    override(quick_start, "load_data_and_model")(lambda _, model_file: load_data_and_model(model_file))
 
 
-# Processes
+def _hook_metrics() -> None:
+    """Add metrics of lists to RecBole's (evaluator/register.py:62)."""
+    from recbole.evaluator import register as metrics
+
+    from recbole_adrrec.integration.ranking import IntraListDiversity, Novelty
+
+    for metric in (Novelty, IntraListDiversity):
+        name = metric.__name__.lower()
+        metrics.metrics_dict[name] = metric
+        metrics.metric_information[name] = metric.metric_need
+        metrics.metric_types[name] = metric.metric_type
 
 
 def _hook_processes() -> None:
     """``run`` spawns processes that import RecBole alone (quick_start/quick_start.py:81): let them register too."""
-    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
-    run = quick_start.run
+    from recbole.config.configurator import Config
+    from recbole.quick_start import quick_start
 
-    def run_registered(
+    @override(quick_start, "run")
+    def run(
+        original: Any,
         model: Any,
         dataset: Any,
         config_file_list: list[str] | None = None,
@@ -314,19 +291,18 @@ def _hook_processes() -> None:
             # The children don't read a command line: they get this process's, above the dict as always.
             typed = dict(config_dict or {})
             if not isinstance(config_dict, Parsed):
-                config_class = importlib.import_module("recbole.config.configurator").Config
-                typed = config_class._convert_config_dict(None, typed)
+                typed = Config._convert_config_dict(None, typed)
             config_dict = Parsed(typed | (dict(_given) if _given is not None else _foreign_command_line()))
-        return run(model, dataset, config_file_list, config_dict, saved, nproc, world_size, **where)
+        return original(model, dataset, config_file_list, config_dict, saved, nproc, world_size, **where)
 
-    override(quick_start, "run", lambda _: run_registered)
     quick_start.run_recboles = run_child
 
 
 def run_child(rank: int, *args: Any) -> None:
     """Body of each process of ``--nproc``: register, then RecBole's ``run_recbole`` as the given rank."""
     register()
-    quick_start: Any = importlib.import_module("recbole.quick_start.quick_start")
+    from recbole.quick_start import quick_start
+
     *positional, keywords = args
     keywords["config_dict"] = Parsed(keywords.get("config_dict", {}) | {"local_rank": rank})
     with command_line({}, strict=False):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.integration.checkpoint import (
@@ -20,30 +22,29 @@ from recbole_adrrec.integration.checkpoint import (
 )
 from recbole_adrrec.integration.checkpoint_data import CheckpointData, check_same_data
 
-# With the data
-
 
 def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, Any, Any, Any, Any]:
     """RecBole's ``load_data_and_model`` (quick_start/quick_start.py:232), on whatever machine it is now.
 
-    Parameters
-    ----------
-    model_file : str or path-like
-        A checkpoint.
-
-    Returns
-    -------
-    tuple
-        Config, model, dataset, and the loaders for training, validation and test.
-
-    Raises
-    ------
-    CheckpointError
-        See :func:`load_checkpoint`; also where the file doesn't fit the model or the data.
+    Gives config, model, dataset, and the loaders for training, validation and test. ``CheckpointError`` as of
+    :func:`load_checkpoint`, and where the file doesn't fit the model or the data.
     """
-    recbole = importlib.import_module("recbole.quick_start.quick_start")
     checkpoint = load_checkpoint(model_file, map_location="cpu")
     config = restore_config(checkpoint, model_file)
+    try:
+        return _with_data(config, checkpoint, model_file)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{model_file}: its model and data can't be made again ({first_line(error)}); the data files moved, or the "
+            "file was changed, or saved by another version"
+        ) from error
+
+
+def _with_data(config: Any, checkpoint: Mapping[str, Any], model_file: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+    from recbole.quick_start import quick_start as recbole
+
     if config["device"].type == "cuda" and not torch.cuda.is_available():
         config["device"] = torch.device("cpu")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -58,12 +59,32 @@ def load_data_and_model(model_file: str | os.PathLike[str]) -> tuple[Any, Any, A
     check_same_data(checkpoint, train_data._dataset, model_file)
 
     recbole.init_seed(config["seed"], config["reproducibility"])
-    model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    with no_more_than(checkpoint["state_dict"]):
+        model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     load_weights(model, checkpoint, model_file)
     return config, model, dataset, train_data, valid_data, test_data
 
 
-# Without the data
+@contextmanager
+def no_more_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """While this lasts, no module of this thread gets many more parameters than there are weights.
+
+    Options of a changed file may ask for any size; a parameter is refused before its numbers are drawn.
+    """
+    thread, met = threading.get_ident(), dict[int, int]()
+    most = 2 * sum(weight.numel() for weight in weights.values()) + 10**6
+
+    def count(module: torch.nn.Module, name: str, parameter: Tensor | None) -> None:
+        if parameter is not None and threading.get_ident() == thread:
+            met[id(parameter)] = parameter.numel()
+            if sum(met.values()) > most or len(met) > 2 * len(weights) + 100:
+                raise ValueError("it has more parameters than the file has weights")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _NotStoredError(AttributeError):
@@ -73,14 +94,8 @@ class _NotStoredError(AttributeError):
 class DatasetStandIn:
     """Stands for the data set when a model is made again: the few facts that models read of it.
 
-    Parameters
-    ----------
-    config : Config
-        Options of the run.
-    data : CheckpointData
-        Of the checkpoint.
-    state : dict of str to Tensor
-        Its weights; buffers that models read off the data are among them.
+    They come from the options of the run, ``config``, the checkpoint's data, and its weights, ``state``: buffers that
+    models read off the data are among them.
     """
 
     def __init__(self, config: Any, data: CheckpointData, state: Mapping[str, Tensor]) -> None:
@@ -130,17 +145,9 @@ class DatasetStandIn:
 
 
 def restore(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> tuple[Any, Any, CheckpointData]:
-    """Make the model of a checkpoint again, on ``device``, in evaluation mode.
+    """Model, ``Config`` and data of a checkpoint, made again on ``device``, in evaluation mode.
 
-    Returns
-    -------
-    tuple
-        Model, ``Config``, and the data of the checkpoint.
-
-    Raises
-    ------
-    CheckpointError, OptionError
-        See :func:`recbole_adrrec.tools.recommend.load`.
+    Errors as of :func:`recbole_adrrec.tools.recommend.load`.
     """
     path = os.fspath(checkpoint)
     stored = load_checkpoint(path, map_location="cpu")
@@ -162,14 +169,14 @@ def _build(path: str, config: Any, data: CheckpointData, stored: Mapping[str, An
     name, state = config["model"], stored["state_dict"]
     try:
         # Weights are drawn only to be replaced; the caller's random numbers stay as they are.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_more_than(state):
             model = config.model_class(config, DatasetStandIn(config, data, state))
     except _NotStoredError as error:
         raise CheckpointError(
             f"{path}: {name} reads {error} of its data, which checkpoints don't carry; answer with "
             "recbole.quick_start.load_data_and_model and the raw data"
         ) from error
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except Exception as error:
         raise CheckpointError(
             f"{path}: {name} can't be made from the options in it ({first_line(error)}); the file was changed, or "
             "saved by another version"

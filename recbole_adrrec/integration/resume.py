@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import random
@@ -14,10 +13,13 @@ import numpy as np
 import torch
 
 from recbole_adrrec.errors import CheckpointError, OptionError
-from recbole_adrrec.integration.checkpoint import load_checkpoint, plain_option
-from recbole_adrrec.options import MODEL_OPTIONS, load_properties
+from recbole_adrrec.integration.checkpoint import is_file_name, load_checkpoint, named, plain_option
+from recbole_adrrec.options import MODEL_OPTIONS, check_model, check_names, check_values, load_properties
 
 LAST = "-last"
+
+PROCESS_OPTIONS = frozenset({"local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"})
+"""Set by RecBole for its processes; launchers such as torchrun have arguments of the same names."""
 
 RESUME_IGNORED_OPTIONS = frozenset(
     {
@@ -27,19 +29,14 @@ RESUME_IGNORED_OPTIONS = frozenset(
         *("loss_decimal_place", "metric_decimal_place"),
         # Which data: their content is compared.
         *("data_path", "save_dataset", "save_dataloaders", "dataset_save_path", "dataloaders_save_path"),
-        # Where it runs.
-        *("gpu_id", "use_gpu", "device", "ip", "port", "offset", "group_offset", "nproc", "local_rank", "help"),
-        "eval_batch_size",
+        # Where it runs: the number of processes matters, not how they are started.
+        *(PROCESS_OPTIONS - {"world_size"}),
+        *("gpu_id", "use_gpu", "device", "help", "eval_batch_size"),
     }
 )
 """Options that don't change what an epoch does to the weights."""
 
-OF_A_RUN = frozenset(
-    {
-        *("resume", "init_from", "config_files", "debug", "help"),
-        *("local_rank", "world_size", "nproc", "offset", "group_offset", "ip", "port"),
-    }
-)
+OF_A_RUN = PROCESS_OPTIONS | {"resume", "init_from", "config_files", "debug", "help"}
 """Options that belong to one call of the program, and are not taken over by the next."""
 
 
@@ -85,39 +82,33 @@ def last_file(best: str | os.PathLike[str]) -> Path:
     return path.with_name(f"{path.stem}{LAST}{path.suffix}")
 
 
-# Files to continue from
-
-
 def load_training(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a checkpoint that training can be continued from, and refuse any other.
-
-    Raises
-    ------
-    CheckpointError
-        It is missing, damaged, changed since it was saved, or holds no state to continue from.
-    """
+    """Load a checkpoint that training can be continued from; a ``CheckpointError`` refuses any other."""
     checkpoint = load_checkpoint(file, map_location="cpu")
-    if not isinstance(checkpoint.get("training"), dict):
+    training = checkpoint.get("training")
+    if not isinstance(training, dict):
         raise CheckpointError(
             f"resume: {file} holds a model, but not the state that training goes on from; name a file that "
             f"recbole_adrrec saved, as <model>-<time>{LAST}.pth, or train anew"
         )
+    best = training.get("best_file")
+    if not isinstance(best, str) or not is_file_name(best):
+        raise CheckpointError(f"resume: {file} names no file of its best model; take another copy, or train anew")
     return checkpoint
 
 
 def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of the run that left a checkpoint: those that the user gave, and defaults that have changed since.
 
-    ``model`` and ``dataset`` are among them.
-
-    Raises
-    ------
-    CheckpointError
-        See :func:`load_training`.
+    ``model`` and ``dataset`` are among them; see :func:`load_training` for what is refused.
     """
     config = load_training(file)["config"]
     given = {name: value for name, value in config["given"].items() if name not in OF_A_RUN}
     model, stored = config["model"], config["options"]
+    with named(file):
+        check_model(model)
+        check_names(given, model, strict=True, where=f"{file}", warn=False)
+        check_values({**stored, **given}, model)
     defaults = load_properties("model", model) if model in MODEL_OPTIONS else {}
     changed = {name: stored[name] for name in defaults if name in stored and stored[name] != defaults[name]}
     return {**changed, **given, "model": model, "dataset": config["dataset"]}
@@ -126,20 +117,17 @@ def saved_options(file: str | os.PathLike[str]) -> dict[str, Any]:
 def check_resume(config: Any) -> None:
     """Refuse, before data is read, to continue where it could not lead to the weights of an unbroken run.
 
-    Parameters
-    ----------
-    config : Config
-        Of the run that shall continue; its option ``resume`` names the file.
-
     Raises
     ------
     CheckpointError
-        The file can't be used; see :func:`load_training`.
+        The file that ``config["resume"]`` names can't be used; see :func:`load_training`.
     OptionError
         An option differs from those of the checkpoint, or the model trains in a way of its own.
     """
+    from recbole.utils import get_trainer
+
     file = config["resume"]
-    trainer_class = importlib.import_module("recbole.utils").get_trainer(config["MODEL_TYPE"], config["model"])
+    trainer_class = get_trainer(config["MODEL_TYPE"], config["model"])
     if not getattr(trainer_class, "resumable", False):
         raise OptionError(
             f"resume: {config['model']} trains in a way of its own, which can't be continued; leave it out"

@@ -7,6 +7,7 @@ behind: weights, optimizer, counters, and the state of every source of randomnes
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -33,6 +34,10 @@ class TrainingError(UserError):
     """Training can't go on; the text says what was saved."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 class _FirstBatches:
     """The first batches of each pass over a loader, as a loader."""
 
@@ -47,9 +52,6 @@ class _FirstBatches:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
-
-
-# The trainer
 
 
 @functools.cache
@@ -69,17 +71,12 @@ class ResumableTrainer(Trainer):
     code before 2.6 (:308, :323, :583, :770); a failed write destroys the last file; each of several processes looks for
     a file of its own name, before the first has written it (:132, :289); and weights of other data are taken without a
     word.
-
-    Attributes
-    ----------
-    resumable : bool
-        Whether training can be continued: not that of trainers with epochs of their own.
-    evaluated : loader
-        Evaluated last.
     """
 
     resumable = True
+    """Whether training can be continued: not that of trainers with epochs of their own."""
     evaluated: Any = None
+    """The loader that was evaluated last."""
     saved_model_file: str
     start_epoch: int
     cur_step: int
@@ -169,19 +166,11 @@ class ResumableTrainer(Trainer):
         score, self._valid_result = super()._valid_epoch(*args, **kwargs)
         return score, self._valid_result
 
-    # Evaluation
-
     @torch.no_grad()
     def evaluate(
         self, eval_data: Any, load_best_model: bool = True, model_file: Any = None, show_progress: bool = False
     ) -> Any:
-        """RecBole's ``evaluate``.
-
-        Raises
-        ------
-        CheckpointError
-            The file can't be used, or is of another model or of other data.
-        """
+        """RecBole's ``evaluate``; ``CheckpointError`` where the file can't be used, or is of another model or data."""
         self.evaluated = eval_data
         if eval_data and load_best_model:
             file = model_file or self.saved_model_file
@@ -200,8 +189,6 @@ class ResumableTrainer(Trainer):
         """The result alone: what all processes collected was put together before."""
         return result
 
-    # Saving
-
     def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         file = kwargs.get("saved_model_file", self.saved_model_file)
         self._save(file, epoch, self._valid_result, best=True)
@@ -218,10 +205,9 @@ class ResumableTrainer(Trainer):
         """Keep what training goes on from; where that fails, training is worth more than the file."""
         if not (self._saves and self.config["checkpoint_last"]):
             return
+        file = resume.last_file(self.saved_model_file)
         try:
-            self._save(
-                resume.last_file(self.saved_model_file), self._whole_epochs - 1, self.best_valid_result, best=False
-            )
+            self._save(file, self._whole_epochs - 1, self.best_valid_result, best=False)
         except TrainingError as error:
             self.logger.warning(f"{error}. Training goes on without it")
 
@@ -275,8 +261,6 @@ class ResumableTrainer(Trainer):
         file = resume.last_file(self.saved_model_file)
         return f"; go on with --resume={file}" if file.is_file() else ""
 
-    # Continuing
-
     def resume_checkpoint(self, resume_file: str | os.PathLike[str]) -> None:
         """Continue from a checkpoint: all of it, or nothing where it doesn't fit.
 
@@ -287,12 +271,20 @@ class ResumableTrainer(Trainer):
         missing = [name for name in ("epoch", "cur_step", "best_valid_score", "optimizer") if name not in checkpoint]
         if missing:
             raise CheckpointError(f"{resume_file}: holds no {missing[0]}; train anew")
+        counts = [checkpoint[name] for name in ("epoch", "cur_step")]
+        best_score = checkpoint["best_valid_score"]  # infinite without validation
+        if not all(type(each) is int and each >= 0 for each in counts) or not (
+            _is_number(best_score) or best_score in (-math.inf, math.inf)
+        ):
+            raise CheckpointError(f"resume: {resume_file}: its counts of epochs can't be read; train anew")
         training = checkpoint.get("training") if self.resumable else None
         best = Path(resume_file)
         if training is not None:
             resume.compare_options(self.config, checkpoint, resume_file)
             best = resume.best_file(checkpoint, resume_file)
         self._check_fit(checkpoint, resume_file)
+        if training is not None:
+            self._check_training(training, resume_file)
         load_weights(self.model, checkpoint, resume_file)
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.saved_model_file = str(best)
@@ -315,19 +307,68 @@ class ResumableTrainer(Trainer):
     def _check_fit(self, checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
         """See that weights and optimizer fit before either is touched: torch loads what fits of a part that doesn't."""
         difference = shape_difference(checkpoint["state_dict"], self.model)
-        ours = [len(group["params"]) for group in self.optimizer.state_dict()["param_groups"]]
-        theirs = [len(group["params"]) for group in checkpoint["optimizer"]["param_groups"]]
-        if difference is None and ours != theirs:
+        if difference is None and not self._is_ours(checkpoint["optimizer"]):
             difference = "its optimizer has other parameters"
         if difference is not None:
             raise CheckpointError(
                 f"resume: {file} doesn't fit: {difference}; it was made with other data or other options"
             )
 
+    def _is_ours(self, stored: Any) -> bool:
+        """True for the state of an optimizer as ours, with numbers of its own."""
+        ours = self.optimizer.state_dict()
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        # What it keeps of a parameter shows after a step.
+        one = torch.nn.Parameter(torch.zeros(1))
+        one.grad = torch.zeros(1).to_sparse() if isinstance(self.optimizer, torch.optim.SparseAdam) else torch.zeros(1)
+        example = self._build_optimizer(params=[one])
+        example.step()
+        kept = {name: each.shape for name, each in example.state[one].items()}
+        try:
+            groups, state = stored["param_groups"], stored["state"]
+            same = len(groups) == len(ours["param_groups"]) and all(
+                group[name] == value or (type(value) is float and _is_number(group[name]))
+                for mine, group in zip(ours["param_groups"], groups, strict=True)
+                for name, value in mine.items()
+                if name in group or name == "params"
+            )
+            return same and all(
+                type(number) is int
+                and 0 <= number < len(parameters)
+                and {name: each.shape for name, each in entries.items()}
+                == {name: parameters[number].shape if shape else shape for name, shape in kept.items()}
+                for number, entries in state.items()
+            )
+        except (TypeError, KeyError, AttributeError, RuntimeError):
+            return False
+
+    def _check_training(self, training: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+        """See that the state of training can be gone on from, its random numbers by taking them for a moment."""
+        before = resume.random_state(self._loaders)
+        try:
+            best, losses = training["best_valid_result"], training["train_loss"]
+            whole = (
+                all(map(_is_number, [*losses.values(), *(best or {}).values()]))
+                and all(type(number) is int for number in losses)
+                and type(training["has_best"]) is bool
+                and all(isinstance(training[name], kind) for name, kind in (("data", str), ("versions", dict)))
+            )
+            for state in training["random"] if whole else []:
+                resume.set_random_state(state, self._loaders)
+            whole = whole and len(training["random"]) > 0
+        except Exception:
+            whole = False
+        finally:
+            resume.set_random_state(before, self._loaders)
+        if not whole:
+            raise CheckpointError(
+                f"resume: {file}: its state of training can't be read; take another copy, or train anew"
+            )
+
     def _check_data(self, file: Any, checkpoint: Mapping[str, Any]) -> None:
         if self._pending is not None and self._pending["data"] != self._data_fingerprint:
             raise CheckpointError(
-                "resume: the training events are not those of the checkpoint; give the same data file, or train anew"
+                f"resume: the training events are not those of {file}; give the same data file, or train anew"
             )
         checkpoint_data.check_same_data(checkpoint, self._dataset, file)
 
@@ -337,8 +378,6 @@ class ResumableTrainer(Trainer):
         rank = 0 if self.config["single_spec"] else torch.distributed.get_rank()
         resume.set_random_state(everyone[rank % len(everyone)], self._loaders)
         self._pending = None
-
-    # Faults
 
     def _check_nan(self, loss: Tensor) -> None:
         # A scaler meets infinities on purpose and skips their step.

@@ -20,15 +20,8 @@ ENTRIES = ("epoch", "cur_step", "best_valid_score", "state_dict", "other_paramet
 def upgrade_checkpoint(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
     """Convert a checkpoint. RUNS whatever the old file brings: for trusted files alone.
 
-    Parameters
-    ----------
-    old, new : str or path-like
-        A file of version 0.1 or of RecBole alone, and the file to write; they may be the same.
-
-    Raises
-    ------
-    CheckpointError
-        The old file is missing, damaged, no such checkpoint, or holds what checkpoints don't.
+    ``old`` is a file of version 0.1 or of RecBole alone, ``new`` the file to write; they may be the same.
+    ``CheckpointError`` where the old one is missing, damaged, no such checkpoint, or holds what checkpoints don't.
     """
     if not os.path.isfile(old):
         raise CheckpointError(f"{old}: there is no such checkpoint")

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.dropout import Dropout
-from recbole_adrrec.layers.flex import flex_attend
-from recbole_adrrec.layers.fused import fused_cpu_attention
 from recbole_adrrec.layers.kernels import MixContext
 from recbole_adrrec.layers.layout import Group, JaggedGroup, Layout
-from recbole_adrrec.layers.masks import masked_softmax
 from recbole_adrrec.layers.refinement import Refinement
+from recbole_adrrec.layers.softmax import flex_attend, fused_cpu_attention, masked_softmax
 
 
 class Projected(NamedTuple):
@@ -91,7 +89,7 @@ class Attention(nn.Module):
           autocast and GPUs.
         - ``sdpa``: torch's ``scaled_dot_product_attention``, where scores are products of queries and keys: half the
           time on a CPU without dropout, and no ``W x W`` weights. With dropout it is slower there than ``fused``.
-        - ``fused``: softmax, dropout and sum in one (``layers.fused``), on a CPU.
+        - ``fused``: softmax, dropout and sum in one (``layers.softmax``), on a CPU.
         - ``flex``: torch's ``flex_attention`` over rows one behind another, without dropout; its plain form on a CPU.
         """
         if isinstance(group, JaggedGroup):
@@ -107,18 +105,10 @@ class Attention(nn.Module):
         return "fused" if query.device.type == "cpu" and plain else "steps"
 
     def forward(self, hidden: Tensor, layout: Layout, context: Any, query: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend to states, Float[..., d] (Float[..., 2, d] of Gaussians), which are laid out as ``layout`` says.
 
-        Parameters
-        ----------
-        hidden : Float[..., d]
-            States for keys and values. (An attention over Gaussians takes Float[..., 2, d].)
-        layout : Layout
-            How the states are laid out, and which keys a query may attend to.
-        context : SharedContext
-            Results of the kernels for the batch; its kind depends on the attention.
-        query : Float[..., d], optional
-            States for the queries; ``hidden`` by default.
+        ``context`` has the results of the kernels for the batch, of a kind that depends on the attention. ``query`` are
+        states for the queries; ``hidden`` by default.
         """
         projected = self.project(hidden if query is None else query, hidden, context)
         return self.merge(self.sum_groups(projected, layout, context))

@@ -1,4 +1,4 @@
-"""From items to the encoder's input.
+"""From items and their positions to the encoder's input.
 
 Letters: ``d`` hidden size, ``V`` rows of the item table.
 """
@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from recbole_adrrec.layers.dropout import Dropout
 from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 
 
 class ItemEmbedding(nn.Embedding):
@@ -21,14 +20,10 @@ class ItemEmbedding(nn.Embedding):
 
     Parameters
     ----------
-    n_rows : int
-        Rows ``V`` of the table, padding and special tokens included.
-    hidden_size : int
-        Width ``d``.
-    dropout : float
-        Share of the elements that training drops.
-    scale : float
-        Factor of the embeddings on their way in, though not as targets.
+    n_rows, hidden_size : int
+        Rows ``V`` of the table, padding and special tokens included, and its width ``d``.
+    dropout, scale : float
+        Share of the elements that training drops; factor of the embeddings on their way in, though not as targets.
     n_positions : int, optional
         Rows of a table of positions that are added; none by default.
     layer_norm_eps : float, optional
@@ -55,15 +50,15 @@ class ItemEmbedding(nn.Embedding):
         """Rows that the head compares states with, one for each item."""
         return self.weight
 
-    def sum(self, items: Tensor, times: SequenceTimes) -> Tensor:
+    def sum(self, items: Tensor, position: Tensor) -> Tensor:
         """Scaled items, with their positions where these are added."""
         embedded = super().forward(items)
         embedded = embedded if self.scale == 1.0 else embedded * self.scale
-        return embedded if self.position is None else embedded + self.position(times.position)
+        return embedded if self.position is None else embedded + self.position(position)
 
-    def forward(self, items: Tensor, times: SequenceTimes) -> Tensor:  # type: ignore[override]
-        """Embeddings, Float[..., d], of items, Int64[...], at their places."""
-        embedded = self.sum(items, times)
+    def forward(self, items: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+        """Embeddings, Float[..., d], of items and their positions, Int64[...] each."""
+        embedded = self.sum(items, position)
         return self.dropout(embedded if self.norm is None else self.norm(embedded))
 
 
@@ -87,7 +82,7 @@ class GaussianItemEmbedding(ItemEmbedding):
         mean, raw = self.weight.chunk(2, -1)
         return gaussian_points(mean, elu_plus_one(raw))
 
-    def forward(self, items: Tensor, times: SequenceTimes) -> Tensor:  # type: ignore[override]
-        """Embeddings, Float[..., 2, d], means first, of items, Int64[...], at their places."""
-        embedded = F.elu(self.dropout(self.norm(self.sum(items, times).unflatten(-1, (2, -1)))))
+    def forward(self, items: Tensor, position: Tensor) -> Tensor:  # type: ignore[override]
+        """Embeddings, Float[..., 2, d], means first, of items and their positions, Int64[...] each."""
+        embedded = F.elu(self.dropout(self.norm(self.sum(items, position).unflatten(-1, (2, -1)))))
         return embedded + torch.tensor([[0.0], [1.0]], dtype=embedded.dtype, device=embedded.device)

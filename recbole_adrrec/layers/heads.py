@@ -1,25 +1,84 @@
-"""From states to scores of items.
+"""From states to scores of items, and the drift of popularity that may be added to them.
 
 Letters: ``N`` states, ``d`` hidden size, ``D`` width of the item table, ``V`` items (padding included), ``k`` items
-scored for each state, ``T`` temperature. Query times, Tensor[N], are in seconds since 1970 (UTC).
+scored for each state, ``T`` temperature, ``r`` rank of the trend. Query times, Tensor[N], are in seconds since 1970
+(UTC).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor, nn, zeros
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
+from recbole_adrrec.layers.kernels import vectors_at, vectors_of_days
 from recbole_adrrec.layers.transformer import ACTIVATIONS
-from recbole_adrrec.layers.trend import Trend
 
 
 def unit_length(rows: Tensor) -> Tensor:
     """Rows, Float[..., D], divided by their lengths; a row of zeros (padding) stays one and gets no gradient."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / length.masked_fill(length == 0, torch.inf)
+
+
+class Trend(nn.Module):
+    """Low-rank drift of popularity, ``a_v . e(tau)``, added to the score of item ``v`` at the query time ``tau``.
+
+    After timeSVD++ (Koren, KDD 2009), whose items have a bias for each bin of time; this form, of low rank and
+    continuous in time, is ours: ``docs/models.md``. ``e`` is learned at knots and interpolated between them
+    (``kernels.vectors_at``). ``a`` starts at zero, so that a model begins as it would without a trend; ``e`` does not,
+    or neither would have a gradient.
+
+    Parameters
+    ----------
+    n_items, rank : int
+        Items ``V``, padding included, and width ``r`` of ``a`` and ``e``.
+    trained_days : Int64[n_days]
+        Whole days since 1970 (UTC) that training shows, sorted. The first and the last are kept with the weights, as
+        ``trained_range``.
+    spacing : float
+        Days between two knots.
+    decay : float
+        Weight of the L2 penalty on both factors.
+    """
+
+    trained_range: Tensor
+
+    def __init__(self, n_items: int, rank: int, trained_days: Tensor, spacing: float, decay: float) -> None:
+        super().__init__()
+        if trained_days.numel() == 0:
+            raise ValueError("trained_days: 0 days given; a trend needs at least one")
+        first, last = int(trained_days[0]), int(trained_days[-1])
+        self.spacing = spacing
+        self.decay = decay
+        self.items = nn.Parameter(torch.zeros(n_items, rank))
+        self.knots = nn.Embedding(1 + math.ceil((last - first) / spacing), rank)
+        self.register_buffer("trained_range", torch.tensor([first, last]))
+
+    def forward(self, query_time: Tensor) -> Tensor:
+        """``e(tau)``, Float[N, r], for times, Int64[N] or Float64[N], in seconds since 1970 (UTC)."""
+        return vectors_at(self.knots.weight, self.trained_range, self.spacing, query_time)
+
+    @property
+    def row_days(self) -> Tensor:
+        """Day of each knot, Float64[n], since 1970."""
+        return int(self.trained_range[0]) + self.spacing * torch.arange(self.knots.num_embeddings, dtype=torch.float64)
+
+    def vectors_of(self, days: Tensor) -> Tensor:
+        """``e`` of days since 1970, Float[m, r], to the knot after the last trained day; see ``vectors_of_days``."""
+        return vectors_of_days(self.knots.weight, self.trained_range, self.spacing, days)
+
+    def item_factors(self, items: Tensor | None) -> Tensor:
+        """``a`` of all items or of ``items``, Int64[...]: Float[..., r]."""
+        return self.items if items is None else F.embedding(items, self.items)
+
+    def penalty(self) -> Tensor:
+        """``decay / 2 (|a|^2 + |e|^2)``, Float[], over all items and knots."""
+        return 0.5 * self.decay * (self.items.square().sum() + self.knots.weight.square().sum())
 
 
 class ItemHead(nn.Module):
@@ -118,7 +177,7 @@ class ProjectedItemHead(ItemHead):
         self.activation = ACTIVATIONS[activation]()
         self.norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         if temperature is None:
-            self.bias = Parameter(zeros(n_items))
+            self.bias = Parameter(torch.zeros(n_items))
 
     def _transform(self, hidden: Tensor) -> Tensor:
         return self.norm(self.activation(self.linear(hidden)))

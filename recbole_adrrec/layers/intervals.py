@@ -13,34 +13,25 @@ from torch import Tensor, nn
 
 from recbole_adrrec.layers.attention import Projected, ProjectedAttention
 from recbole_adrrec.layers.dropout import Dropout
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.layers.transformer import Perturbation, TransformerEncoder
 
 
 @dataclass(frozen=True)
 class IntervalContext:
-    """Tables and intervals of a batch, which all layers share.
-
-    Attributes
-    ----------
-    position_key, position_value : Float[..., d]
-        ``PK`` and ``PV`` at each place.
-    interval_key, interval_value : Float[S, d]
-        ``RK`` and ``RV``.
-    index : list of Int64[b, W, W]
-        For each group of rows the interval ``r_ij`` of each pair of places.
-    events : Bool[B, L, 1], optional
-        True at events; set where padded keys take part, as zeros.
-    """
+    """Tables and intervals of a batch, which all layers share."""
 
     position_key: Tensor
     position_value: Tensor
+    """Float[..., d]: ``PK`` and ``PV`` at each place."""
     interval_key: Tensor
     interval_value: Tensor
+    """Float[S, d]: ``RK`` and ``RV``."""
     index: list[Tensor]
+    """list of Int64[b, W, W]: for each group of rows the interval ``r_ij`` of each pair of places."""
     events: Tensor | None = None
+    """Bool[B, L, 1]: true at events; set where padded keys take part, as zeros."""
 
     def single(self, number: int, places: slice) -> IntervalContext:
         """The part of one group of rows, whose places in the states are given."""
@@ -58,10 +49,8 @@ class TimeIntervals(nn.Module):
 
     Parameters
     ----------
-    hidden_size : int
-        Width ``d`` of the tables.
-    max_seq_length : int
-        Rows of the position tables.
+    hidden_size, max_seq_length : int
+        Width ``d`` of the tables, and rows of those of positions.
     time_span : int
         Longest interval of its own, in units of the user's ``m_u``, at least 1.
     smallest_gaps : Int64[n_users]

@@ -1,4 +1,4 @@
-"""Layouts of a batch: padded rows, or events alone in groups of rows of similar length.
+"""Times of a batch's events, and how the events are laid out: padded, or alone in groups of rows of similar length.
 
 Norms, projections, feed-forward, head and loss work on single events and take states of any layout. Attention works on
 groups of rows, ``[b, W]`` places each, which it gets from the states by ``Group.pad`` and hands back by
@@ -10,16 +10,13 @@ of its longest row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from recbole_adrrec.layers.masks import attention_mask
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 
 GROUP_GROWTH = 1.5
 """Rows of a group are at most so many times as long as its shortest, or ``SHORT`` places."""
@@ -28,28 +25,60 @@ SHORT = 4
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rows that attention takes together.
+class SequenceTimes:
+    """Places and times of the events of a batch."""
 
-    Attributes
-    ----------
-    places : slice
-        Their places in the states: rows of padded states, events of packed ones.
-    mask : Bool[b, 1, W, W]
-        True where query ``i`` may attend to key ``j``.
-    rows : Int64[b], optional
-        Numbers of the batch's rows; those of ``places`` where the states are padded.
-    gather : Int64[b * W], optional
-        For packed states: the number of the group's event at each place; 0 at padding.
-    scatter : Int64[n], optional
-        For packed states: the place of each of the group's ``n`` events.
+    position: Tensor
+    """Int64[B, L]: row of the position table."""
+    query_time: Tensor
+    """Int64[B, L] or Float64[B, L]: time at which each place predicts, in seconds since 1970 (UTC)."""
+    key_time: Tensor
+    """Int64[B, L] or Float64[B, L]: time of each event, in the same unit. The same object as ``query_time`` where
+    the two are equal, so that nothing is computed twice."""
+    valid: Tensor
+    """Bool[B, L]: true at events, false at padding."""
+    user: Tensor | None = None
+    """Int64[B]: user of each row, where known."""
+    unit: Tensor | None = None
+    """Int64[B]: seconds in one unit of the row's intervals (TiSASRec), where it is not that of the user."""
+
+    def rows(self, index: slice | Tensor, width: int) -> SequenceTimes:
+        """Some rows, cut to the first ``width`` places."""
+        chosen = self.map(lambda part: part[index, :width])
+        user, unit = (None if part is None else part[index] for part in (self.user, self.unit))
+        return replace(chosen, user=user, unit=unit)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> SequenceTimes:
+        """Apply a function to each tensor but ``user`` and ``unit``, which are left out."""
+        key = function(self.key_time)
+        query = key if self.query_time is self.key_time else function(self.query_time)
+        return SequenceTimes(function(self.position), query, key, function(self.valid))
+
+
+def attention_mask(valid: Tensor, causal: bool) -> Tensor:
+    """Bool[B, 1, L, L], true where query ``i`` may attend to key ``j``: an event and, if causal, none after it.
+
+    ``valid``, Bool[B, L], is true at events.
     """
+    length = valid.size(1)
+    mask = valid[:, None, None, :].expand(-1, 1, length, -1)
+    return mask.tril() if causal else mask
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that attention takes together."""
 
     places: slice
+    """Their places in the states: rows of padded states, events of packed ones."""
     mask: Tensor
+    """Bool[b, 1, W, W]: true where query ``i`` may attend to key ``j``."""
     rows: Tensor | None = None
+    """Int64[b]: numbers of the batch's rows; those of ``places`` where the states are padded."""
     gather: Tensor | None = None
+    """Int64[b * W], for packed states: the number of the group's event at each place; 0 at padding."""
     scatter: Tensor | None = None
+    """Int64[n], for packed states: the place of each of the group's ``n`` events."""
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all places, ``[B, L, ...]`` or ``[N, ...]``, as those of this group, ``[b, W, ...]``."""
@@ -77,18 +106,12 @@ class Group:
 
 @dataclass(frozen=True)
 class JaggedGroup(Group):
-    """All rows of a batch, one behind another as a single long row, ``b`` = 1 and ``W`` = ``N``.
-
-    Attributes
-    ----------
-    row : Int64[N]
-        The row of each event.
-    causal : bool
-        Whether events are kept from later ones of their row. The mask is empty.
-    """
+    """All rows of a batch, one behind another as a single long row, ``b`` = 1 and ``W`` = ``N``."""
 
     row: Tensor = field(kw_only=True)
+    """Int64[N]: the row of each event."""
     causal: bool = field(kw_only=True)
+    """Whether events are kept from later ones of their row. The mask is empty."""
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all events as those of one row."""
@@ -144,20 +167,14 @@ class Layout:
     Its constructors take ``valid``, Bool[B, L], true at events, which are the first places of each row; ``causal``,
     whether query ``i`` is kept from keys ``j > i``; and ``max_pairs``, the most pairs of places of a group of several
     rows, unlimited if None.
-
-    Attributes
-    ----------
-    valid : Bool[B, L]
-        True at events.
-    groups : tuple of Group
-        In the order of the states.
-    order : Int64[N], optional
-        For packed states: places ``row * L + place`` of the batch, in the order of the states.
     """
 
     valid: Tensor
+    """Bool[B, L]: true at events."""
     groups: tuple[Group, ...]
+    """In the order of the states."""
     order: Tensor | None = None
+    """Int64[N], for packed states: places ``row * L + place`` of the batch, in the order of the states."""
 
     @classmethod
     def padded(cls, valid: Tensor, causal: bool, max_pairs: int | None = None) -> Layout:
@@ -204,7 +221,7 @@ class Layout:
 
     @classmethod
     def jagged(cls, valid: Tensor, causal: bool) -> Layout:
-        """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``layers.flex``).
+        """States ``[N, ...]`` of events alone, row after row, in one group (for GPUs: ``softmax.flex_attend``).
 
         An empty row counts as one event.
         """

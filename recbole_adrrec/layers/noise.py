@@ -32,15 +32,10 @@ Logits = Callable[[slice], Tensor]
 
 
 class Passes(NamedTuple):
-    """A clean and a noisy pass.
+    """Outputs of each layer, Float[B, L, d] or Float[N, d], of a clean and a noisy pass, and the energy of the noise.
 
-    Attributes
-    ----------
-    clean, noisy : list of Float[B, L, d] or of Float[N, d]
-        Output of each layer.
-    energy : dict of int to Float[]
-        By layers' numbers from 1: the sum of squares of the noise that went into the layer, over the events of this
-        process, without a gradient.
+    ``energy`` holds, by layers' numbers from 1, the sum of squares of the noise that went into the layer, over the
+    events of this process, Float[], without a gradient.
     """
 
     clean: list[Tensor]
@@ -60,17 +55,14 @@ class LayerwiseNoise(nn.Module):
 
     Parameters
     ----------
-    n_layers : int
-        Layers of the encoder.
-    sigma : float
-        RMS of the noise relative to that of the input.
+    n_layers, sigma : int, float
+        Layers of the encoder; RMS of the noise relative to that of the input.
     noise : str
         ``gaussian``, ``uniform`` (both independent per element) or ``in_manifold`` (the direction to another valid
         place of the batch).
-    layers : sequence of int, optional
-        Numbers from 1 of the layers whose input is disturbed and whose output is compared; all by default.
-    layer_weights : sequence of float, optional
-        ``lambda_l``, one for each of ``layers``; ones by default.
+    layers, layer_weights : sequence of int and of float, optional
+        Numbers from 1 of the layers whose input is disturbed and whose output is compared, all by default; and
+        ``lambda_l``, one for each, ones by default.
     stop_gradient : bool
         Whether the clean states ``h_l`` carry no gradient in ``R``.
     seed : int

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 
 from recbole_adrrec.layers.attention import Attention, Projected
 from recbole_adrrec.layers.dropout import Dropout
-from recbole_adrrec.layers.layout import Group, Layout
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.layout import Group, Layout, SequenceTimes
 
 BUCKET_WIDTH = 0.301
 """Width of a bucket of gaps, in natural logarithms of seconds: a factor of 1.35."""

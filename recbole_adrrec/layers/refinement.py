@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_adrrec.layers.gaussian_points import elu_plus_one, gaussian_points, negative_squared_distance
-from recbole_adrrec.layers.masks import masked_softmax
+from recbole_adrrec.layers.softmax import masked_softmax
 
 REFINEMENT_MAPS = ("distance", "place")
 """Values of ``refinement_maps``: rows of the learned maps stand for distances or for places."""
@@ -61,16 +62,30 @@ class Refinement(nn.Module):
     """Identity refinement, and the interface of the others."""
 
     def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
-        """Refined weights, Float[B, H, L, L]: rows sum to one or, without any key, to zero.
+        """Refined weights, Float[B, H, L, L], of weights after softmax, query by key.
 
-        Parameters
-        ----------
-        weights : Float[B, H, L, L]
-            Weights after softmax, query by key; rows of queries without any key are zero.
-        mask : Bool[B, 1, L, L]
-            True where query ``i`` may attend to key ``j``.
+        Rows sum to one or, where ``mask``, Bool[B, 1, L, L], allows a query no key, to zero.
         """
         return weights
+
+
+@dataclass(frozen=True)
+class RefinementSettings:
+    """Everything that refinements are built from; each takes what it needs."""
+
+    n_heads: int
+    max_length: int
+    """Most places, ``L_max``."""
+    rank: int | None = None
+    """Columns ``r`` of the maps; by default ``DISTANCE_RANK`` by distance and ``L_max`` by place."""
+    heads: Sequence[int] | None = None
+    """Numbers from 1 of the heads that are refined; the others' weights stay as they are. All by default."""
+    maps: str = "distance"
+    """One of ``REFINEMENT_MAPS``."""
+    value_map: bool = False
+    """Whether a ``ValueRefinement`` has a ``W_v``."""
+    start: float | None = None
+    """``g`` of an ``AdditiveRefinement`` at first, in (0, 1); by default ``REFINEMENT_START``."""
 
 
 class LearnedRefinement(Refinement):
@@ -84,30 +99,13 @@ class LearnedRefinement(Refinement):
 
     Either way a batch whose rows are shorter than ``L_max`` uses the first ``L`` rows of the maps, and padding behind
     the events changes nothing at them.
-
-    Parameters
-    ----------
-    n_heads, max_length : int
-        Heads ``H`` of the attention, and most places ``L_max``.
-    rank : int, optional
-        Columns ``r`` of the maps; by default ``DISTANCE_RANK`` by distance and ``L_max`` by place.
-    heads : sequence of int, optional
-        Numbers from 1 of the heads that are refined; the others' weights stay as they are. All by default.
-    maps : str
-        One of ``REFINEMENT_MAPS``.
     """
 
-    def __init__(
-        self,
-        n_heads: int,
-        max_length: int,
-        rank: int | None = None,
-        heads: Sequence[int] | None = None,
-        maps: str = "distance",
-    ) -> None:
+    def __init__(self, settings: RefinementSettings) -> None:
         super().__init__()
-        chosen = list(range(1, n_heads + 1)) if heads is None else list(heads)
-        self.by_distance = maps == "distance"
+        n_heads, max_length, rank = settings.n_heads, settings.max_length, settings.rank
+        chosen = list(range(1, n_heads + 1)) if settings.heads is None else list(settings.heads)
+        self.by_distance = settings.maps == "distance"
         if rank is None:
             rank = DISTANCE_RANK if self.by_distance else max_length
         self.heads = None if len(chosen) == n_heads else [head - 1 for head in sorted(chosen)]
@@ -122,12 +120,9 @@ class LearnedRefinement(Refinement):
     def forward(self, weights: Tensor, mask: Tensor) -> Tensor:
         """Weights with the chosen heads refined; see ``Refinement.forward``.
 
-        Raises
-        ------
-        ValueError
-            If maps go by distance and the first query may see a later key. (Checked on a CPU alone: elsewhere it would
-            wait for the device.)
+        ``ValueError`` if maps go by distance and the first query may see a later key.
         """
+        # On a CPU alone: elsewhere it would wait for the device.
         checked = self.by_distance and mask.device.type == "cpu" and not torch.compiler.is_compiling()
         if checked and mask[..., 0, 1:].any():
             raise ValueError("refinement_maps: distance; needs a causal mask; choose place for a two-sided one")
@@ -167,21 +162,12 @@ class ValueRefinement(SimpleRefinement):
     ``W_v = softmax(mask(V))``: its row ``j`` spreads the weight on key ``j`` over the keys that ``j`` may see, so that
     rows go on summing to one and no weight moves to the future. It starts near the identity. With maps by distance,
     ``V_jl = v[j - l]``.
-
-    ``value_map`` says whether there is a ``W_v``; other arguments as for ``LearnedRefinement``.
     """
 
-    def __init__(
-        self,
-        n_heads: int,
-        max_length: int,
-        rank: int | None = None,
-        heads: Sequence[int] | None = None,
-        maps: str = "distance",
-        value_map: bool = False,
-    ) -> None:
-        super().__init__(n_heads, max_length, rank, heads, maps)
-        if value_map:
+    def __init__(self, settings: RefinementSettings) -> None:
+        super().__init__(settings)
+        max_length = settings.max_length
+        if settings.value_map:
             # Off the diagonal at most 1 / (1 + L_max) of each row's weight.
             start = 2 * math.log(max_length) * torch.eye(max_length)
             start = start[0] if self.by_distance else start
@@ -206,23 +192,11 @@ class ValueRefinement(SimpleRefinement):
 
 
 class AdditiveRefinement(SimpleRefinement):
-    """``(1 - g) A + g A'``, with ``A'`` the simple refinement and ``g = sigmoid(gate)`` learned for each head.
+    """``(1 - g) A + g A'``, with ``A'`` the simple refinement and ``g = sigmoid(gate)`` learned for each head."""
 
-    ``start`` is ``g`` at first, in (0, 1), by default ``REFINEMENT_START``; other arguments as for
-    ``LearnedRefinement``.
-    """
-
-    def __init__(
-        self,
-        n_heads: int,
-        max_length: int,
-        rank: int | None = None,
-        heads: Sequence[int] | None = None,
-        maps: str = "distance",
-        start: float | None = None,
-    ) -> None:
-        super().__init__(n_heads, max_length, rank, heads, maps)
-        start = REFINEMENT_START if start is None else start
+    def __init__(self, settings: RefinementSettings) -> None:
+        super().__init__(settings)
+        start = REFINEMENT_START if settings.start is None else settings.start
         self.gate = nn.Parameter(torch.full((len(self.first_map), 1, 1), math.log(start / (1 - start))))
 
     def refine(self, weights: Tensor, mask: Tensor) -> Tensor:

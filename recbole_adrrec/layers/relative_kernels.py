@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recbole_adrrec.layers.sequence_times import KernelSettings, SequenceTimes
+from recbole_adrrec.layers.layout import SequenceTimes
 
 # Features that a smooth kernel holds at a time, in elements: small enough for a CPU's cache.
 BLOCK_ELEMENTS = 1 << 19
@@ -40,14 +41,35 @@ def _looked_up(table: Tensor, constant: Tensor | None, index: Tensor) -> Tensor:
     return _plus(table.gather(3, index.expand(-1, table.size(1), -1, -1)), constant)
 
 
-class RelativeKernel(nn.Module):
-    """Features of pairs of events.
+@dataclass(frozen=True)
+class Clock:
+    """Unit of gaps in time, in seconds, above 0; the slowest rate of kernels is about ``1 / kernel_freq`` per unit."""
 
-    Parameters
-    ----------
-    width : int
-        Features ``F``.
-    """
+    time_unit: float
+    kernel_freq: float
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """Everything that kernels are built from; each takes what it needs."""
+
+    hidden_size: int
+    max_seq_length: int
+    """Rows of the position table."""
+    trained_days: Callable[[], Tensor]
+    """Gives the sorted whole days since 1970 (UTC) that training shows, Int64[n]; called only if needed."""
+    clock: Callable[[], Clock]
+    """Called only if needed."""
+    day_spacing: int = 1
+    """Days between two knots of the day kernel; 1 for a row of its own for each day."""
+    max_distance: int | None = None
+    """``k`` of the distance kernel."""
+    grid_points: int | None = None
+    """Points of the grid between which exponential and log1p are interpolated; exact by default."""
+
+
+class RelativeKernel(nn.Module):
+    """Features of pairs of events, ``width`` of them."""
 
     is_bias = False
     """True where ``u_i`` is a learned bias for each feature, which the query does not change."""
@@ -189,13 +211,11 @@ class SmoothKernel(ClockedKernel):
     def _exact(self, projected: Tensor, constant: Tensor | None, gap: Tensor, rates: Tensor) -> Tensor:
         rows, heads, length, _ = projected.shape
         # All heads share the features of a query's row of gaps.
-        by_query = projected.to(gap.dtype).transpose(1, 2).flatten(0, 1)  # [B L, h, F]
+        by_query, gap = projected.to(gap.dtype).transpose(1, 2).flatten(0, 1), gap.flatten(0, 1)  # [B L, h, F]
         if torch.compiler.is_exporting():
-            features = self.feature(gap.flatten(0, 1).unsqueeze(-1) * rates)
-            return _plus(
-                (by_query @ features.transpose(1, 2)).view(rows, length, heads, length).transpose(1, 2), constant
-            )
-        scores = _SmoothScores.apply(by_query, gap.flatten(0, 1), rates, self.feature)
+            scores = by_query @ self.feature(gap.unsqueeze(-1) * rates).transpose(1, 2)
+        else:
+            scores = _SmoothScores.apply(by_query, gap, rates, self.feature)
         return _plus(scores.view(rows, length, heads, length).transpose(1, 2), constant)
 
     @staticmethod
@@ -307,8 +327,7 @@ class DistanceKernel(RelativeKernel):
         return partial(self._bias, index=index.expand(times.position.size(0), 1, -1, -1))
 
     def _bias(self, projected: Tensor, constant: Tensor | None, index: Tensor) -> Tensor:
-        table = _plus(projected @ self.embedding.weight.T, constant)  # [B, h, L, 2 k + 1]
-        return _looked_up(table, None, index)
+        return _looked_up(_plus(projected @ self.embedding.weight.T, constant), None, index)
 
 
 class BiasKernel(RelativeKernel):

@@ -123,14 +123,8 @@ class TransformerEncoder(nn.Module):
     ) -> list[Tensor]:
         """Output of each layer, shaped like the embedded events ``hidden``, Float[B, L, d] or Float[N, d].
 
-        Parameters
-        ----------
-        layout : Layout
-            How the events are laid out, and which keys a query may attend to.
-        context : SharedContext
-            Results of the kernels for the batch.
-        perturb : callable, optional
-            From a layer's number (from 1) and its input to the input that the layer gets.
+        ``context`` has the results of the kernels for the batch; ``perturb`` gives the input that a layer gets, from
+        its number (from 1) and its input.
         """
         states = []
         for number, layer in enumerate(self.layers, 1):

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.noise import Encode, LayerwiseNoise, Logits, divergence, gradient_ratio
 from recbole_adrrec.losses import BLOCK_SCORES, BLOCK_SCORES_ELSEWHERE
-from recbole_adrrec.models.base import SequenceRecommender, Targets
-from recbole_adrrec.models.components import build_trend
-from recbole_adrrec.models.mix import mix_components
+from recbole_adrrec.models.base import SequenceRecommender, Targets, build_trend
+from recbole_adrrec.models.block import mix_components
 from recbole_adrrec.options.schema import ADRRecOptions
 
 NEVER = -1e9
@@ -84,12 +83,11 @@ class ADRRec(SequenceRecommender):
     def _candidate_logits(self, states: Tensor, targets: Targets) -> tuple[Logits, int]:
         """Logits of the items that the loss compares, for all states; and how many items there are."""
         hidden, table, items = states[targets.places], self.item_embedding.table, targets.items
-        shared = targets.shared
+        shared, query_time = targets.shared, targets.query_time
         if shared is not None:
             rows = torch.arange(len(items), device=items.device)
-            product, candidates, bias = self.head.as_product(
-                hidden, table, torch.cat([items, shared]), query_time=targets.time
-            )
+            both = torch.cat([items, shared])
+            product, candidates, bias = self.head.as_product(hidden, table, both, query_time=query_time)
 
             def of_shared(part: slice) -> Tensor:
                 negative = F.linear(
@@ -102,10 +100,10 @@ class ADRRec(SequenceRecommender):
 
             return of_shared, len(shared) + 1
         if targets.negatives is None:
-            product, candidates, bias = self.head.as_product(hidden, table, query_time=targets.time)
+            product, candidates, bias = self.head.as_product(hidden, table, query_time=query_time)
             return lambda part: F.linear(product[part], candidates, bias), len(candidates)
-        both = self.head.score_items(hidden, table, items.unsqueeze(1), targets.negatives, query_time=targets.time)
-        scores = torch.cat(both, 1)
+        compared = items.unsqueeze(1), targets.negatives
+        scores = torch.cat(self.head.score_items(hidden, table, *compared, query_time=query_time), 1)
         return lambda part: scores[part], scores.size(1)
 
     def _log_ratio(self, penalty: Tensor, loss: Tensor) -> None:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement
-from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, build_trend
-from recbole_adrrec.models.mix import mix_components
-from recbole_adrrec.models.sasrec import sasrec_components
+from recbole_adrrec.layers.refinement import REFINEMENTS, Refinement, RefinementSettings
+from recbole_adrrec.models.base import DataStats, ModelComponents, Refine, SequenceRecommender, build_trend
+from recbole_adrrec.models.block import mix_components, sasrec_components
 from recbole_adrrec.models.stosa import stosa_components
 from recbole_adrrec.models.tisasrec import tisasrec_components
 from recbole_adrrec.options.schema import AWRSROptions
@@ -47,9 +45,13 @@ class AWRSR(SequenceRecommender):
         kind, layers = options.refinement, options.refinement_layers
         if kind == "none" or (layers is not None and layer not in layers):
             return None
-        own: dict[str, dict[str, Any]] = {
-            "value": {"value_map": options.refinement_value_map},
-            "additive": {"start": options.refinement_start},
-        }
-        rank, heads, maps = options.refinement_rank, options.refinement_heads, options.refinement_maps
-        return REFINEMENTS[kind](n_heads, self.max_seq_length, rank, heads, maps, **own.get(kind, {}))
+        settings = RefinementSettings(
+            n_heads,
+            self.max_seq_length,
+            options.refinement_rank,
+            options.refinement_heads,
+            options.refinement_maps,
+            options.refinement_value_map,
+            options.refinement_start,
+        )
+        return REFINEMENTS[kind](settings)

@@ -1,4 +1,4 @@
-"""The recommender that all models extend: from a model's inputs to an encoder's states, a loss and scores.
+"""The recommender that all models extend: components that a model joins, and what is done with them.
 
 Letters: ``B`` rows of a batch, ``L`` places, ``d`` hidden size, ``H`` heads, ``N`` positions with a target, ``k``
 negatives of each.
@@ -6,6 +6,8 @@ negatives of each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,21 +16,89 @@ from torch import Tensor, nn
 
 from recbole_adrrec.collectives import share_of
 from recbole_adrrec.layers.attention import captured_weights
+from recbole_adrrec.layers.draws import SharedNegatives
 from recbole_adrrec.layers.embeddings import ItemEmbedding
-from recbole_adrrec.layers.heads import ItemHead
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.heads import ItemHead, Trend
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
 from recbole_adrrec.layers.noise import Encode
-from recbole_adrrec.layers.objectives import SharedNegatives, last_place
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.layers.trend import Trend
 from recbole_adrrec.losses import item_cross_entropy, positive_versus_negative, sampled_loss, shared_softmax
-from recbole_adrrec.models.components import DataStats, InteractionTimes, ModelComponents
-from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch
+from recbole_adrrec.models.inputs import SequenceInputs, TrainingBatch, last_place
 from recbole_adrrec.options.schema import EncoderOptions
 
 FULL_ROWS = 0.75
 """Share of events above which a batch stays padded: taking it apart cost a fifth of a step on ml-100k's windows."""
+
+
+Refine = Callable[[int, int], Refinement | None]
+"""Gives the refinement of a layer, by the layer's number from 1 and its number of heads."""
+
+
+def unrefined(layer: int, n_heads: int) -> None:
+    """Refine nothing."""
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """Statistics of the training data."""
+
+    n_items: int
+    """Items, padding included."""
+    n_rows: int
+    """Rows of the item table: items and, for a cloze model, the mask token."""
+    max_seq_length: int
+    """Most places of a row."""
+    trained_days: Callable[[], Tensor]
+    """Gives the sorted whole days since 1970 that training shows, Int64[n]."""
+    smallest_gaps: Callable[[], Tensor]
+    """Gives each user's smallest positive gap in training, Int64[n_users], in seconds."""
+    clock: Callable[[], tuple[float, float]]
+    """Gives resolution and span of the training times, in seconds."""
+
+
+class NoContext:
+    """Shared context of layers that share nothing."""
+
+    def single(self, number: int, places: slice) -> NoContext:
+        """The part of one group of rows."""
+        return self
+
+
+class NoKernels(nn.Module):
+    """Stands where kernels of place and time would, in a model whose layers share nothing."""
+
+    def forward(self, times: SequenceTimes, layout: Layout, dtype: torch.dtype) -> NoContext:
+        """Give nothing."""
+        return NoContext()
+
+
+@dataclass(frozen=True)
+class ModelComponents:
+    """Modules that a model joins."""
+
+    item_embedding: ItemEmbedding
+    """From items and positions to the encoder's input."""
+    kernels: nn.Module
+    """From times, a layout and a dtype to what the layers share of a batch."""
+    encoder: TransformerEncoder
+    """From the input, a layout and what is shared to the states after each layer."""
+    head: ItemHead
+    """From states to scores."""
+    knows_time: bool = True
+    """Whether any of these reads times."""
+    pvn_weight: float = 0.0
+    """Weight of STOSA's positive-versus-negative term beside BPR."""
+    packs_rows: bool = True
+    """Whether a CPU may leave padding out of what is computed; not where padding takes part in attention."""
+
+
+def build_trend(options: EncoderOptions, stats: DataStats) -> Trend | None:
+    """Trend of the scores that the options describe; None with ``trend_rank`` 0."""
+    if not options.trend_rank:
+        return None
+    days = stats.trained_days()
+    return Trend(stats.n_items, options.trend_rank, days, options.trend_spacing, options.trend_decay)
 
 
 class Explanation(NamedTuple):
@@ -36,50 +106,32 @@ class Explanation(NamedTuple):
 
     Weights of a query are a distribution over the events, but HSTU's: those are ``silu(score)`` over the most places of
     a row, of either sign, and their sum grows with the number of events.
-
-    Attributes
-    ----------
-    items : Int64[L]
-        The events' items, oldest first. A cloze model's mask token stands last, as item ``n_items``.
-    times : Int64[L]
-        Their times, in seconds since 1970 (UTC).
-    plain : Float[n_layers, H, L, L]
-        Attention weights before refinement.
-    refined : Float[n_layers, H, L, L]
-        Weights after refinement: those that are used. Equal to ``plain`` where nothing is refined.
     """
 
     items: Tensor
+    """Int64[L]: the events' items, oldest first. A cloze model's mask token stands last, as item ``n_items``."""
     times: Tensor
+    """Int64[L]: their times, in seconds since 1970 (UTC)."""
     plain: Tensor
+    """Float[n_layers, H, L, L]: attention weights before refinement."""
     refined: Tensor
+    """Float[n_layers, H, L, L]: weights after refinement, those that are used; equal to ``plain`` where nothing is
+    refined."""
 
 
 class Targets(NamedTuple):
-    """The places of a batch that have a target, and what the loss compares there.
-
-    Attributes
-    ----------
-    places : Bool[...]
-        True at the ``N`` places, laid out as the states.
-    items : Int64[N]
-        Targets.
-    time : Tensor[N]
-        Query times.
-    negatives : Int64[N, k], optional
-        Sampled items of each target.
-    shared : Int64[k], optional
-        Sampled items that all targets share.
-    share : Float[] or 1.0
-        Weighs a mean over this process's targets, see ``share_of``.
-    """
+    """The places of a batch that have a target, and what the loss compares there."""
 
     places: Tensor
+    """Bool[...]: true at the ``N`` places, laid out as the states."""
     items: Tensor
-    time: Tensor
+    query_time: Tensor
+    """Int64[N], Tensor[N]: targets, and their times or those of the events before them: see ``models.inputs``."""
     negatives: Tensor | None
     shared: Tensor | None
+    """Int64[N, k] and Int64[k]: sampled items of each target, and those that all targets share."""
     share: Tensor | float
+    """Float[] or 1.0: weighs a mean over this process's targets, see ``share_of``."""
 
 
 class SequenceRecommender(SequenceInputs):
@@ -89,10 +141,9 @@ class SequenceRecommender(SequenceInputs):
     ----------
     config : recbole.config.Config
         RecBole's options and the model's; ``properties/model`` describes them.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data. Its ``trained_days(include_targets)``, ``time_scale(include_targets)`` and
-        ``smallest_training_gaps()`` are called by components that need them; without these methods, all are read off
-        the interactions.
+    dataset : SequenceDataset
+        Training data. Its ``trained_days``, ``time_scale`` and ``smallest_training_gaps`` are called by components that
+        need them.
 
     Raises
     ------
@@ -131,15 +182,13 @@ class SequenceRecommender(SequenceInputs):
         """Statistics of the training data, from which components are built."""
         # A cloze model sees each event, as a key or by its time; a causal one never the last.
         include_targets = self.use_query_time or self.objective == "cloze"
-        has_times = hasattr(dataset, "trained_days")
-        times = dataset if has_times else InteractionTimes(dataset, self.USER_ID, self.TIME)
         return DataStats(
             n_items=self.n_items,
             n_rows=self.n_items + (self.objective == "cloze"),
             max_seq_length=self.max_seq_length,
-            trained_days=partial(times.trained_days, include_targets),
-            smallest_gaps=times.smallest_training_gaps,
-            clock=partial(times.time_scale, include_targets),
+            trained_days=partial(dataset.trained_days, include_targets),
+            smallest_gaps=dataset.smallest_training_gaps,
+            clock=partial(dataset.time_scale, include_targets),
         )
 
     def set_components(self, components: ModelComponents, trend: Trend | None = None) -> None:
@@ -190,28 +239,21 @@ class SequenceRecommender(SequenceInputs):
 
     def predict(self, interaction: Any) -> Tensor:
         """Score of each row's item, Float[B]."""
-        hidden, time = self._last_state(interaction)
-        (score,) = self.head.score_items(hidden, self.item_embedding.table, interaction[self.ITEM_ID], query_time=time)
+        hidden, query_time = self.state_of(*self._inference_inputs(interaction))
+        table, items = self.item_embedding.table, interaction[self.ITEM_ID]
+        (score,) = self.head.score_items(hidden, table, items, query_time=query_time)
         return score
 
     def full_sort_predict(self, interaction: Any) -> Tensor:
         """Scores of all items for each row, Float[B, n_items]."""
-        hidden, time = self._last_state(interaction)
-        return self.head(hidden, self.item_embedding.table, query_time=time)
+        hidden, query_time = self.state_of(*self._inference_inputs(interaction))
+        return self.head(hidden, self.item_embedding.table, query_time=query_time)
 
     @torch.no_grad()
     def explain(self, interaction: Any) -> Explanation:
         """Attention behind one user's recommendation, dropout off.
 
-        Parameters
-        ----------
-        interaction : recbole.data.interaction.Interaction
-            One row, as for ``full_sort_predict``.
-
-        Raises
-        ------
-        ValueError
-            If there is not exactly one row, or its history is empty.
+        ``interaction`` is one row, as for ``full_sort_predict``; ``ValueError`` if there are more, or it has no event.
         """
         rows = len(interaction[self.ITEM_SEQ_LEN])
         if rows != 1 or int(interaction[self.ITEM_SEQ_LEN]) == 0:
@@ -232,7 +274,7 @@ class SequenceRecommender(SequenceInputs):
     def _encoder_of(self, items: Tensor, times: SequenceTimes) -> tuple[Layout, Encode]:
         """Layout of a batch, and a function that runs the layers on it."""
         layout = self._layout(times.valid)
-        hidden = self.item_embedding(layout.pack(items), layout.pack_times(times))
+        hidden = self.item_embedding(layout.pack(items), layout.pack(times.position))
         context = self.kernels(times, layout, hidden.dtype)
         return layout, partial(self.encoder, hidden, layout, context)
 
@@ -250,29 +292,19 @@ class SequenceRecommender(SequenceInputs):
         # A compiler sees to its own memory.
         return Layout.padded(valid, causal, None if self.compiled else self.encoder.max_pairs(valid.device))
 
-    def _last_state(self, interaction: Any) -> tuple[Tensor, Tensor]:
-        """State behind each row's next event, Float[B, d], and its query time, Tensor[B]."""
-        return self.state_of(*self._inference_inputs(interaction))
-
     def state_of(self, items: Tensor, times: SequenceTimes, length: Tensor) -> tuple[Tensor, Tensor]:
         """State behind the last event, Float[B, d], and its query time, Tensor[B], of what ``shown`` gives."""
         layout, encode = self._encoder_of(items, times)
         place = last_place(length)
-        states = encode(None)[-1]
-        return states[layout.at(place.squeeze(1))], times.query_time.gather(1, place).squeeze(1)
+        return encode(None)[-1][layout.at(place.squeeze(1))], times.query_time.gather(1, place).squeeze(1)
 
     def _targets_of(self, batch: TrainingBatch, layout: Layout) -> Targets:
-        items, time = layout.pack(batch.targets), layout.pack(batch.times.query_time)
+        items, query_time = layout.pack(batch.targets), layout.pack(batch.times.query_time)
         places = items > 0
         items = items[places]
-        return Targets(
-            places,
-            items,
-            time[places],
-            None if batch.negatives is None else layout.pack(batch.negatives)[places],
-            None if self.shared_negatives is None else self.shared_negatives(),
-            share_of(len(items), items.device),
-        )
+        negatives = None if batch.negatives is None else layout.pack(batch.negatives)[places]
+        shared = None if self.shared_negatives is None else self.shared_negatives()
+        return Targets(places, items, query_time[places], negatives, shared, share_of(len(items), items.device))
 
     def _training_loss(self, encode: Encode, layout: Layout, targets: Targets) -> Tensor:
         """Loss of a batch whose layers ``encode`` runs; a subclass may add to it."""
@@ -283,15 +315,15 @@ class SequenceRecommender(SequenceInputs):
         return self._mean_loss(states[targets.places], targets) * targets.share
 
     def _mean_loss(self, hidden: Tensor, targets: Targets) -> Tensor:
-        _, items, time, negatives, shared, _ = targets
+        _, items, query_time, negatives, shared, _ = targets
         table, smoothing = self.item_embedding.table, self.options.label_smoothing
         if shared is not None:
-            product = self.head.as_product(hidden, table, torch.cat([items, shared]), query_time=time)
+            product = self.head.as_product(hidden, table, torch.cat([items, shared]), query_time=query_time)
             return shared_softmax(*product, items, shared, smoothing)
         if negatives is None:
-            return item_cross_entropy(*self.head.as_product(hidden, table, query_time=time), items, smoothing)
+            return item_cross_entropy(*self.head.as_product(hidden, table, query_time=query_time), items, smoothing)
         items = items.unsqueeze(1)
-        positive, negative = self.head.score_items(hidden, table, items, negatives, query_time=time)
+        positive, negative = self.head.score_items(hidden, table, items, negatives, query_time=query_time)
         loss = sampled_loss(self.loss_type, positive, negative, self.n_items - 1, self.options.gbce_t, smoothing)
         if self.pvn_weight > 0 and self.loss_type == "BPR":
             between = -self.head.compare(table[items], table[negatives])

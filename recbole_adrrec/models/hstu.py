@@ -15,8 +15,7 @@ from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.pointwise import GapBuckets, PointwiseAttention, PointwiseLayer
 from recbole_adrrec.layers.transformer import TransformerEncoder
-from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.components import DataStats, ModelComponents, NoKernels, build_trend
+from recbole_adrrec.models.base import DataStats, ModelComponents, NoKernels, SequenceRecommender, build_trend
 from recbole_adrrec.options.schema import HSTUOptions
 
 

@@ -1,6 +1,9 @@
 """From RecBole's batches to a model's inputs: items, times, and the targets of training.
 
-Letters: ``B`` rows of a batch, ``L`` places, ``k`` negatives of each target.
+Here ``timestamps`` become ``key_time``, the time of each event, and ``query_time``, the time at which a place predicts:
+that of its target, or of its event where the model does not know the moment of the query.
+
+Rows are padded on the right. Letters: ``B`` rows of a batch, ``L`` places, ``k`` negatives of each target.
 """
 
 from __future__ import annotations
@@ -11,28 +14,61 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
-from recbole_adrrec.layers.objectives import (
-    TieOrder,
-    append_event,
-    draw_cloze_mask,
-    known_times,
-    last_place,
-    next_times,
-    valid_places,
-)
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.draws import TieOrder, draw_cloze_mask
+from recbole_adrrec.layers.layout import SequenceTimes
 from recbole_adrrec.options.schema import ModelOptions
 
 
+def valid_places(length: Tensor, width: int) -> Tensor:
+    """True at the first ``length`` places, Bool[B, width], for Int64[B]."""
+    return torch.arange(width, device=length.device) < length.unsqueeze(1)
+
+
+def last_place(length: Tensor) -> Tensor:
+    """Index of each row's last event, Int64[B, 1]; 0 for an empty row."""
+    return (length - 1).clamp(min=0).unsqueeze(1)
+
+
+def append_event(sequence: Tensor, length: Tensor, value: Tensor, max_length: int) -> Tensor:
+    """Rows with one more event behind the last, Tensor[B, min(L + 1, max_length)]; a full row loses its oldest.
+
+    ``sequence``, Tensor[B, L], holds items or times of rows of ``length``, Int64[B], events; ``value``, Tensor[B], the
+    new event's.
+    """
+    extended = torch.cat([sequence, torch.zeros_like(sequence[:, :1])], 1)
+    extended = extended.scatter(1, length.unsqueeze(1), value.to(sequence.dtype).unsqueeze(1))
+    place = torch.arange(min(extended.size(1), max_length), device=sequence.device)
+    return extended.gather(1, place + (length >= max_length).long().unsqueeze(1))
+
+
+def next_times(key_time: Tensor, length: Tensor, query_time: Tensor) -> Tensor:
+    """Query times of a causal model, Tensor[B, L]: the time of the event after each place, of the last ``query_time``.
+
+    ``key_time``, Tensor[B, L], are the times of rows of ``length``, Int64[B], events; ``query_time``, Tensor[B].
+    """
+    return key_time.roll(-1, 1).scatter(1, last_place(length), query_time.to(key_time.dtype).unsqueeze(1))
+
+
+def known_times(key_time: Tensor, known: Tensor) -> Tensor:
+    """Times, Tensor[B, L], that give nothing away of masked events; ``known``, Bool[B, L], are all others.
+
+    Each place gets the time of the last known event up to it or, where there is none, of the first known one.
+    """
+    place = torch.arange(key_time.size(1), device=key_time.device).expand_as(key_time)
+    latest = place.masked_fill(~known, -1).cummax(1).values
+    first = known.long().argmax(1, keepdim=True)
+    return key_time.gather(1, torch.where(latest < 0, first, latest))
+
+
 class TrainingRows(NamedTuple):
-    """Rows as the data layer gives them: targets and times are [B] or [B, L], negatives [B, k] or [B, L, k]."""
+    """Rows as the data layer gives them: targets and query times are [B] or [B, L], negatives [B, k] or [B, L, k]."""
 
     items: Tensor
-    time: Tensor
+    key_time: Tensor
     length: Tensor
     user: Tensor | None
     targets: Tensor
-    target_time: Tensor
+    query_time: Tensor
     negatives: Tensor | None
 
 
@@ -59,16 +95,12 @@ class SequenceInputs(SequentialRecommender):
         self.objective = self.options.objective
         self.use_query_time = self.options.use_query_time
         self.mask_token = self.n_items
-        self._set_tie_order(config["seed"], dataset)
         self.given_negatives = self.options.loss_type != "CE" and self.options.negatives == "own"
         sampling = config["train_neg_sample_args"] or {}
         self.negatives_a_row = 1 if sampling.get("sample_num") in (None, "none") else int(sampling["sample_num"])
-
-    def _set_tie_order(self, seed: int, dataset: Any) -> None:
-        """Make what orders tied events anew, where the options let it, and decide whether it does."""
-        reorder = self.options.reorder_ties
-        has_windows = self.options.train_rows == "sequence"
-        self.tie_order = TieOrder(seed) if has_windows and reorder != "never" else None
+        # What orders tied events anew, where the options let it, and whether it does.
+        reorder, has_windows = self.options.reorder_ties, self.options.train_rows == "sequence"
+        self.tie_order = TieOrder(config["seed"]) if has_windows and reorder != "never" else None
         orderly = reorder == "auto" and getattr(dataset, "ties_are_orderly", False)
         self.reorders_ties = self.tie_order is not None and not orderly
 
@@ -77,34 +109,27 @@ class SequenceInputs(SequentialRecommender):
         return self.shown(*self._history(interaction), interaction[self.TIME])
 
     def shown(
-        self, items: Tensor, time: Tensor, length: Tensor, user: Tensor | None, query_time: Tensor
+        self, items: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None, query_time: Tensor
     ) -> tuple[Tensor, SequenceTimes, Tensor]:
         """Items, times and lengths that the encoder sees of rows whose next event is to be predicted.
 
-        Parameters
-        ----------
-        items, time : Int64[B, L], Tensor[B, L]
-            Histories, oldest first, padded behind; times in seconds since 1970 (UTC).
-        length, user : Int64[B]
-            Events of each row; users' numbers, where they are known.
-        query_time : Tensor[B]
-            Moments of the queries.
+        Histories are ``items``, Int64[B, L], oldest first, padded behind, and ``key_time``, Tensor[B, L], in seconds
+        since 1970 (UTC), of ``length``, Int64[B], events; ``user``, Int64[B], where known; ``query_time``, Tensor[B].
         """
         if self.objective == "causal":
-            return items, self._causal_times(time, length, query_time, user), length
+            return items, self._causal_times(key_time, length, query_time, user), length
         if not self.use_query_time:
-            query_time = time.gather(1, last_place(length)).squeeze(1)
+            query_time = key_time.gather(1, last_place(length)).squeeze(1)
         mask_token = torch.full_like(length, self.mask_token)
         items = append_event(items, length, mask_token, self.max_seq_length)
-        time = append_event(time, length, query_time, self.max_seq_length)
+        key_time = append_event(key_time, length, query_time, self.max_seq_length)
         length = (length + 1).clamp(max=self.max_seq_length)
-        return items, self._sequence_times(time, time, length, user), length
+        return items, self._sequence_times(key_time, key_time, length, user), length
 
     def _training_batch(self, interaction: Any) -> TrainingBatch:
-        negatives = interaction[self.NEG_ITEM_ID] if self.given_negatives else None
         rows = TrainingRows(*self._history(interaction), interaction[self.ITEM_ID], interaction[self.TIME], None)
-        if negatives is not None:
-            rows = self._with_negatives(rows, negatives)
+        if self.given_negatives:
+            rows = self._with_negatives(rows, interaction[self.NEG_ITEM_ID])
         if self.tie_order is not None and self.reorders_ties and rows.targets.dim() == 2:
             rows = self._with_other_order(rows, self.tie_order)
         return self._cloze_batch(rows) if self.objective == "cloze" else self._causal_batch(rows)
@@ -113,11 +138,11 @@ class SequenceInputs(SequentialRecommender):
         """Items and times, [B, L] each, cut to the longest row of the batch; lengths and users, [B]."""
         length = interaction[self.ITEM_SEQ_LEN]
         width = max(1, int(length.max()))
-        time = interaction[self.TIME_SEQ][:, :width]
+        key_time = interaction[self.TIME_SEQ][:, :width]
         # Inexact times are floats; float64 loses nothing more of them.
-        time = time.double() if time.is_floating_point() else time
+        key_time = key_time.double() if key_time.is_floating_point() else key_time
         has_user = self.USER_ID in interaction
-        return interaction[self.ITEM_SEQ][:, :width], time, length, interaction[self.USER_ID] if has_user else None
+        return interaction[self.ITEM_SEQ][:, :width], key_time, length, interaction[self.USER_ID] if has_user else None
 
     def _with_negatives(self, rows: TrainingRows, negatives: Tensor) -> TrainingRows:
         """Give each row its ``k`` negatives; RecBole repeats the batch of prefix rows for each further one."""
@@ -129,25 +154,23 @@ class SequenceInputs(SequentialRecommender):
 
     def _with_other_order(self, rows: TrainingRows, draw: TieOrder) -> TrainingRows:
         """The windows with events that tie in another order; times and places that have a target stay."""
-        width = rows.items.size(1)
-        row = rows.time[:, 0].long() + (rows.items[:, 0] if rows.user is None else rows.user) * 2**40
+        items, key_time, length, user, targets, query_time, _ = rows
+        width = items.size(1)
+        row = key_time[:, 0].long() + (items[:, 0] if user is None else user) * 2**40
         if self.objective == "cloze":
-            valid = valid_places(rows.length, width)
-            order = draw(rows.time, valid, row)
-            return rows._replace(items=rows.items.gather(1, order), targets=rows.targets.gather(1, order))
+            order = draw(key_time, valid_places(length, width), row)
+            return rows._replace(items=items.gather(1, order), targets=targets.gather(1, order))
         # The window's events, and behind them the one that its last place predicts.
-        targets, last = rows.targets[:, :width], last_place(rows.length)
-        following, when = targets.gather(1, last).squeeze(1), rows.target_time.gather(1, last).squeeze(1)
-        items = append_event(rows.items, rows.length, following, width + 1)
-        time = append_event(rows.time, rows.length, when, width + 1)
-        order = draw(time, valid_places(rows.length + (following > 0), width + 1), row)
+        targets, last = targets[:, :width], last_place(length)
+        following = targets.gather(1, last).squeeze(1)
+        items = append_event(items, length, following, width + 1)
+        key_time = append_event(key_time, length, query_time.gather(1, last).squeeze(1), width + 1)
+        order = draw(key_time, valid_places(length + (following > 0), width + 1), row)
         items = items.gather(1, order)
-        return rows._replace(
-            items=items[:, :width] * valid_places(rows.length, width), targets=items[:, 1:] * (targets > 0)
-        )
+        return rows._replace(items=items[:, :width] * valid_places(length, width), targets=items[:, 1:] * (targets > 0))
 
     def _causal_batch(self, rows: TrainingRows) -> TrainingBatch:
-        items, time, length, user, targets, target_time, negatives = rows
+        items, key_time, length, user, targets, query_time, negatives = rows
         last = last_place(length)
         if targets.dim() == 1:
 
@@ -161,17 +184,17 @@ class SequenceInputs(SequentialRecommender):
             width = items.size(1)
             targets = targets[:, :width] * valid_places(length, width)
             negatives = None if negatives is None else negatives[:, :width]
-            # The time of a last place without a target is undefined.
-            own = time.gather(1, last)
-            target_mask = targets.gather(1, last) > 0
-            target_time = torch.where(target_mask, target_time.gather(1, last).to(own.dtype), own).squeeze(1)
-        return TrainingBatch(items, self._causal_times(time, length, target_time, user), targets, negatives)
+            # The query time of a last place without a target is undefined.
+            own = key_time.gather(1, last)
+            has_target = targets.gather(1, last) > 0
+            query_time = torch.where(has_target, query_time.gather(1, last).to(own.dtype), own).squeeze(1)
+        return TrainingBatch(items, self._causal_times(key_time, length, query_time, user), targets, negatives)
 
     def _cloze_batch(self, rows: TrainingRows) -> TrainingBatch:
-        items, time, length, user, targets, target_time, negatives = rows
+        items, key_time, length, user, targets, query_time, negatives = rows
         if targets.dim() == 1:
             items = append_event(items, length, targets, self.max_seq_length)
-            time = append_event(time, length, target_time, self.max_seq_length)
+            key_time = append_event(key_time, length, query_time, self.max_seq_length)
             length = (length + 1).clamp(max=self.max_seq_length)
             valid = maskable = valid_places(length, items.size(1))
             negatives = None if negatives is None else negatives.unsqueeze(1).expand(-1, items.size(1), -1)
@@ -181,14 +204,16 @@ class SequenceInputs(SequentialRecommender):
             negatives = None if negatives is None else negatives[:, : items.size(1)]
         masked = draw_cloze_mask(maskable, valid, self.options.mask_ratio)
         if not self.use_query_time:
-            time = known_times(time, valid & ~masked)
+            key_time = known_times(key_time, valid & ~masked)
         shown = items.masked_fill(masked, self.mask_token)
-        return TrainingBatch(shown, self._sequence_times(time, time, length, user), items * masked, negatives)
+        return TrainingBatch(shown, self._sequence_times(key_time, key_time, length, user), items * masked, negatives)
 
-    def _causal_times(self, time: Tensor, length: Tensor, last: Tensor, user: Tensor | None = None) -> SequenceTimes:
-        """SequenceTimes of a causal model; ``last`` is the query time of each row's last place, Tensor[B]."""
-        query_time = next_times(time, length, last) if self.use_query_time else time
-        return self._sequence_times(query_time, time, length, user)
+    def _causal_times(
+        self, key_time: Tensor, length: Tensor, query_time: Tensor, user: Tensor | None = None
+    ) -> SequenceTimes:
+        """SequenceTimes of a causal model; ``query_time``, Tensor[B], is that of each row's last place."""
+        of_places = next_times(key_time, length, query_time) if self.use_query_time else key_time
+        return self._sequence_times(of_places, key_time, length, user)
 
     def _sequence_times(
         self, query_time: Tensor, key_time: Tensor, length: Tensor, user: Tensor | None = None

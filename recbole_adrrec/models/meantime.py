@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.mix import mix_components
+from recbole_adrrec.models.block import mix_components
 from recbole_adrrec.options.schema import MEANTIMEOptions
 
 

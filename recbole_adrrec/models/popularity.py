@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recbole_adrrec.layers.objectives import last_place
-from recbole_adrrec.models.inputs import SequenceInputs
+from recbole_adrrec.models.inputs import SequenceInputs, last_place
 from recbole_adrrec.options.schema import PopularityOptions
 from recbole_adrrec.times import SECONDS_A_DAY
 
@@ -22,12 +21,7 @@ class Popularity(SequenceInputs):
     The moment is the target's time with ``use_query_time``, and events count that are earlier; else it is the time of
     the last event, and events of that time count too. Equal counts are ordered by those of all training events.
 
-    Parameters
-    ----------
-    config : recbole.config.Config
-        RecBole's options and those in ``properties/model/Popularity.yaml``.
-    dataset : recbole.data.dataset.SequentialDataset
-        Training data, whose ``shown_events`` are counted, or all its interactions where it has no such method.
+    Options are in ``properties/model/Popularity.yaml``; the ``shown_events`` of the training data are counted.
     """
 
     options: PopularityOptions
@@ -40,11 +34,7 @@ class Popularity(SequenceInputs):
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)
-        fields = self.ITEM_ID, self.TIME
-        has_rows = hasattr(dataset, "shown_events")
-        items, times = (
-            dataset.shown_events(True, *fields) if has_rows else (dataset.inter_feat[name] for name in fields)
-        )
+        items, times = dataset.shown_events(True, self.ITEM_ID, self.TIME)
         times, order = times.sort(stable=True)
         self.register_buffer("event_time", times.clone())
         self.register_buffer("event_item", items.long()[order])

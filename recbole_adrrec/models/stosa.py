@@ -15,8 +15,7 @@ from recbole_adrrec.layers.gaussian import GaussianOutput, PerPart, WassersteinA
 from recbole_adrrec.layers.heads import GaussianItemHead
 from recbole_adrrec.layers.refinement import Refinement
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.components import DataStats, ModelComponents, NoKernels, Refine, unrefined
+from recbole_adrrec.models.base import DataStats, ModelComponents, NoKernels, Refine, SequenceRecommender, unrefined
 from recbole_adrrec.options.schema import STOSAOptions
 
 

@@ -14,8 +14,7 @@ from recbole_adrrec.layers.embeddings import ItemEmbedding
 from recbole_adrrec.layers.heads import ItemHead
 from recbole_adrrec.layers.intervals import IntervalAttention, LeftPaddedEncoder, TimeIntervals
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from recbole_adrrec.models.base import SequenceRecommender
-from recbole_adrrec.models.components import DataStats, ModelComponents, Refine, unrefined
+from recbole_adrrec.models.base import DataStats, ModelComponents, Refine, SequenceRecommender, unrefined
 from recbole_adrrec.options.schema import TiSASRecOptions
 
 

@@ -22,30 +22,3 @@ from recbole_adrrec.options.properties import (
 )
 from recbole_adrrec.options.rules import check_global_split, check_option, check_values
 from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
-
-__all__ = [
-    "MODEL_OPTIONS",
-    "RUN_OPTIONS",
-    "CommandLine",
-    "ModelOptions",
-    "check_data",
-    "check_global_split",
-    "check_model",
-    "check_names",
-    "check_option",
-    "check_values",
-    "comments",
-    "describe_options",
-    "known_options",
-    "load_properties",
-    "load_tuned",
-    "missing_data",
-    "model_names",
-    "nearest",
-    "parse_command_line",
-    "parse_value",
-    "property_names",
-    "read_config_file",
-    "suggestion",
-    "tuned_names",
-]

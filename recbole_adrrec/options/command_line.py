@@ -29,20 +29,10 @@ CommandLine = dict[str, Any]
 
 
 def parse_value(text: str, name: str = "") -> Any:
-    """Value of a text, read as YAML.
+    """Value of a text, read as YAML: ``1e-3``, ``[sinusoid, log1p]``, ``2024-10-11``, ``None``.
 
-    Parameters
-    ----------
-    text : str
-        The value: ``1e-3``, ``[sinusoid, log1p]``, ``2024-10-11``, ``None``; a Python tuple ``(1, 2)`` becomes a list,
-        and an interval such as ``[5,inf)``, whose brackets no YAML would match, stays text.
-    name : str
-        The option, for the message.
-
-    Raises
-    ------
-    OptionError
-        If the text is not YAML.
+    A Python tuple ``(1, 2)`` becomes a list, and an interval such as ``[5,inf)``, whose brackets no YAML would match,
+    stays text. An OptionError, where it is no YAML, begins with ``name``.
     """
     text = text.strip()
     where = f"{name}: {text!r}" if name else repr(text)
@@ -78,22 +68,8 @@ def _as_files(text: str) -> list[str]:
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Options of a command line: ``--key=value``, ``--key value``, ``--flag``, ``-m`` and ``-d``.
 
-    Parameters
-    ----------
-    argv : sequence of str
-        The arguments after the program's name.
-
-    Returns
-    -------
-    dict
-        Option to value, in the order given. ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if
-        they are given.
-
-    Raises
-    ------
-    OptionError
-        For an argument that belongs to no option, a value that is not YAML, or an option given twice with different
-        values.
+    In the order given; ``config_files`` holds a list of paths; ``help`` and ``debug`` are true if they are given. An
+    argument that belongs to no option, a value that is not YAML, or a second value of an option is an OptionError.
     """
     given: CommandLine = {}
     rest = list(argv)
@@ -133,4 +109,4 @@ def _split_argument(argument: str) -> tuple[str, str | None]:
 def _needs_value(name: str) -> bool:
     """True for an option whose rule, in every model that has it, refuses true."""
     known = [rules[name] for rules in (RECBOLE_RULES, OVERALL_RULES, *MODEL_RULES.values()) if name in rules]
-    return bool(known) and all(rule.fault(True) for rule in known)
+    return bool(known) and all(rule(True) for rule in known)

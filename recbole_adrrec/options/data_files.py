@@ -1,5 +1,6 @@
 """Data files that a run needs: which are missing, and where they can be had."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,22 +39,12 @@ def missing_data(dataset: str, folder: str | Path) -> str:
 
 
 def check_data(dataset: str, folder: str | Path, benchmark: Sequence[str] | None = None) -> None:
-    """Refuse a data set that is neither there nor to be downloaded by RecBole.
+    """Refuse a data set that is neither there nor to be downloaded by RecBole with a DataError that says what to do.
 
-    Parameters
-    ----------
-    dataset, folder : str
-        As for :func:`missing_data`.
-    benchmark : sequence of str, optional
-        Names of the parts, where the events are split into ``<dataset>.<part>.inter``.
-
-    Raises
-    ------
-    DataError
-        Saying which file is wanted, where, and from which page.
+    ``benchmark`` has the names of the parts, where the events are split into ``<dataset>.<part>.inter``.
     """
-    if not Path(folder).exists() and dataset in _download_links():
+    if not os.path.exists(folder) and dataset in _download_links():
         return
     names = [f"{dataset}.{part}.inter" for part in benchmark] if benchmark else [f"{dataset}.inter"]
-    if not all(Path(folder, name).is_file() for name in names):
+    if not all(os.path.isfile(os.path.join(folder, name)) for name in names):
         raise DataError(missing_data(dataset, folder))

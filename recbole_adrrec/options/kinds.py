@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from recbole_adrrec.options.rule_types import COUNT, POSITIVE, ListOf, Number
+from recbole_adrrec.options.rule_types import COUNT, POSITIVE, list_of, number
 
 AbsoluteKernel = Literal["position", "day", "constant", "hour", "weekday", "month"]
 GapKernel = Literal["sinusoid", "exponential", "log1p"]
@@ -21,10 +21,10 @@ BIAS_KERNELS = frozenset({"gap_bias", "distance_bias"})
 
 Count = Annotated[int, COUNT]
 Positive = Annotated[float, POSITIVE]
-AtLeastZero = Annotated[float, Number(low=0)]
-Dropout = Annotated[float, Number(low=0, high=1, below=True)]
-Inside = Annotated[float, Number(low=0, high=1, above=True, below=True)]
-Chosen = Annotated[tuple[int, ...], ListOf(COUNT, distinct=True, filled=True)]
+AtLeastZero = Annotated[float, number(low=0)]
+Dropout = Annotated[float, number(low=0, high=1, below=True)]
+Inside = Annotated[float, number(low=0, high=1, above=True, below=True)]
+Chosen = Annotated[tuple[int, ...], list_of(COUNT, distinct=True, filled=True)]
 """Numbers of some layers or heads, from 1."""
 
 

@@ -46,6 +46,10 @@ def suggestion(name: str, candidates: Iterable[str], cutoff: float = 0.7) -> str
     return f"; did you mean {near}?" if near else ""
 
 
+WITHOUT_YAML = ("LightGBM", "Random", "XGBoost")
+"""Models of RecBole without a YAML file by their name."""
+
+
 @functools.cache
 def _keys(file: Path) -> frozenset[str]:
     return frozenset(re.findall(r"^(\w+)\s*:", file.read_text(encoding="utf-8"), re.MULTILINE))
@@ -63,9 +67,13 @@ def general_options() -> frozenset[str]:
     return SOURCE_OPTIONS.union(RUN_OPTIONS, listed, *map(_keys, files)) - {"config_file"}
 
 
+def _model_files() -> list[Path]:
+    return list((recbole_folder() / "properties" / "model").glob("*.yaml"))
+
+
 @functools.cache
 def _recbole_options() -> frozenset[str]:
-    return general_options().union(*map(_keys, (recbole_folder() / "properties" / "model").glob("*.yaml")))
+    return general_options().union(*map(_keys, _model_files()))
 
 
 @functools.cache
@@ -74,32 +82,20 @@ def _our_options() -> frozenset[str]:
     return frozenset(load_properties("overall")).union(*models)
 
 
-WITHOUT_YAML = ("LightGBM", "Random", "XGBoost")
-"""Models of RecBole without a YAML file by their name."""
-
-
-def _model_options(model: str) -> frozenset[str] | None:
-    """Options that ``model`` itself reads, or None for somebody else's model."""
-    if model in property_names("model"):
-        return frozenset(load_properties("model", model))
-    return _keys(model_yaml(model)) if model in model_names() else None
+def known_options() -> frozenset[str]:
+    """Every option: RecBole's, those of its models, and ours. A file is often shared between models."""
+    return _recbole_options() | _our_options()
 
 
 @functools.cache
 def model_names() -> list[str]:
     """Names of all models that can be run, ours and RecBole's, sorted."""
-    theirs = {file.stem for file in (recbole_folder() / "properties" / "model").glob("*.yaml")}
+    theirs = {file.stem for file in _model_files()}
     return sorted({*property_names("model"), *(theirs - {"lightgbm", "xgboost"}), *WITHOUT_YAML})
 
 
 def check_model(name: Any) -> str:
-    """Refuse a model that nobody knows, naming the nearest one that exists.
-
-    Raises
-    ------
-    OptionError
-        If ``name`` is neither one of our models nor one of RecBole's.
-    """
+    """Refuse a model that nobody knows with an OptionError that names the nearest one that exists."""
     if name in model_names():
         return str(name)
     near = suggestion(str(name), model_names(), cutoff=0.5)
@@ -107,38 +103,22 @@ def check_model(name: Any) -> str:
     raise OptionError(f"model: there is no model {name!r}{near} (ours: {ours}; RecBole's others)")
 
 
-def known_options(model: str | None = None) -> set[str]:
-    """Every option name that may stand on our command line or in a file given to it.
-
-    RecBole's options, those of its models, and ours; a file is often shared between models, so options of other models
-    than ``model`` are known too.
-    """
-    return {*_recbole_options(), *_our_options()}
-
-
 def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str, warn: bool = True) -> None:
-    """Refuse misspelt option names, and warn of options that the model doesn't read.
+    """Refuse misspelt option names with an OptionError, and warn of options that the model doesn't read.
 
     Parameters
     ----------
     given : Mapping
         Options as the user gave them, without defaults.
-    model : str
-        Name of the model that runs.
     strict : bool
         True for our own command line and the files given to it: an unknown name is refused. False inside other
         programs, which may have options of their own: only near-misses of our own options are refused.
     where : str
         Where the options stood, for the message: ``"command line"``, ``"config file a.yaml"``.
-    warn : bool
-        Name options that the model doesn't read in a warning.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, where it stood and the nearest right name, if one is near.
     """
-    known, own, overall = known_options(), _model_options(model), set(load_properties("overall"))
+    ours = set(load_properties("model", model))
+    own = ours if model in property_names("model") else _keys(model_yaml(model)) if model in model_names() else None
+    known, overall = known_options(), set(load_properties("overall"))
     read = {*general_options(), *overall, *(own or ())}
     for name in given:
         if name in known or not isinstance(name, str):
@@ -146,8 +126,7 @@ def check_names(given: Mapping[str, Any], model: str, strict: bool, where: str, 
         if strict:
             near = nearest(name, read) or nearest(name, known)
         else:
-            ours = overall | set(load_properties("model", model))
-            near = nearest(name, ours - _recbole_options(), cutoff=0.85)
+            near = nearest(name, (overall | ours) - _recbole_options(), cutoff=0.85)
         if strict or near:
             raise OptionError(f"{where}: unknown option {name}" + (f"; did you mean {near}?" if near else ""))
     if warn and own is not None:

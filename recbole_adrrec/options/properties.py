@@ -51,13 +51,7 @@ def load_yaml(text: str, where: str) -> Any:
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
-    """Options of a configuration file of RecBole's form.
-
-    Raises
-    ------
-    OptionError
-        If the file is missing, is not YAML, or holds anything but a mapping of option names.
-    """
+    """Options of a configuration file of RecBole's form; raises OptionError where it is missing or holds others."""
     where = f"config file {path}"
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -77,16 +71,15 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _folder() -> Path:
+def _folder(kind: Kind) -> Path:
     """The folder of defaults: in the package where it is installed, or beside it in a checkout."""
     installed, beside = (Path(__file__).resolve().parents[number] / "properties" for number in (1, 2))
-    return installed if installed.is_dir() else beside
+    return (installed if installed.is_dir() else beside) / ("" if kind == "overall" else kind)
 
 
 def _text(kind: Kind, name: str) -> str:
-    file = _folder() / "overall.yaml" if kind == "overall" else _folder() / kind / f"{name}.yaml"
-    plain = kind == "overall" or re.fullmatch(r"[\w.+ -]+", name)
-    return file.read_text(encoding="utf-8") if plain and file.is_file() else ""
+    file = _folder(kind) / f"{name}.yaml"
+    return file.read_text(encoding="utf-8") if re.fullmatch(r"[\w.+ -]+", name) and file.is_file() else ""
 
 
 @functools.cache
@@ -99,27 +92,24 @@ def load_properties(kind: Kind, name: str = "overall") -> dict[str, Any]:
     return copy.deepcopy(_parsed(kind, name))
 
 
-@functools.cache
-def property_names(kind: Kind) -> list[str]:
-    """Names of the models or data sets whose defaults are ours, sorted."""
-    names = _file_names(kind)
-    return [name for name in names if "." not in name] if kind == "model" else names
-
-
-@functools.cache
-def tuned_names() -> list[tuple[str, str]]:
-    """Models, ours or RecBole's, and data sets that have options tuned for the pair, sorted."""
-    return [(name.split(".", 1)[0], name.split(".", 1)[1]) for name in _file_names("model") if "." in name]
-
-
 def load_tuned(model: str, dataset: str) -> dict[str, Any]:
     """Options tuned for a model on a data set, from ``properties/model/<Model>.<dataset>.yaml``; a fresh copy."""
     return load_properties("model", f"{model}.{dataset}")
 
 
+@functools.cache
 def _file_names(kind: Kind) -> list[str]:
-    folder = _folder() if kind == "overall" else _folder() / kind
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return sorted(file.stem for file in _folder(kind).glob("*.yaml"))
+
+
+def property_names(kind: Kind) -> list[str]:
+    """Names of the models or data sets whose defaults are ours, sorted."""
+    return [name for name in _file_names(kind) if kind != "model" or "." not in name]
+
+
+def tuned_names() -> list[tuple[str, str]]:
+    """Models, ours or RecBole's, and data sets that have options tuned for the pair, sorted."""
+    return [(model, dataset) for model, dot, dataset in (name.partition(".") for name in _file_names("model")) if dot]
 
 
 def comments(kind: Kind, name: str = "overall") -> dict[str, str]:
@@ -155,13 +145,7 @@ def describe_options(model: str) -> list[tuple[str, Any, str]]:
 
 @functools.cache
 def recbole_folder() -> Path:
-    """RecBole's folder, found without importing it.
-
-    Raises
-    ------
-    OptionError
-        If RecBole is not installed.
-    """
+    """RecBole's folder, found without importing it; raises OptionError where RecBole is not installed."""
     spec = importlib.util.find_spec("recbole")
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:

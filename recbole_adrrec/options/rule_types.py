@@ -1,134 +1,100 @@
-"""Rules: each says which values one option may have, and what is wrong with another."""
+"""Rules: each says what is wrong with a value that one option may not have."""
 
 import math
 import numbers
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.options.names import suggestion
 
-
-class Rule(ABC):
-    """Values that one option may have."""
-
-    @abstractmethod
-    def fault(self, value: Any) -> str | None:
-        """Say what is wrong with ``value`` (``"0 is not a whole number of at least 1"``), if anything is."""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise an ``OptionError`` that begins with ``name`` if ``value`` is refused."""
-        fault = self.fault(value)
-        if fault:
-            raise OptionError(f"{name}: {fault}")
+Rule = Callable[[Any], str | None]
+"""From a value to what is wrong with it (``"0 is not a whole number of at least 1"``), if anything is."""
 
 
-@dataclass(frozen=True)
-class Number(Rule):
+def check(rule: Rule, name: str, value: Any) -> None:
+    """Raise an ``OptionError`` that begins with ``name`` if ``value`` is refused."""
+    if fault := rule(value):
+        raise OptionError(f"{name}: {fault}")
+
+
+def number(
+    low: float = -math.inf, high: float = math.inf, whole: bool = False, above: bool = False, below: bool = False
+) -> Rule:
     """A finite number within bounds; a bool is none. ``above`` and ``below`` leave the bound itself out."""
+    kind: Any = numbers.Integral if whole else numbers.Real
+    wanted = "a whole number" if whole else "a number"
+    if max(-low, high) < math.inf and not above and not below:
+        wanted += f" from {low} to {high}"
+    else:
+        bounds = [f" {'above' if above else 'of at least'} {low}"] if low > -math.inf else []
+        bounds += [f" {'below' if below else 'of at most'} {high}"] if high < math.inf else []
+        wanted += " and".join(bounds)
 
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    above: bool = False
-    below: bool = False
-
-    def fault(self, value: Any) -> str | None:
-        """See :meth:`Rule.fault`."""
-        kind = numbers.Integral if self.whole else numbers.Real
+    def fault(value: Any) -> str | None:
         fits = isinstance(value, kind) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value)
-        fits = fits and (value > self.low if self.above else value >= self.low)
-        fits = fits and (value < self.high if self.below else value <= self.high)
-        return None if fits else f"{value!r} is not {self._wanted()}"
+        fits = fits and abs(value) <= sys.float_info.max  # no NaN, and no whole number beyond floats
+        fits = fits and (value > low if above else value >= low) and (value < high if below else value <= high)
+        return None if fits else f"{value!r} is not {wanted}"
 
-    def _wanted(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        if max(-self.low, self.high) < math.inf and not self.above and not self.below:
-            return f"{kind} from {self.low} to {self.high}"
-        bounds = []
-        if self.low > -math.inf:
-            bounds.append(f"{'above' if self.above else 'of at least'} {self.low}")
-        if self.high < math.inf:
-            bounds.append(f"{'below' if self.below else 'of at most'} {self.high}")
-        return f"{kind} {' and '.join(bounds)}".strip()
+    return fault
 
 
-@dataclass(frozen=True)
-class Kind(Rule):
+def of_type(types: tuple[type, ...], otherwise: str) -> Rule:
     """A value of certain types; bool counts as none but itself."""
 
-    types: tuple[type, ...]
-    otherwise: str
+    def fault(value: Any) -> str | None:
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        return None if fits else f"{value!r} {otherwise}"
 
-    def fault(self, value: Any) -> str | None:
-        """See :meth:`Rule.fault`."""
-        fits = isinstance(value, self.types) and (bool in self.types or not isinstance(value, bool))
-        return None if fits else f"{value!r} {self.otherwise}"
+    return fault
 
 
-@dataclass(frozen=True)
-class Choice(Rule):
+def choice(*names: str, any_case: bool = False) -> Rule:
     """One of a few names."""
 
-    names: Sequence[str]
-    any_case: bool = False
-
-    def fault(self, value: Any) -> str | None:
-        """See :meth:`Rule.fault`."""
-        if not isinstance(value, str):
-            return f"{value!r} is none of {', '.join(self.names)}"
-        if (value.lower() if self.any_case else value) in self.names:
+    def fault(value: Any) -> str | None:
+        is_text = isinstance(value, str)
+        if is_text and (value.lower() if any_case else value) in names:
             return None
-        return f"{value!r} is none of {', '.join(self.names)}{suggestion(value, self.names, cutoff=0.6)}"
+        return f"{value!r} is none of {', '.join(names)}{suggestion(value, names, cutoff=0.6) if is_text else ''}"
+
+    return fault
 
 
-@dataclass(frozen=True)
-class ListOf(Rule):
+def list_of(entry: Rule, or_one: bool = False, distinct: bool = False, filled: bool = False) -> Rule:
     """A list whose entries all follow one rule."""
 
-    entry: Rule
-    or_one: bool = False
-    distinct: bool = False
-    filled: bool = False
-
-    def fault(self, value: Any) -> str | None:
-        """See :meth:`Rule.fault`."""
+    def fault(value: Any) -> str | None:
         if not isinstance(value, list | tuple):
-            return self.entry.fault(value) if self.or_one else f"{value!r} is not a list; write it as [a, b]"
-        if self.filled and not value:
+            return entry(value) if or_one else f"{value!r} is not a list; write it as [a, b]"
+        if filled and not value:
             return "the list is empty"
         for place, each in enumerate(value, 1):
-            fault = self.entry.fault(each)
-            if fault:
-                return f"entry {place}: {fault}"
-            if self.distinct and each in value[: place - 1]:
+            if wrong := entry(each):
+                return f"entry {place}: {wrong}"
+            if distinct and each in value[: place - 1]:
                 return f"{each!r} is listed twice"
         return None
 
+    return fault
 
-@dataclass(frozen=True)
-class Unset(Rule):
+
+def unset_or(rule: Rule) -> Rule:
     """Another rule, or no value at all."""
-
-    rule: Rule
-
-    def fault(self, value: Any) -> str | None:
-        """See :meth:`Rule.fault`."""
-        return None if value is None else self.rule.fault(value)
+    return lambda value: None if value is None else rule(value)
 
 
-COUNT = Number(low=1, whole=True)
-NATURAL = Number(low=0, whole=True)
-POSITIVE = Number(low=0, above=True)
-FLAG = Kind((bool,), "is neither true nor false")
-TEXT = Kind((str,), "is not text")
-TOKEN = Kind((str, numbers.Integral), "is not a name")
-ENTRIES = Kind((Mapping,), "is not a mapping such as {name: value}")
-ANYTHING = Kind((object, bool), "")
+COUNT = number(low=1, whole=True)
+NATURAL = number(low=0, whole=True)
+POSITIVE = number(low=0, above=True)
+FLAG = of_type((bool,), "is neither true nor false")
+TEXT = of_type((str,), "is not text")
+TOKEN = of_type((str, numbers.Integral), "is not a name")
+ENTRIES = of_type((Mapping,), "is not a mapping such as {name: value}")
+ANYTHING = of_type((object, bool), "")
 
 
 def rule_of(hint: Any) -> Rule:
@@ -138,9 +104,9 @@ def rule_of(hint: Any) -> Rule:
         rule: Rule = arguments[1]
         return rule
     if origin is Literal:
-        return Choice(arguments)
+        return choice(*arguments)
     if origin in (Union, UnionType):
-        return Unset(rule_of(arguments[0]))
+        return unset_or(rule_of(arguments[0]))
     if origin is tuple:
-        return ListOf(rule_of(arguments[0]))
+        return list_of(rule_of(arguments[0]))
     return {bool: FLAG, str: TEXT}[hint]

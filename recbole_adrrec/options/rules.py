@@ -17,46 +17,31 @@ from recbole_adrrec.options.rule_types import (
     POSITIVE,
     TEXT,
     TOKEN,
-    Choice,
-    ListOf,
-    Number,
     Rule,
-    Unset,
+    check,
+    choice,
+    list_of,
+    number,
     rule_of,
+    unset_or,
 )
 from recbole_adrrec.options.schema import MODEL_OPTIONS, ModelOptions
 from recbole_adrrec.times import seconds
 
-__all__ = [
-    "COUNT",
-    "FLAG",
-    "MODEL_RULES",
-    "OVERALL_RULES",
-    "RECBOLE_RULES",
-    "Choice",
-    "ListOf",
-    "Number",
-    "check_global_split",
-    "check_option",
-    "check_values",
-    "suggestion",
-]
-
 OVERALL_RULES: dict[str, Rule] = {
     "exact_time": FLAG,
-    "time_unit_in": Unset(Choice(("s", "ms", "us"))),
-    "tie_order": Choice(("file", "random")),
+    "time_unit_in": unset_or(choice("s", "ms", "us")),
+    "tie_order": choice("file", "random"),
     "tie_seed": NATURAL,
-    "train_rows": Choice(("prefix", "sequence")),
-    "train_stride": Unset(COUNT),
-    "event_store": Choice(("memory", "mapped")),
-    "epoch_steps": Unset(COUNT),
-    "eval_users": Unset(COUNT),
-    "show_user": Unset(TOKEN),
+    "train_rows": choice("prefix", "sequence"),
+    "train_stride": unset_or(COUNT),
+    **dict.fromkeys(("epoch_steps", "eval_users"), unset_or(COUNT)),
+    "event_store": choice("memory", "mapped"),
+    "show_user": unset_or(TOKEN),
     "checkpoint_data": FLAG,
     "checkpoint_last": NATURAL,
-    "resume": Unset(TEXT),
-    "init_from": Unset(TEXT),
+    "resume": unset_or(TEXT),
+    "init_from": unset_or(TEXT),
 }
 """Rules of the options in ``properties/overall.yaml``."""
 
@@ -69,27 +54,28 @@ RECBOLE_RULES: dict[str, Rule] = {
     **dict.fromkeys(("loss_decimal_place", "metric_decimal_place"), NATURAL),
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "MAX_ITEM_LIST_LENGTH", "nproc"), COUNT),
     **dict.fromkeys(("data_path", "checkpoint_dir", "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"), TEXT),
-    **dict.fromkeys(("clip_grad_norm", "load_col", "unload_col", "val_interval", "threshold"), Unset(ENTRIES)),
+    **dict.fromkeys(("clip_grad_norm", "load_col", "unload_col", "val_interval", "threshold"), unset_or(ENTRIES)),
+    **dict.fromkeys(("world_size", "group_offset"), number(whole=True)),
     "gpu_id": ANYTHING,
-    "seed": Number(low=0, high=2**32 - 1, whole=True),
-    "state": Unset(Choice(("info", "debug", "error", "warning", "critical"), any_case=True)),
-    "learner": Choice(LEARNERS, any_case=True),
+    "seed": number(low=0, high=2**32 - 1, whole=True),
+    "state": unset_or(choice("info", "debug", "error", "warning", "critical", any_case=True)),
+    "learner": choice(*LEARNERS, any_case=True),
     "learning_rate": POSITIVE,
-    "weight_decay": Number(low=0),
+    "weight_decay": number(low=0),
     "eval_args": ENTRIES,
-    "topk": ListOf(COUNT, or_one=True, filled=True),
-    "normalize_all": Unset(FLAG),
-    "normalize_field": Unset(ListOf(TEXT)),
+    "topk": list_of(COUNT, or_one=True, filled=True),
+    "normalize_all": unset_or(FLAG),
+    **dict.fromkeys(("normalize_field", "benchmark_filename"), unset_or(list_of(TEXT))),
 }
 """Rules of RecBole's options that every training needs, and that RecBole checks late or never."""
 
 GLOBAL_SPLIT_RULES: dict[str, Rule] = {
-    "shares": Unset(ListOf(POSITIVE)),
-    "times": Unset(ListOf(ANYTHING)),
+    "shares": unset_or(list_of(POSITIVE)),
+    "times": unset_or(list_of(ANYTHING)),
     "train_from": ANYTHING,
-    "targets": Choice(("last", "first", "successive")),
-    "cold_items": Choice(("drop", "keep")),
-    "cold_users": Choice(("keep", "drop")),
+    "targets": choice("last", "first", "successive"),
+    "cold_items": choice("drop", "keep"),
+    "cold_users": choice("keep", "drop"),
 }
 """Rules of the entries of ``eval_args: {split: {GT: {...}}}``; see :mod:`recbole_adrrec.data.splits`."""
 
@@ -117,35 +103,19 @@ def rules_of(model: str) -> dict[str, Rule]:
 
 
 def check_option(model: str, name: str, value: Any) -> None:
-    """Refuse a value that an option of a model cannot have; an option without a rule may have any.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, its value and what would be right.
-    """
-    if name in rules_of(model):
-        rules_of(model)[name].check(name, value)
+    """Refuse a value that an option of a model cannot have with an OptionError; one without a rule may have any."""
+    if rule := rules_of(model).get(name):
+        check(rule, name, value)
 
 
 def check_values(config: Mapping[str, Any], model: str) -> None:
-    """Refuse values that no run could use, before any data is read.
+    """Refuse values that no run could use, before any data is read, with an OptionError.
 
-    Parameters
-    ----------
-    config : Mapping
-        The options of a run, RecBole's and ours. Absent ones aren't checked; a model's own have their defaults.
-    model : str
-        Name of the model, ours or RecBole's.
-
-    Raises
-    ------
-    OptionError
-        Naming the option, its value and what would be right.
+    ``config`` has options of RecBole and ours; absent ones aren't checked, and those of a model have their defaults.
     """
     for name, rule in rules_of(model).items():
         if name in config:
-            rule.check(name, config[name])
+            check(rule, name, config[name])
     own = MODEL_OPTIONS[model].read(config) if model in MODEL_OPTIONS else None
     _check_gpu(config)
     _check_metrics(config)
@@ -177,7 +147,7 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
         return
     metrics = config["metrics"]
     metrics = [metrics] if isinstance(metrics, str) else metrics
-    ListOf(TEXT, filled=True).check("metrics", metrics)
+    check(list_of(TEXT, filled=True), "metrics", metrics)
     known = importlib.import_module("recbole.evaluator.register").metrics_dict
     for metric in metrics:
         if metric.lower() not in known:
@@ -197,13 +167,11 @@ def _check_metrics(config: Mapping[str, Any]) -> None:
 
 
 def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> None:
-    known = ("split", "group_by", "order", "mode")
     eval_args = config.get("eval_args")
     if eval_args is None:
         return
     for name in eval_args:
-        if name not in known:
-            raise OptionError(f"eval_args: {name!r} is none of {', '.join(known)}{suggestion(str(name), known, 0.6)}")
+        check(choice("split", "group_by", "order", "mode"), "eval_args", name)
     split = eval_args.get("split")
     if "split" in eval_args and not (isinstance(split, Mapping) and len(split) == 1 and next(iter(split)) in SPLITS):
         raise OptionError(
@@ -213,7 +181,7 @@ def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> Non
     if isinstance(split, Mapping) and "GT" in split:
         if config.get("exact_time") is False:
             raise OptionError("eval_args: split GT compares times in seconds, so it needs exact_time true")
-        Unset(ENTRIES).check("eval_args: split GT", split["GT"])
+        check(unset_or(ENTRIES), "eval_args: split GT", split["GT"])
         check_global_split(split["GT"] or {}, "eval_args: split GT: ")
     mode = eval_args.get("mode", "full")
     for each in mode.values() if isinstance(mode, Mapping) else [mode]:
@@ -229,25 +197,11 @@ def _check_eval_args(config: Mapping[str, Any], own: ModelOptions | None) -> Non
 
 
 def check_global_split(given: Mapping[str, Any], where: str) -> None:
-    """Refuse what a global split in time could not use.
-
-    Parameters
-    ----------
-    given : Mapping
-        Its entries.
-    where : str
-        Where they stand, the beginning of messages.
-
-    Raises
-    ------
-    OptionError
-        Naming the entry, its value and what would be right.
-    """
+    """Refuse entries that a global split in time could not use; messages begin with ``where`` they stand."""
     for name, value in given.items():
-        if name not in GLOBAL_SPLIT_RULES:
-            near = suggestion(str(name), GLOBAL_SPLIT_RULES, 0.6)
-            raise OptionError(f"{where}{name!r} is none of {', '.join(GLOBAL_SPLIT_RULES)}{near}")
-        GLOBAL_SPLIT_RULES[name].check(f"{where}{name}", value)
+        if fault := choice(*GLOBAL_SPLIT_RULES)(name):
+            raise OptionError(f"{where}{fault}")
+        check(GLOBAL_SPLIT_RULES[name], f"{where}{name}", value)
     shares, times = given.get("shares"), given.get("times")
     if shares is not None and times is not None:
         raise OptionError(f"{where}shares and times exclude each other; leave one of them out")
@@ -285,7 +239,7 @@ def _check_negatives(config: Mapping[str, Any], own: ModelOptions | None) -> Non
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts {contradicted}; leave it out, or choose {remedy}"
         )
-    if not samples and not shared and loss != "CE" and rule_of(Loss).fault(loss) is None:
+    if not samples and not shared and loss != "CE" and rule_of(Loss)(loss) is None:
         raise OptionError(
             f"train_neg_sample_args: {args!r} contradicts loss_type {loss}, which needs sampled negatives; leave it "
             "out, or choose loss_type CE"

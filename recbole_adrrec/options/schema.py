@@ -30,7 +30,7 @@ from recbole_adrrec.options.kinds import (
     Reorder,
 )
 from recbole_adrrec.options.properties import load_properties
-from recbole_adrrec.options.rule_types import NATURAL, ListOf, Number, Rule, rule_of
+from recbole_adrrec.options.rule_types import NATURAL, Rule, check, list_of, number, rule_of
 
 DEFAULT_HEADS = 2
 
@@ -64,23 +64,15 @@ class ModelOptions:
 
     @classmethod
     def read(cls: type[Options], config: Any) -> Options:
-        """Options of this model among those of a run.
+        """Options of this model among those of a run, RecBole's ``Config`` or a Mapping; absent ones have defaults.
 
-        Parameters
-        ----------
-        config : recbole.config.Config or Mapping
-            Options of a run; what is absent has its default.
-
-        Raises
-        ------
-        OptionError
-            Naming an option that its rule or another option refuses, its value and what would be right.
+        An OptionError names an option that its rule or another option refuses, its value and what would be right.
         """
         values: dict[str, Any] = {}
         for name, value in load_properties("model", cls.model).items():
             if name in config:
                 value = config[name]
-                cls.rules()[name].check(name, value)
+                check(cls.rules()[name], name, value)
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
 
@@ -120,7 +112,7 @@ class EncoderOptions(ModelOptions):
 
     event_layout: Literal["auto", "padded", "grouped", "jagged"] = "auto"
     n_heads: Count | None = None
-    gbce_t: Annotated[float, Number(low=0, high=1)] = 0.75
+    gbce_t: Annotated[float, number(low=0, high=1)] = 0.75
     temperature: Positive | None = None
     trend_spacing: Positive = 28
     trend_decay: AtLeastZero = 1e-4
@@ -179,18 +171,18 @@ class EncoderOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockOptions(EncoderOptions):
-    """Options of models whose Transformer block can be chosen: where norms, dropout and positions stand."""
+    """Options of models whose Transformer block can be chosen, where it isn't that of MEANTIME's public code."""
 
     inner_size: Count
-    norm_order: Literal["post", "pre"]
-    drop_residual: bool
-    input_position: bool
-    input_norm: bool
-    input_scale: bool
-    final_norm: bool
-    activation: Literal["gelu", "gelu_tanh", "relu"]
-    inner_dropout_prob: Dropout
-    item_head: Literal["plain", "projected"]
+    norm_order: Literal["post", "pre"] = "pre"
+    drop_residual: bool = True
+    input_position: bool = False
+    input_norm: bool = False
+    input_scale: bool = False
+    final_norm: bool = False
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
+    inner_dropout_prob: Dropout = 0.0
+    item_head: Literal["plain", "projected"] = "projected"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +193,7 @@ class MixOptions(BlockOptions):
     relative_kernels: tuple[RelativeKernel, ...]
     day_spacing: Count | None
     time_unit: Positive | None
-    kernel_freq: Annotated[float, Number(low=1, above=True)] | None
+    kernel_freq: Annotated[float, number(low=1, above=True)] | None
     grid_points: Count | None
     max_distance: Count | None = None
     mixture: Literal["adaptive", "heads"] = "heads"
@@ -266,17 +258,7 @@ class MEANTIMEOptions(MixOptions):
     objective: Literal["cloze"]
     relative_kernels: tuple[GapKernel, ...]
     time_unit: Positive
-    kernel_freq: Annotated[float, Number(low=1, above=True)]
-
-    norm_order: Literal["post", "pre"] = "pre"
-    drop_residual: bool = True
-    input_position: bool = False
-    input_norm: bool = False
-    input_scale: bool = False
-    final_norm: bool = False
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu_tanh"
-    item_head: Literal["plain", "projected"] = "projected"
-    inner_dropout_prob: Dropout = 0.0
+    kernel_freq: Annotated[float, number(low=1, above=True)]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inner_dropout_prob", self.hidden_dropout_prob)
@@ -294,7 +276,7 @@ class ADRRecOptions(MixOptions):
     lni_sigma: Positive
     lni_noise: Literal["gaussian", "uniform", "in_manifold"]
     lni_layers: Chosen | None
-    lni_layer_weights: Annotated[tuple[float, ...], ListOf(Number(low=0), filled=True)] | None
+    lni_layer_weights: Annotated[tuple[float, ...], list_of(number(low=0), filled=True)] | None
     lni_stop_gradient: bool
     train_batch_size: Count
 
@@ -305,12 +287,8 @@ class ADRRecOptions(MixOptions):
                 f"{self.heads} kernels; leave it out, or choose mixture adaptive"
             )
         super().__post_init__()
-        depth = self.n_layers
-        if self.lni_layers and max(self.lni_layers) > depth:
-            raise OptionError(
-                f"lni_layers: there is no layer {max(self.lni_layers)} among n_layers ({depth}); layers count from 1"
-            )
-        noisy = len(self.lni_layers or range(depth))
+        _check_numbers("lni_layers", self.lni_layers, "layer", self.n_layers, "n_layers")
+        noisy = len(self.lni_layers or range(self.n_layers))
         if self.lni_layer_weights and len(self.lni_layer_weights) != noisy:
             raise OptionError(
                 f"lni_layer_weights: {len(self.lni_layer_weights)} weights for {noisy} layers "
@@ -398,14 +376,8 @@ class AWRSROptions(MixOptions, TiSASRecOptions, STOSAOptions):
                 "both sides; choose place, or refinement none (which is BERT4Rec)"
             )
         source = "one head for each kernel" if self.one_head_each else "n_heads"
-        for name, chosen, most, unit, counted in (
-            ("refinement_layers", self.refinement_layers, self.n_layers, "layer", "n_layers"),
-            ("refinement_heads", self.refinement_heads, self.heads, "head", source),
-        ):
-            if chosen and max(chosen) > most:
-                raise OptionError(
-                    f"{name}: there is no {unit} {max(chosen)} among {most} ({counted}); they count from 1"
-                )
+        _check_numbers("refinement_layers", self.refinement_layers, "layer", self.n_layers, "n_layers")
+        _check_numbers("refinement_heads", self.refinement_heads, "head", self.heads, source)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,11 +404,18 @@ class PopularityOptions(ModelOptions):
             )
 
 
+def _check_numbers(name: str, chosen: tuple[int, ...] | None, unit: str, most: int, source: str) -> None:
+    if chosen and max(chosen) > most:
+        raise OptionError(f"{name}: there is no {unit} {max(chosen)} among {most} ({source}); they count from 1")
+
+
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
-    each.model: each
-    for each in (
-        *(ADRRecOptions, AWRSROptions, HSTUOptions, MEANTIMEOptions),
-        *(PopularityOptions, STOSAOptions, TiSASRecOptions),
-    )
+    "ADRRec": ADRRecOptions,
+    "AWRSR": AWRSROptions,
+    "HSTU": HSTUOptions,
+    "MEANTIME": MEANTIMEOptions,
+    "Popularity": PopularityOptions,
+    "STOSA": STOSAOptions,
+    "TiSASRec": TiSASRecOptions,
 }
 """Options of each of our models, by its name."""

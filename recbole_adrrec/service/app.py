@@ -4,19 +4,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.options import suggestion
 from recbole_adrrec.service.batches import BatchWorker, QueueFullError
 from recbole_adrrec.service.options import ServiceOptions
-from recbole_adrrec.service.questions import Answer, Question, QuestionReader, UnknownUserError, answer, shown
+from recbole_adrrec.service.questions import (
+    MEANING,
+    Answer,
+    Query,
+    Question,
+    QuestionReader,
+    UnknownUserError,
+    answer,
+    shown,
+)
 from recbole_adrrec.times import iso
 from recbole_adrrec.tools.recommend import Recommender
 from recbole_adrrec.version import __version__
@@ -29,37 +38,6 @@ READ_AWAY = 16 * 1024 * 1024
 
 LONGEST_DETAIL = 500
 """Characters of an error's message."""
-
-Name = StrictStr | StrictInt
-Time = StrictInt | StrictFloat | StrictStr
-
-MEANING = {
-    "users": "a list of users, named as in the data",
-    "history": "a list of events [item, time] of somebody, in place of users",
-    "at": "the moment: seconds since 1970, 2024-05-01T12:00 (UTC without an offset), @1714564800 or now; later events "
-    "aren't used; without it, the time of the last event known",
-    "top": "the number of items for each",
-    "seen": "true to recommend items that were met, too, or false",
-}
-
-
-class Query(BaseModel):
-    """The body of a request: ``users`` or ``history``, and options."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"users": ["196", "22"], "top": 5},
-                {"history": [["242", 881250949], ["302", "1997-12-04T15:56"]], "at": "1998-03-01", "top": 5},
-            ]
-        },
-    )
-    users: Annotated[list[Name] | None, Field(description=MEANING["users"])] = None
-    history: Annotated[list[tuple[Name, Time]] | None, Field(description=MEANING["history"])] = None
-    at: Annotated[Time | None, Field(description=MEANING["at"])] = None
-    top: Annotated[StrictInt, Field(description=MEANING["top"])] = 10
-    seen: Annotated[StrictBool, Field(description=MEANING["seen"])] = False
 
 
 class Item(BaseModel):
@@ -105,30 +83,22 @@ class Refusal(BaseModel):
     detail: str
 
 
+MEANING_OF_STATUS = {
+    400: "The body is no JSON",
+    404: "A user is unknown",
+    408: "The body took too long",
+    413: "The body is too long",
+    415: "The body isn't sent as JSON",
+    422: "A field is wrong",
+    503: "Too many questions wait; repeat after Retry-After",
+}
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Refusal, "description": "The body is no JSON"},
-    404: {"model": Refusal, "description": "A user is unknown"},
-    408: {"model": Refusal, "description": "The body took too long"},
-    413: {"model": Refusal, "description": "The body is too long"},
-    415: {"model": Refusal, "description": "The body isn't sent as JSON"},
-    422: {"model": Refusal, "description": "A field is wrong"},
-    503: {"model": Refusal, "description": "Too many questions wait; repeat after Retry-After"},
+    status: {"model": Refusal, "description": meaning} for status, meaning in MEANING_OF_STATUS.items()
 }
 
 
-class BodyTooLongError(Exception):
-    """A body has more bytes than it may."""
-
-
 class BodyLimit:
-    """ASGI middleware that reads the body of a request before the application does, or refuses it by its length.
-
-    Parameters
-    ----------
-    app : ASGI application
-    max_body : int
-        Bytes.
-    """
+    """ASGI middleware that reads the body of a request before the application does, or refuses it by its length."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self.app = app
@@ -142,30 +112,30 @@ class BodyLimit:
             body = await asyncio.wait_for(self._read(receive), BODY_SECONDS)
         except asyncio.TimeoutError:
             refusal = _refusal(408, f"body: it didn't arrive in {BODY_SECONDS} seconds; send it at once")
-        except BodyTooLongError:
-            refusal = _refusal(413, f"body: more than {self.max_body:,} bytes; send shorter lists")
         else:
-            return None if body is None else await self.app(scope, _replay(body, receive), send)
+            if body is None:
+                return None
+            if len(body) <= self.max_body:
+                return await self.app(scope, _replay(bytes(body), receive), send)
+            refusal = _refusal(413, f"body: more than {self.max_body:,} bytes; send shorter lists")
         # What is left of the body isn't read.
         refusal.headers["Connection"] = "close"
         return await refusal(scope, receive, send)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None if the client goes."""
-        parts: list[bytes] = []
-        total = 0
+    async def _read(self, receive: Receive) -> bytearray | None:
+        """The body, or more than ``max_body`` bytes of a longer one; None if the client goes."""
+        body, total = bytearray(), 0
         while total <= self.max_body + READ_AWAY:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
-            total += len(message.get("body", b""))
-            if total <= self.max_body:
-                parts.append(message.get("body", b""))
+            part = message.get("body", b"")
+            total += len(part)
+            if len(body) <= self.max_body:
+                body += part
             if not message.get("more_body"):
                 break
-        if total > self.max_body:
-            raise BodyTooLongError
-        return b"".join(parts)
+        return body
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -178,13 +148,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def make_app(recommender: Recommender, options: ServiceOptions) -> FastAPI:
-    """The application of a model.
-
-    Parameters
-    ----------
-    recommender : Recommender
-    options : ServiceOptions
-    """
+    """The application of a model."""
     reader = QuestionReader(recommender, options)
     compute = partial(answer, recommender)
     facts = {"model": recommender.config["model"], "dataset": recommender.data.dataset}
@@ -214,7 +178,7 @@ def make_app(recommender: Recommender, options: ServiceOptions) -> FastAPI:
     @app.post("/recommend", responses={200: {"model": Answers}, **REFUSALS})
     async def recommend(query: Query) -> JSONResponse:
         """Best items of users, or of a history, at a moment."""
-        questions, notes = reader.read(query.users, query.history, query.at, query.top, query.seen)
+        questions, notes = reader.read(query)
         answers = await asyncio.wrap_future(app.state.worker.submit(questions))
         users = [_user_answer(*pair) for pair in zip(questions, answers, strict=True)]
         return JSONResponse({**facts, "notes": notes, "users": users})

@@ -8,14 +8,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 import torch
 
 from recbole_adrrec.service.options import ServiceOptions
-
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+from recbole_adrrec.service.questions import Answer, Question
 
 
 class QueueFullError(Exception):
@@ -23,26 +20,19 @@ class QueueFullError(Exception):
 
 
 @dataclass(frozen=True)
-class _Request(Generic[Question, Answer]):
+class _Request:
     questions: Sequence[Question]
     future: Future[list[Answer]] = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
 
 
-class BatchWorker(Generic[Question, Answer]):
-    """A thread that answers questions in batches, in the order of requests.
-
-    Parameters
-    ----------
-    compute : callable
-        Gives an answer for each question.
-    options : ServiceOptions
-    """
+class BatchWorker:
+    """A thread that answers questions in batches, in the order of requests; ``compute`` gives an answer for each."""
 
     def __init__(self, compute: Callable[[Sequence[Question]], list[Answer]], options: ServiceOptions) -> None:
         self._compute = compute
         self._options = options
-        self._requests: deque[_Request[Question, Answer]] = deque()
+        self._requests: deque[_Request] = deque()
         self._waiting = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -60,17 +50,11 @@ class BatchWorker(Generic[Question, Answer]):
         return self._thread.is_alive() and not self._closed
 
     def submit(self, questions: Sequence[Question]) -> Future[list[Answer]]:
-        """A request's questions; their answers come together.
-
-        Raises
-        ------
-        QueueFullError
-            There is no room for them among those that wait, or the worker is closed.
-        """
+        """A request's questions; their answers come together. Raises QueueFullError where they find no room."""
         with self._changed:
             if self._closed or self._waiting + len(questions) > self._options.queue:
                 raise QueueFullError
-            request: _Request[Question, Answer] = _Request(questions)
+            request = _Request(questions)
             self._requests.append(request)
             self._waiting += len(questions)
             self._changed.notify()
@@ -97,7 +81,7 @@ class BatchWorker(Generic[Question, Answer]):
                     if not request.future.done():
                         request.future.set_exception(error)
 
-    def _next(self) -> list[_Request[Question, Answer]] | None:
+    def _next(self) -> list[_Request] | None:
         """The next batch, as soon as it is full or has waited; None once the worker is closed and all is answered."""
         size = self._options.batch_size
         with self._changed:
@@ -107,7 +91,7 @@ class BatchWorker(Generic[Question, Answer]):
             if size > 1:
                 left = self._requests[0].arrived + self._options.batch_wait / 1000 - time.monotonic()
                 self._changed.wait_for(lambda: self._waiting >= size or self._closed, max(0, left))
-            taken: list[_Request[Question, Answer]] = []
+            taken: list[_Request] = []
             count = 0
             while self._requests and (not taken or count + len(self._requests[0].questions) <= size):
                 request = self._requests.popleft()

@@ -5,23 +5,51 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from recbole_adrrec.data.columns import numbers_by_name
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.service.options import ServiceOptions
 from recbole_adrrec.times import iso, seconds
 from recbole_adrrec.tools.recommend import Recommender
 from recbole_adrrec.tools.recommendations import best_items
 
-Name = str | int
-Time = int | float | str
-
 SHOWN = 80
 """Characters of a wrong value that a message repeats."""
+
+Name = StrictStr | StrictInt
+Time = StrictInt | StrictFloat | StrictStr
+
+MEANING = {
+    "users": "a list of users, named as in the data",
+    "history": "a list of events [item, time] of somebody, in place of users",
+    "at": "the moment: seconds since 1970, 2024-05-01T12:00 (UTC without an offset), @1714564800 or now; later events "
+    "aren't used; without it, the time of the last event known",
+    "top": "the number of items for each",
+    "seen": "true to recommend items that were met, too, or false",
+}
+
+
+class Query(BaseModel):
+    """The body of a request: ``users`` or ``history``, and options."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"users": ["196", "22"], "top": 5},
+                {"history": [["242", 881250949], ["302", "1997-12-04T15:56"]], "at": "1998-03-01", "top": 5},
+            ]
+        },
+    )
+    users: Annotated[list[Name] | None, Field(description=MEANING["users"])] = None
+    history: Annotated[list[tuple[Name, Time]] | None, Field(description=MEANING["history"])] = None
+    at: Annotated[Time | None, Field(description=MEANING["at"])] = None
+    top: Annotated[StrictInt, Field(description=MEANING["top"])] = 10
+    seen: Annotated[StrictBool, Field(description=MEANING["seen"])] = False
 
 
 class UnknownUserError(DataError):
@@ -30,88 +58,54 @@ class UnknownUserError(DataError):
 
 @dataclass(frozen=True)
 class Question:
-    """A user, or a history of nobody known, at a moment.
+    """A user, or a history of nobody known, at a moment (seconds since 1970)."""
 
-    Attributes
-    ----------
-    user : int
-        Id of a user of the checkpoint; 0 for a history.
-    name : str or None
-        The user's name.
-    items, times : Int64[n_events]
-        The history, in order of time (Float32 with ``exact_time: false``); empty for a user.
-    at : int
-        Seconds since 1970.
-    top : int
-        Items to recommend.
-    seen : bool
-        Items that were met up to the moment may be among them.
-    """
-
-    user: int
+    user: int  # of the checkpoint; 0 for a history
     name: str | None
-    items: NDArray[np.int64]
+    items: NDArray[np.int64]  # the history, in order of time; empty for a user
     times: NDArray[Any]
     at: int
     top: int
     seen: bool
 
 
+Subject = tuple[int, str | None, NDArray[np.int64], NDArray[Any], int]
+"""The first five fields of a question."""
+
 Answer = list[tuple[str, float]]
 """Items with their scores, best first."""
 
 
 class QuestionReader:
-    """Makes questions of the fields of requests, or refuses them with a UserError.
-
-    Parameters
-    ----------
-    recommender : Recommender
-    options : ServiceOptions
-    """
+    """Makes questions of the fields of requests, or refuses them with a UserError."""
 
     def __init__(self, recommender: Recommender, options: ServiceOptions) -> None:
         self.recommender = recommender
         self.options = options
-        data = recommender.data
-        self._users, self._items = numbers_by_name(data.users), numbers_by_name(data.items)
         self._last_time = recommender.last_time
 
-    def read(
-        self,
-        users: Sequence[Name] | None,
-        history: Sequence[tuple[Name, Time]] | None,
-        at: Time | None,
-        top: int,
-        seen: bool,
-    ) -> tuple[list[Question], list[str]]:
-        """Questions, one for each user, and remarks on them.
-
-        Raises
-        ------
-        UnknownUserError
-            A user is unknown.
-        DataError
-            An item is unknown, there is no event up to the moment, or the model can't answer for new users.
-        OptionError
-            A field is missing, out of range, or a time that can't be read.
-        """
-        if (users is None) == (history is None):
+    def read(self, query: Query) -> tuple[list[Question], list[str]]:
+        """Questions, one for each user, and remarks on them; an UnknownUserError or another UserError."""
+        if (query.users is None) == (query.history is None):
             raise OptionError("users, history: give one of the two")
-        if not 1 <= top <= self.options.max_top:
-            raise OptionError(f"top: {shown(top)} is out of range; give a number from 1 to {self.options.max_top}")
-        moment = None if at is None else seconds(at)
-        questions = (
-            [self._of_history(history, moment, top, seen)]
-            if history is not None
-            else self._of_users([str(user) for user in users or ()], moment, top, seen)
-        )
-        return questions, self._remarks(questions, at is not None)
+        if not 1 <= query.top <= self.options.max_top:
+            raise OptionError(
+                f"top: {shown(query.top)} is out of range; give a number from 1 to {self.options.max_top}"
+            )
+        at = None if query.at is None else seconds(query.at)
+        if query.history is not None:
+            found, n_later = self._of_history(query.history, at)
+        else:
+            found, n_later = self._of_users([str(user) for user in query.users or ()], at)
+        questions = [Question(*each, query.top, query.seen) for each in found]
+        moments = np.array([question.at for question in questions])
+        return questions, self.recommender.remarks(moments, at is not None, n_later)
 
-    def _of_users(self, names: list[str], at: int | None, top: int, seen: bool) -> list[Question]:
+    def _of_users(self, names: list[str], at: int | None) -> tuple[list[Subject], int]:
+        """Users of the checkpoint, and the number of their events after the moment."""
         if not 1 <= len(names) <= self.options.max_users:
             raise OptionError(f"users: {len(names)} names; give from 1 to {self.options.max_users} in a request")
-        ids = np.array([self._users.get(name, 0) for name in names], dtype=np.int64)
+        ids = np.array([self.recommender.user_ids.get(name, 0) for name in names], dtype=np.int64)
         unknown = [name for name, number in zip(names, ids.tolist(), strict=True) if not number]
         if unknown:
             count = f"{len(unknown)} of {len(names)} are unknown, the first " if len(unknown) > 1 else ""
@@ -122,19 +116,20 @@ class QuestionReader:
         # A user of a checkpoint without events has no time of its own, and is refused below.
         moment = at if at is not None else self._last_time or 0
         moments = np.full(len(names), moment)
-        counts = self.recommender.histories.queries(ids, moments).counts
-        if not counts.all():
+        queries = self.recommender.histories.queries(ids, moments)
+        if not queries.counts.all():
             raise DataError(
-                f"users: {shown(names[int(np.argmin(counts))])} has no event up to {iso(moment)}; choose a later "
-                "moment as at, or give events as history"
+                f"users: {shown(names[int(np.argmin(queries.counts))])} has no event up to {iso(moment)}; choose a "
+                "later moment as at, or give events as history"
             )
         none = np.empty(0, np.int64)
-        return [
-            Question(number, name, none, none, moment, top, seen)
-            for number, name in zip(ids.tolist(), names, strict=True)
+        found: list[Subject] = [
+            (number, name, none, none, moment) for number, name in zip(ids.tolist(), names, strict=True)
         ]
+        return found, int(self.recommender.histories.n_later(queries).sum())
 
-    def _of_history(self, history: Sequence[tuple[Name, Time]], at: int | None, top: int, seen: bool) -> Question:
+    def _of_history(self, history: Sequence[tuple[Name, Time]], at: int | None) -> tuple[list[Subject], int]:
+        """Nobody known with a history, and the number of its events after the moment."""
         if self.recommender.reads_users:
             raise DataError(
                 f"history: {self.recommender.config['model']} learned something for each user of training and can't "
@@ -144,7 +139,7 @@ class QuestionReader:
             raise OptionError(
                 f"history: {len(history):,} events; give from 1 to {self.options.max_events:,}, the latest"
             )
-        items = np.array([self._items.get(str(item), 0) for item, _ in history], dtype=np.int64)
+        items = np.array([self.recommender.item_ids.get(str(item), 0) for item, _ in history], dtype=np.int64)
         if not items.all():
             place = int(np.argmin(items))
             raise DataError(
@@ -159,19 +154,10 @@ class QuestionReader:
         order = np.argsort(times, kind="stable")
         items, times = items[order], times[order]
         moment = at if at is not None else max(int(times[-1]), self._last_time or 0)
-        if not _until(times, moment):
+        n_shown = int(np.searchsorted(times, np.int64(moment), "right"))
+        if not n_shown:
             raise DataError(f"history: there is no event up to {iso(moment)}; choose a later moment as at")
-        return Question(0, None, items, times, moment, top, seen)
-
-    def _remarks(self, questions: list[Question], given: bool) -> list[str]:
-        histories = self.recommender.histories
-        n_later = 0
-        for question in questions if given else ():
-            times = question.times
-            if question.user:
-                times = histories.times[histories.offsets[question.user] : histories.offsets[question.user + 1]]
-            n_later += len(times) - _until(times, question.at)
-        return self.recommender.remarks(np.array([question.at for question in questions]), given, n_later)
+        return [(0, None, items, times, moment)], len(times) - n_shown
 
 
 def answer(recommender: Recommender, questions: Sequence[Question]) -> list[Answer]:
@@ -199,11 +185,6 @@ def answer(recommender: Recommender, questions: Sequence[Question]) -> list[Answ
                 if value == value
             ]
     return answers
-
-
-def _until(times: NDArray[Any], moment: int) -> int:
-    """Number of rising times up to a moment, as :meth:`Histories.queries` counts them."""
-    return int(np.searchsorted(times, np.int64(moment), "right"))
 
 
 def shown(value: Any) -> str:

@@ -22,13 +22,7 @@ LONGEST_STOP = 20
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address, which refuses connections until it is served.
-
-    Raises
-    ------
-    OptionError
-        The address is in use, isn't this machine's, or takes rights that the process hasn't.
-    """
+    """A socket at an address, which refuses connections until it is served; raises OptionError where there is none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
@@ -44,13 +38,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves an application until SIGTERM or SIGINT, then answers all requests that were accepted.
-
-    Parameters
-    ----------
-    app : FastAPI
-        From :func:`recbole_adrrec.service.app.make_app`.
-    """
+    """Serves an application until SIGTERM or SIGINT, then answers all requests that were accepted."""
 
     def __init__(self, app: FastAPI) -> None:
         self.app = app

@@ -45,13 +45,7 @@ class Kept:
 
     @classmethod
     def parse(cls, text: str) -> Kept:
-        """Read ``name``, ``name:type`` or ``name:type:new_name``.
-
-        Raises
-        ------
-        OptionError
-            The type is none of RecBole's, or the name is none or taken.
-        """
+        """Read ``name``, ``name:type`` or ``name:type:new_name``; an OptionError where that can't be."""
         source, _, rest = text.partition(":")
         kind, _, name = rest.partition(":")
         kind = kind or "float"
@@ -69,28 +63,10 @@ class Kept:
 
 @dataclass(frozen=True)
 class Request:
-    """A conversion: files, one after the other, to ``<out>/<name>/<name>.inter`` or ``.parquet``.
+    """A conversion: files, one after the other, to ``<out>/<name>/<name>.inter`` or ``.parquet``, as ``to`` says.
 
-    Attributes
-    ----------
-    files : sequence of Path
-    name : str
-        Name of the data set.
-    out : Path
-        Folder of data sets.
-    options : ReaderOptions
-        Form and columns of the files.
-    keep : sequence of Kept
-        Further columns.
-    unit : {'s', 'ms', 'us'}, optional
-        Unit of numbers among the times; None: seconds, and larger numbers are bad.
-    encoding : str
-    strict : bool
-        Refuse at the first bad row.
-    overwrite : bool
-        Replace a file that is there.
-    to : {'inter', 'parquet'}
-        Form of the new file.
+    ``unit`` is that of numbers among the times (None: seconds, and larger numbers are bad); ``strict`` refuses at the
+    first bad row, and ``overwrite`` replaces a file that is there.
     """
 
     files: Sequence[Path]
@@ -112,35 +88,19 @@ class Request:
 
 @dataclass
 class Outcome:
-    """Result of a conversion.
-
-    Attributes
-    ----------
-    n_repeated : int
-        Events that repeat an earlier one: same user, item and time.
-    bad : list of (Path, int, str)
-        File, line and fault of the first bad rows.
-    first, last : float
-        Earliest and latest time, in seconds since 1970.
-    n_fractions : int
-        Times with a fraction of a second.
-    n_broken : int
-        Rows with a line break in a quoted field.
-    layouts : list of (Path, Layout)
-        Layout of each file.
-    """
+    """Result of a conversion; times are in seconds since 1970."""
 
     target: Path
     n_events: int = 0
     n_users: int = 0
     n_items: int = 0
-    n_repeated: int = 0
+    n_repeated: int = 0  # same user, item and time as an earlier event
     n_bad: int = 0
-    bad: list[tuple[Path, int, str]] = field(default_factory=list)
+    bad: list[tuple[Path, int, str]] = field(default_factory=list)  # file, line and fault of the first bad rows
     first: float = math.inf
     last: float = -math.inf
     n_fractions: int = 0
-    n_broken: int = 0
+    n_broken: int = 0  # rows with a line break in a quoted field
     layouts: list[tuple[Path, Layout]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -166,9 +126,6 @@ class Outcome:
         if self.target.suffix == ".inter":
             lines.append(f"Train on it: python -m recbole_adrrec --dataset={folder.name} --data_path={folder.parent}")
         return "\n".join(lines)
-
-
-# Counting without keeping
 
 
 class Distinct:
@@ -201,17 +158,8 @@ class Distinct:
         return len(self._known)
 
 
-# Conversion
-
-
 def convert(request: Request, progress: bool | None = None) -> Outcome:
-    """Write ``<out>/<name>/<name>.inter``, or ``.parquet``, wholly or not at all.
-
-    Parameters
-    ----------
-    request : Request
-    progress : bool, optional
-        Whether a bar by bytes is shown; None: where the terminal shows one.
+    """Write the file wholly or not at all; ``progress`` is a bar by bytes (None: where the terminal shows one).
 
     Raises
     ------
@@ -226,12 +174,9 @@ def convert(request: Request, progress: bool | None = None) -> Outcome:
     if target.exists() and not request.overwrite:
         raise OptionError(f"{target}: is there already; choose another --name or --out, or say --overwrite")
     made = [each for each in (target.parent, *target.parent.parents) if not each.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"{error.filename or target}: {error.strerror}; choose another --out") from error
     outcome = Outcome(target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _write(request, outcome, progress)
     except OSError as error:
         raise OptionError(
@@ -249,9 +194,12 @@ def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
     rows, users, items = Distinct(), Distinct(), Distinct()
     header = [*FIELDS.values(), *(f"{kept.name}:{kept.kind}" for kept in request.keep)]
     columns = {**request.options.columns, **{f"keep {kept.name}": kept.source for kept in request.keep}}
-    with AtomicFile(outcome.target) as out:
-        parquet = ParquetWriter(out, header) if request.to == "parquet" else None
-        if parquet is None:
+    with AtomicFile(outcome.target) as out, contextlib.ExitStack() as opened:
+        parquet = None
+        if request.to == "parquet":
+            # Closed before the file is, also where a row is refused: pyarrow writes into it at the end.
+            parquet = opened.enter_context(contextlib.closing(ParquetWriter(out, header)))
+        else:
             out.write(("\t".join(header) + "\n").encode())
         for path in request.files:
             before = outcome.n_events
@@ -275,8 +223,6 @@ def _write(request: Request, outcome: Outcome, progress: bool | None) -> None:
                     rows.add(lines if not request.keep else list(map("\t".join, zip(*good[:3], strict=True))))
             if outcome.n_events == before:
                 raise DataError(_no_row(outcome) if outcome.n_bad else f"{path}: has no events")
-        if parquet is not None:
-            parquet.close()
     outcome.n_users, outcome.n_items = len(users), len(items)
     outcome.n_repeated = outcome.n_events - len(rows)
 
@@ -295,13 +241,7 @@ def _watched(blocks: Iterator[Block], file: RawFile | ParquetFile, progress: boo
 
 
 def _good_rows(block: Block, request: Request, outcome: Outcome, path: Path) -> list[list[str]]:
-    """Columns of the good rows as they are written; the others are counted.
-
-    Raises
-    ------
-    DataError
-        There is a bad one, with ``strict``.
-    """
+    """Columns of the good rows as they are written; the others are counted, or with ``strict`` a DataError."""
     faults: dict[int, str] = {}
     users, items, times, *others = block.columns
     columns = [_names(users, "user", faults), _names(items, "item", faults), _times(times, request.unit, faults)]

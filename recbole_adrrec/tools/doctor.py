@@ -25,9 +25,9 @@ from recbole_adrrec.version import __version__
 TESTED = {
     "python": ("3.10", "3.13"),
     "recbole": ("1.2.0", "1.2.1"),
-    "torch": ("2.4.1", "2.13.0"),
-    "numpy": ("1.24.4", "2.5.5"),
-    "pandas": ("1.5.3", "3.1.1"),
+    "torch": ("2.7.0", "2.13.0"),
+    "numpy": ("1.26.2", "2.5.5"),
+    "pandas": ("1.5.0", "3.1.1"),
 }
 """Lowest and highest version that was seen to work, by package; docs/guide.md says what was run."""
 
@@ -157,7 +157,7 @@ def examine_devices() -> list[Finding]:
     memory = psutil.virtual_memory().total / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = {
-        "kind": _processor(),
+        "kind": processor(),
         "memory": f"{memory:.0f} GiB",
         "remark": f"{cores} cores, {torch.get_num_threads()} threads",
     }
@@ -175,7 +175,8 @@ def examine_devices() -> list[Finding]:
     return findings
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of this machine's processor, as far as it is known."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -20,9 +20,8 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.intervals import IntervalAttention
 from recbole_adrrec.layers.kernels import MixContext, MixKernels
-from recbole_adrrec.layers.layout import Layout
+from recbole_adrrec.layers.layout import SequenceTimes
 from recbole_adrrec.layers.pointwise import PointwiseAttention, gap_buckets
-from recbole_adrrec.layers.sequence_times import SequenceTimes
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.times import Moment
 from recbole_adrrec.tools.recommend import Recommender
@@ -153,30 +152,30 @@ def explain(recommender: Recommender, user: object, at: Moment | None = None, to
     row = recommender.rows([user], at).to(recommender.config["device"])
     with recommender.units(), _last_queries(model) as queries:
         seen = model.explain(row)
-    n_keys = len(seen.items)
-    shown = n_keys - int(model.objective == "cloze")
-    names = [recommender.data.items[number] for number in seen.items[:shown].tolist()]
+    shown = len(seen.items) - int(model.objective == "cloze")
     kernels: Any = model.kernels
     gates = [part.gate(query)[0].detach() for part, query in queries if isinstance(part, AdaptiveMixAttention)]
-    n_heads = seen.plain.size(1)
+    names = [*kernels.absolute_names, *kernels.relative_names] if isinstance(kernels, MixKernels) else []
+    owned = any(isinstance(part, MixAttention) for part, _ in queries)
+    n_layers, n_heads = seen.plain.shape[:2]
     at = int(answers.at[0])
-    recommended = next(iter(answers))[1]
     query_time = at if recommender.knows_query_time else int(seen.times[shown - 1])
+    recommended = next(iter(answers))[1]
     return Reasons(
         user=answers.users[0],
         model=name,
         at=at,
         query_time=query_time,
-        items=names,
+        items=[recommender.data.items[number] for number in seen.items[:shown].tolist()],
         times=seen.times[:shown].cpu().numpy().astype(np.int64),
-        heads=head_names(model) or [f"head {number}" for number in range(1, n_heads + 1)],
+        heads=names if owned else [f"head {number}" for number in range(1, n_heads + 1)],
         plain=seen.plain[:, :, -1].double().cpu().numpy(),
         refined=seen.refined[:, :, -1].double().cpu().numpy(),
-        is_refined=any(_refines(part) for part in model.encoder.modules()),
+        is_refined=any(_refines(part) for part, _ in queries),
         sums_to_one=all(part.weights_sum_to_one for part, _ in queries),
         kernels=list(_kernels(recommender, queries, row)),
-        gated=[*kernels.absolute_names, *kernels.relative_names] if gates else [],
-        gates=torch.stack(gates).double().cpu().numpy() if gates else np.zeros((len(seen.plain), 0, n_heads)),
+        gated=names if gates else [],
+        gates=torch.stack(gates).double().cpu().numpy() if gates else np.zeros((n_layers, 0, n_heads)),
         recommended=recommended,
         trend=_trend(recommender, [item for item, _ in recommended], query_time),
     )
@@ -193,14 +192,6 @@ def _trend(recommender: Recommender, items: list[str], time: int) -> list[float]
     return (trend.item_factors(numbers) @ moment[0]).tolist()
 
 
-def head_names(model: nn.Module) -> list[str]:
-    """Names of the kernels that heads have to themselves; none where all heads know the same."""
-    if not any(isinstance(part, MixAttention) for part in model.modules()):
-        return []
-    kernels = next(part for part in model.modules() if isinstance(part, MixKernels))
-    return [*kernels.absolute_names, *kernels.relative_names]
-
-
 def _refines(part: nn.Module) -> bool:
     return isinstance(part, Attention) and bool(list(part.refinement.parameters()))
 
@@ -211,7 +202,9 @@ def _last_queries(model: SequenceRecommender) -> Iterator[list[tuple[Attention, 
     collected: list[tuple[Attention, Tensor]] = []
 
     def collect(part: Attention, arguments: tuple[Any, ...]) -> None:
-        collected.append((part, last_queries(*arguments)))
+        hidden, layout, _, *query = arguments
+        states = hidden if not query or query[0] is None else query[0]
+        collected.append((part, states[layout.at((layout.valid.sum(1) - 1).clamp(min=0))].detach()))
 
     parts = [part for part in model.encoder.modules() if isinstance(part, Attention)]
     handles = [part.register_forward_pre_hook(collect) for part in parts]
@@ -222,86 +215,55 @@ def _last_queries(model: SequenceRecommender) -> Iterator[list[tuple[Attention, 
             handle.remove()
 
 
-def last_queries(hidden: Tensor, layout: Layout, context: Any, query: Tensor | None = None) -> Tensor:
-    """State of the query at each row's last event, Float[B, d], of what an attention is called with."""
-    states = hidden if query is None else query
-    found: Tensor = states[layout.at((layout.valid.sum(1) - 1).clamp(min=0))]
-    return found.detach()
+@torch.no_grad()
+def _kernels(recommender: Recommender, queries: list[tuple[Attention, Tensor]], row: Any) -> Iterator[Kernel]:
+    for layer, (part, query) in enumerate(queries, 1):
+        if isinstance(part, MixAttention | AdaptiveMixAttention):
+            yield from _relative_kernels(recommender.model.kernels, part, query, layer)
+        elif isinstance(part, IntervalAttention):
+            yield from _interval_kernels(recommender, part, query, layer, row)
+        elif isinstance(part, PointwiseAttention):
+            yield from _pointwise_kernels(part, layer)
 
 
-@dataclass(frozen=True)
-class RelativeTerm:
-    """Vectors that a relative kernel's features are multiplied with in one head, one for each query.
+def _relative_kernels(
+    kernels: MixKernels, part: MixAttention | AdaptiveMixAttention, query: Tensor, layer: int
+) -> Iterator[Kernel]:
+    """``u . phi`` of each relative kernel and head that has it; ``u`` has gate, projection and scale in it."""
+    projected = [pair[0] for pair in part.project(query, query, MixContext([], [])).pairs]  # [h, F]
+    for number, (name, kernel, pair) in enumerate(
+        zip(kernels.relative_names, kernels.relative, projected, strict=True)
+    ):
+        unit = "places" if name in PLACE_KERNELS else "seconds"
+        if isinstance(part, MixAttention):
+            # The head of its own, whose last feature is a constant.
+            curve = _relative_curve(kernel, pair[0, :-1], pair[0, -1:], unit)
+            yield Kernel(name, layer, part.n_absolute + number + 1, unit, curve)
+            continue
+        for head, vector in enumerate(pair, 1):
+            yield Kernel(name, layer, head, unit, _relative_curve(kernel, vector, vector.new_zeros(1), unit))
 
-    Attributes
-    ----------
-    name : str
-        Of the kernel.
-    kernel : RelativeKernel
-        Takes moments and a dtype to what scores them.
-    head : int
-        From 1.
-    projected : Float[n, F]
-        ``u``: gate, projection and scale included.
-    constant : Float[n, 1]
-        Added to ``u . phi``.
-    """
 
-    name: str
-    kernel: Any
-    head: int
-    projected: Tensor
-    constant: Tensor
-
-    @property
-    def unit(self) -> str:
-        """Unit of the kernel's gaps: ``seconds`` or ``places``."""
-        return "places" if self.name in PLACE_KERNELS else "seconds"
+def _relative_curve(kernel: Any, vector: Tensor, constant: Tensor, unit: str) -> Curve:
+    """Products of a relative kernel's features with a vector, Float[F], plus a constant, Float[1], by the gap."""
 
     @torch.no_grad()
-    def curve(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Addition to the first query's score, Float64[...], at gaps in ``unit``, Float64[...]."""
-        gap = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).flatten().to(self.projected.device)
-        places = self.unit == "places"
+    def curve(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+        gap = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).flatten().to(vector.device)
+        places = unit == "places"
         # Rows of one place with a query so much later than its key, or one row with the query in its middle.
         span = int(gap.abs().max()) + 1 if places and len(gap) else 1
         width = 2 * span - 1
         key = torch.zeros(1 if places else len(gap), width, dtype=torch.float64, device=gap.device)
         place = torch.arange(width, device=key.device).expand(key.shape)
         query = key if places else gap.unsqueeze(1)
-        score = self.kernel(
-            SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool)), self.projected.dtype
-        )
+        score = kernel(SequenceTimes(place, query, key, torch.ones_like(key, dtype=torch.bool)), vector.dtype)
         shape = (len(key), 1, width, -1)
-        found = score(self.projected[0].expand(shape), self.constant[0].expand(shape))
+        found = score(vector.expand(shape), constant.expand(shape))
         added = found[0, 0, span - 1, span - 1 - gap.long()] if places else found.flatten()
         return added.double().cpu().numpy().reshape(np.shape(gaps))
 
-
-def relative_terms(attention: Attention, kernels: MixKernels, query: Tensor) -> Iterator[RelativeTerm]:
-    """The terms of a mix attention's relative kernels, of kernels, then heads, for states of queries, Float[n, d]."""
-    pairs = [pair.detach() for pair in attention.project(query, query, MixContext([], [])).pairs]  # [n, h, F]
-    first = 1
-    for name, kernel, pair in zip(kernels.relative_names, kernels.relative, pairs, strict=True):
-        if isinstance(attention, MixAttention):
-            head = attention.n_absolute + first
-            yield RelativeTerm(name, kernel, head, pair[:, 0, :-1], pair[:, 0, -1:])
-            first += 1
-            continue
-        for head, projected in enumerate(pair.expand(len(query), -1, -1).unbind(1), 1):
-            yield RelativeTerm(name, kernel, head, projected, projected.new_zeros(len(projected), 1))
-
-
-def _kernels(recommender: Recommender, queries: list[tuple[Attention, Tensor]], row: Any) -> Iterator[Kernel]:
-    kernels = recommender.model.kernels
-    for layer, (part, query) in enumerate(queries, 1):
-        if isinstance(part, MixAttention | AdaptiveMixAttention):
-            for term in relative_terms(part, kernels, query):
-                yield Kernel(term.name, layer, term.head, term.unit, term.curve)
-        elif isinstance(part, IntervalAttention):
-            yield from _interval_kernels(recommender, part, query, layer, row)
-        elif isinstance(part, PointwiseAttention):
-            yield from _pointwise_kernels(part, layer)
+    return curve
 
 
 def _interval_kernels(
@@ -309,41 +271,34 @@ def _interval_kernels(
 ) -> Iterator[Kernel]:
     """``q_i . RK_r / sqrt(dh)`` of each head, ``r`` by the gap in units of the user's own."""
     model = recommender.model
-    with torch.no_grad(), recommender.units():
+    with recommender.units():
         _, moments, _ = model._inference_inputs(row)
         unit = float(model.kernels.units(moments))
-        table = part.table(model.kernels.interval_key.weight)  # [H, S, dh]
-        scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu().numpy()
-    for head, by_interval in enumerate(scores):
-        yield Kernel("interval", layer, head + 1, "seconds", _StepCurve(by_interval, unit))
+    table = part.table(model.kernels.interval_key.weight)  # [H, S, dh]
+    scores = torch.einsum("hd,hsd->hs", part.scaled_query(query)[0], table).double().cpu()
+    for head, by_interval in enumerate(scores, 1):
+        yield Kernel("interval", layer, head, "seconds", _table_curve(by_interval, lambda gap: gap // unit))
 
 
 def _pointwise_kernels(part: PointwiseAttention, layer: int) -> Iterator[Kernel]:
     """The biases of a layer, the same in each head; they are inside the SiLU."""
-    tables = (("position_bias", "places", part.distance_bias), ("time_bias", "seconds", part.gap_bias))
-    for name, unit, table in tables:
+    tables = (
+        ("position_bias", "places", part.distance_bias, torch.Tensor.long),
+        ("time_bias", "seconds", part.gap_bias, gap_buckets),
+    )
+    for name, unit, table, index in tables:
         if table is not None:
-            curve = _TableCurve(table.weight.detach().squeeze(1).double().cpu(), unit)
+            curve = _table_curve(table.weight.squeeze(1).double().cpu(), index)
             for head in range(1, part.n_heads + 1):
                 yield Kernel(name, layer, head, unit, curve)
 
 
-@dataclass(frozen=True)
-class _TableCurve:
-    table: Tensor
-    unit: str
+def _table_curve(table: Tensor, index: Callable[[Tensor], Tensor]) -> Curve:
+    """Entries of a table by the index of the gap's size; those beyond it are the last one."""
 
-    def __call__(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    def curve(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
         gap = torch.from_numpy(np.asarray(gaps, dtype=np.float64)).abs()
-        index = gap.long().clamp(max=len(self.table) - 1) if self.unit == "places" else gap_buckets(gap)
-        return self.table[index].numpy()
+        found: NDArray[np.float64] = table[index(gap).long().clamp(max=len(table) - 1)].numpy()
+        return found
 
-
-@dataclass(frozen=True)
-class _StepCurve:
-    by_interval: NDArray[np.float64]
-    unit: float
-
-    def __call__(self, gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-        step = np.minimum(np.abs(gaps) // self.unit, len(self.by_interval) - 1).astype(np.int64)
-        return self.by_interval[step]
+    return curve

@@ -5,7 +5,6 @@ Letters: ``B`` rows of a batch, ``L`` events of the longest, ``V`` items (paddin
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -21,33 +20,19 @@ import torch
 from torch import Tensor, nn
 
 import recbole_adrrec
-from recbole_adrrec.errors import OptionError
+from recbole_adrrec.errors import OptionError, require
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.layers.intervals import TimeIntervals
 from recbole_adrrec.layers.relative_kernels import SmoothKernel
 from recbole_adrrec.models.base import SequenceRecommender
 from recbole_adrrec.tools.recommend import Recommender
 
-PACKAGES = ("onnx", "onnxscript")
-
 FORMS = ("scores", "vectors")
 """Outputs of a graph: scores of items, or states of users, whose products with vectors of items are the scores."""
 
 
 class ScoringGraph(nn.Module):
-    """A model as a function of tensors alone.
-
-    Parameters
-    ----------
-    model : SequenceRecommender
-        In evaluation mode, its rows padded.
-    form : str
-        One of ``FORMS``.
-    top : int, optional
-        Give the best ``top`` items and their scores, best first, rather than the scores of all.
-    seen : bool
-        Whether items of a row's history may be among the best.
-    """
+    """A model, in evaluation mode and its rows padded, as a function of tensors alone; arguments as for ``export``."""
 
     def __init__(
         self, model: SequenceRecommender, form: str = "scores", top: int | None = None, seen: bool = False
@@ -131,13 +116,12 @@ def export(
         See :func:`recbole_adrrec.load`.
     output : path-like
         The file; with ``form`` ``vectors``, the vectors of items stand beside it as ``<name>.npy``.
-    form, top, seen
-        See :class:`ScoringGraph`.
-
-    Returns
-    -------
-    Path
-        Of the file.
+    form : str
+        One of ``FORMS``.
+    top : int, optional
+        Give the best ``top`` items and their scores, best first, rather than the scores of all.
+    seen : bool
+        Whether items of a row's history may be among the best.
 
     Raises
     ------
@@ -186,9 +170,7 @@ def _check(recommender: Recommender, form: str, top: int | None, seen: bool) -> 
     most = len(recommender.data.items) - 1
     if top is not None and not 1 <= top <= most:
         raise OptionError(f"top: {top} is not a whole number from 1 to {most}, the number of items")
-    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise OptionError(f"export needs {' and '.join(missing)}: pip install 'recbole_adrrec[export]'")
+    require(("onnx", "onnxscript"), "export", "export")
 
 
 @contextmanager

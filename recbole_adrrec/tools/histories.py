@@ -43,16 +43,7 @@ class Queries:
 
 
 class Histories:
-    """Events by user.
-
-    Parameters
-    ----------
-    events : Events
-        Sorted by user, then time.
-    item_field, time_field : str
-        Names of their columns.
-    n_users : int
-        User ids, padding and users without events included.
+    """Events by user, sorted by user, then time; ``n_users`` counts padding and users without events, too.
 
     Attributes
     ----------
@@ -111,14 +102,9 @@ class Histories:
         return self._of(merged, n_users), len(users) - len(fresh)
 
     def part(self, users: NDArray[np.int64], added: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> Histories:
-        """The events of some users alone, with those of new ones.
+        """The events of some users alone (rising ids, which they keep), with those of new ones.
 
-        Parameters
-        ----------
-        users : Int64[n]
-            Ids, rising. Users keep their id.
-        added : sequence of (Int64[m], Int64[m])
-            Items and times, in order of time, of new users, whose ids go on from ``n_users``.
+        ``added`` has the items and times, in order of time, of each new user; their ids go on from ``n_users``.
         """
         n_users = self.n_users + len(added)
         first, counts = self.offsets[users], np.diff(self.offsets)[users]
@@ -145,6 +131,10 @@ class Histories:
         ]
         return Queries(users, at, first, first + np.array(shown, dtype=np.int64))
 
+    def n_later(self, queries: Queries) -> NDArray[np.int64]:
+        """Number of events of each query's user after its moment."""
+        return self.offsets[queries.users + 1] - queries.end
+
     def items_of(self, queries: Queries) -> tuple[Tensor, Tensor]:
         """Query and item, Int64[n_events] each, of all events of queries."""
         counts = torch.from_numpy(queries.counts)
@@ -155,13 +145,7 @@ class Histories:
     def rows(self, queries: Queries, config: Any, cut: bool) -> Interaction:
         """Rows as the data layer makes them: the latest events of each query, padded on the right.
 
-        Parameters
-        ----------
-        queries : Queries
-        config : Config
-            ``MAX_ITEM_LIST_LENGTH`` and names of fields.
-        cut : bool
-            Make rows as wide as the longest needs, instead of ``MAX_ITEM_LIST_LENGTH``.
+        They are as wide as the longest needs with ``cut``, else ``MAX_ITEM_LIST_LENGTH``.
         """
         length, suffix = int(config["MAX_ITEM_LIST_LENGTH"]), config["LIST_SUFFIX"]
         sizes = np.minimum(queries.counts, length)

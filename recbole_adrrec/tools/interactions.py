@@ -27,20 +27,8 @@ def read_interactions(
 ) -> InteractionBatch:
     """Read files of interactions: CSV, atomic files, MovieLens' ``::`` or JSON lines, plain or gzipped, or Parquet.
 
-    Parameters
-    ----------
-    files : sequence of Path
-    fields : sequence of str
-        Names of the columns of user, item and time in the training data; columns of other names are found as
-        ``convert`` finds them (``user``, ``item``, ``timestamp`` and more).
-    unit : {'s', 'ms', 'us'}, optional
-        Of times that are numbers; seconds if None.
-    encoding : str
-
-    Raises
-    ------
-    DataError
-        A file can't be read, lacks a column, or has a bad row; the message has its line.
+    ``fields`` are the columns of user, item and time in the training data; those of other names are found as by
+    ``convert``. Times that are numbers are in ``unit`` (``s`` if None). A DataError has the line of a bad row.
     """
     rows: list[tuple[int, str, str]] = []
     for path in files:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from recbole_adrrec.errors import DataError, OptionError
+from recbole_adrrec.errors import DataError, OptionError, require
 from recbole_adrrec.tools.sources import BLOCK, Block, Layout, RawFile, ReaderOptions, chosen_columns
 
 MAGIC = b"PAR1"
@@ -26,8 +26,7 @@ def open_raw(path: Path, encoding: str) -> RawFile | ParquetFile:
 
 
 def _arrow() -> tuple[Any, Any]:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise OptionError("Parquet needs pyarrow: pip install 'recbole_adrrec[parquet]'")
+    require(("pyarrow",), "parquet", "Parquet")
     import pyarrow
     import pyarrow.parquet
 
@@ -64,7 +63,7 @@ class ParquetFile:
         return [",".join(self._file.schema_arrow.names)][:count]
 
     def layout(self, options: ReaderOptions) -> Layout:
-        """Find the columns; errors as those of ``chosen_columns``."""
+        """Find the columns, as of text."""
         names = self._file.schema_arrow.names
         return Layout("parquet", "", chosen_columns(self.path, options, names, len(names)), len(names), names)
 
@@ -103,20 +102,18 @@ class ParquetFile:
         return ["" if each is None else each for each in column.cast(self._pa.string()).to_pylist()]
 
     def _moments(self, column: Any) -> list[str]:
-        """Moments as ``@`` and seconds since 1970, exact to the microsecond and rounded down below it."""
+        """Moments as ``@`` and seconds since 1970, exactly."""
         pa = self._pa
         unit = column.type.unit if pa.types.is_timestamp(column.type) else "ms"
-        whole = column.cast(pa.timestamp(unit)).cast(pa.int64())
         parts = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}[unit]
-        texts = []
-        for value in whole.to_pylist():
+        whole = column.cast(pa.timestamp(unit)).cast(pa.int64()).to_pylist()
+
+        def text(value: int | None) -> str:
             if value is None:
-                texts.append("")
-                continue
-            seconds, rest = divmod(value, parts)
-            fraction = f".{rest * 1_000_000 // parts:06d}" if rest else ""
-            texts.append(f"@{seconds}{fraction}" if seconds >= 0 else f"@-{-value / parts}")
-        return texts
+                return ""
+            return f"@{value // parts}" if value % parts == 0 else f"@{Decimal(value) / parts:f}"
+
+        return list(map(text, whole))
 
 
 class ParquetWriter:

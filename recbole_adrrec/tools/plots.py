@@ -90,99 +90,52 @@ def _short(text: str) -> str:
     return text if len(text) <= TITLE_LENGTH else text[: TITLE_LENGTH - 1] + "…"
 
 
-# The figure
-
-
 def draw(reasons: Reasons, titles: Mapping[str, str], shown: int = 30, headed: bool = True) -> Figure:
     """History, weights and kernels in one figure; to be called within ``rc_context(STYLE)``.
 
     Without ``headed`` it doesn't name the recommended items; other arguments as for :func:`png`.
     """
-    count = len(reasons.items)
-    own = min(shown, count)
-    lines = own + (count > own) + reasons.has_mask_key
-    weights = groups(reasons)
-    layers = range(1, len(reasons.plain) + 1) if reasons.kernels or reasons.gated else ()
-    # Inches, from the top: recommended items, history and weights, kernels.
-    head, band = (0.75 + 0.17 * len(reasons.recommended) if headed else 0.1), 0.8
-    upper = 0.235 * max(lines, 4)
+    weights, panels, labels = groups(reasons), _panels(reasons), _labels(reasons, titles, shown)
+    layers = len(reasons.plain) if panels else 0
+    # Inches: recommended items, history and weights, kernels.
     row = max(2.3, 0.7 + 0.12 * len(reasons.gated) * len(reasons.heads))
-    lower = row * len(layers) if layers else 0.3
-    height = head + band + upper + (1.55 if layers else 0.7) + lower
-
-    def level(inches: float) -> float:
-        return 1 - inches / height
-
-    def subtitle(text: str, inches: float) -> None:
-        figure.text(0.012, level(inches), text, fontsize=9.5, fontweight="bold", va="center")
-
-    figure = Figure(figsize=(14, height))
+    heights = [0.6 + 0.17 * len(reasons.recommended) if headed else 0.1, 1.1 + 0.235 * max(len(labels), 4)]
+    heights.append(0.6 + row * layers if layers else 0.4)
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    parts: Any = figure.subfigures(3, height_ratios=heights)
+    head, upper, lower = parts
     if headed:
-        figure.text(0.012, level(0.25), heading(reasons), fontsize=12.5, fontweight="bold", va="center")
-    for place, (item, score) in enumerate(reasons.recommended if headed else ()):
-        part = f", of which the trend adds {reasons.trend[place]:+.3f}" if reasons.trend else ""
-        text = f"{place + 1}. {title_of(item, titles)}   ({score:.3f}{part})"
-        figure.text(0.02, level(0.55 + 0.17 * place), text, fontsize=8.5, va="center")
-    subtitle(f"History, newest first, and the weights of the last query in percent{remark(reasons)}", head + 0.1)
-    top = figure.add_gridspec(
-        1,
-        1 + len(weights),
-        width_ratios=[3.4, *[max(1.0, 0.42 * len(reasons.heads))] * len(weights)],
-        left=0.285,
-        right=0.97,
-        top=level(head + band),
-        bottom=level(head + band + upper),
-        wspace=0.06,
-    )
-    labels = _labels(reasons, titles, own)
-    timeline = figure.add_subplot(top[0])
-    _timeline(timeline, reasons, labels, own)
+        _subtitle(head, heading(reasons), fontsize=12.5)
+        for place, (item, score) in enumerate(reasons.recommended):
+            part = f", of which the trend adds {reasons.trend[place]:+.3f}" if reasons.trend else ""
+            text = f"{place + 1}. {title_of(item, titles)}   ({score:.3f}{part})"
+            head.text(0.02, 1 - (0.47 + 0.17 * place) / heights[0], text, fontsize=8.5, va="center")
+    _subtitle(upper, f"History, newest first, and the weights of the last query in percent{remark(reasons)}")
+    widths = [3.4, *[max(1.0, 0.42 * len(reasons.heads))] * len(weights)]
+    timeline, *maps = upper.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    _timeline(timeline, reasons, labels, shown)
     # A floor, lest weights that are all alike look strong; weights that are no shares have no size to go by.
     scale = max(0.3 if reasons.sums_to_one else 1e-6, *(float(each.max()) for _, each in weights))
-    for column, (title, each) in enumerate(weights):
-        _weights(
-            figure.add_subplot(top[column + 1]),
-            title,
-            _folded(reasons, each, own),
-            reasons.heads,
-            scale,
-            count > own,
-        )
-    below = head + band + upper + 0.75
+    for axes, (title, each) in zip(maps, weights, strict=True):
+        _weights(axes, title, _folded(reasons, each, shown), reasons.heads, scale, len(reasons.items) > shown)
     if not layers:
-        text = f"{reasons.model} has no kernel of the gap between two events: it knows their order alone."
-        figure.text(0.012, level(below), text, fontsize=9.5, va="center")
+        _subtitle(lower, f"{reasons.model} has no kernel of the gap between two events: it knows their order alone.")
         return figure
+    _subtitle(lower, "Gates of the kernels")
     if reasons.kernels:
-        subtitle("Terms of the kernels of pairs of events in the last query's scores, by the gap", below)
-        note = (
-            "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
-        )
-        figure.text(0.985, level(below), note, fontsize=8, va="center", ha="right")
-        _legend(figure, reasons, level(below + 0.25))
-    else:
-        subtitle("Gates of the kernels", below)
-    panels = _panels(reasons)
-    grid = figure.add_gridspec(
-        len(layers),
-        len(panels),
-        left=0.115 if reasons.gated else 0.055,
-        right=0.985,
-        top=level(below + 0.65),
-        bottom=0.45 / height,
-        hspace=0.45,
-        wspace=0.2,
-    )
-    for layer in layers:
-        for column, panel in enumerate(panels):
-            axes = figure.add_subplot(grid[layer - 1, column])
-            if column == 0:
-                axes.set_title(f"layer {layer}", fontsize=8.5, loc="left")
+        _subtitle(lower, "Terms of the kernels of pairs of events in the last query's scores, by the gap")
+        _legend(lower, reasons)
+    for layer, row_of_axes in enumerate(lower.subplots(layers, len(panels), squeeze=False), 1):
+        row_of_axes[0].set_title(f"layer {layer}", fontsize=8.5, loc="left")
+        for axes, panel in zip(row_of_axes, panels, strict=True):
             panel(axes, reasons, layer)
             axes.tick_params(labelsize=7, color=FAINT)
-            for side in ("right", "top"):
-                axes.spines[side].set_visible(False)
+            axes.spines[["right", "top"]].set_visible(False)
     return figure
+
+
+def _subtitle(figure: Any, text: str, fontsize: float = 9.5) -> None:
+    figure.suptitle(text, x=0.012, ha="left", fontsize=fontsize, fontweight="bold")
 
 
 def remark(reasons: Reasons) -> str:
@@ -193,43 +146,35 @@ def remark(reasons: Reasons) -> str:
 def groups(reasons: Reasons) -> list[tuple[str, NDArray[np.float64]]]:
     """Titles and weights, [n_heads, n_keys], of each heat map."""
     found = []
-    for layer in range(len(reasons.plain)):
+    for layer, (plain, refined) in enumerate(zip(reasons.plain, reasons.refined, strict=True), 1):
         if reasons.is_refined:
-            found.append((f"layer {layer + 1}\nbefore", reasons.plain[layer]))
-            found.append((f"layer {layer + 1}\nrefined", reasons.refined[layer]))
+            found += [(f"layer {layer}\nbefore", plain), (f"layer {layer}\nrefined", refined)]
         else:
-            found.append((f"layer {layer + 1}", reasons.plain[layer]))
+            found.append((f"layer {layer}", plain))
     return found
 
 
-def _labels(reasons: Reasons, titles: Mapping[str, str], own: int) -> list[str]:
+def _labels(reasons: Reasons, titles: Mapping[str, str], shown: int) -> list[str]:
     """A label for each line, newest first."""
-    events = list(zip(reasons.items, reasons.times, strict=True))[::-1][:own]
-    labels = [f"{_short(title_of(item, titles))}   {minute(time)}" for item, time in events]
-    if reasons.has_mask_key:
-        labels.insert(0, MASK_KEY)
-    left = len(reasons.items) - own
-    return [*labels, f"{left} earlier events together"] if left else labels
+    events = list(zip(reasons.items, reasons.times, strict=True))[::-1]
+    labels = [f"{_short(title_of(item, titles))}   {minute(time)}" for item, time in events[:shown]]
+    earlier = [f"{len(events) - shown} earlier events together"] if len(events) > shown else []
+    return [*([MASK_KEY] if reasons.has_mask_key else []), *labels, *earlier]
 
 
-def _folded(reasons: Reasons, weights: NDArray[np.float64], own: int) -> NDArray[np.float64]:
+def _folded(reasons: Reasons, weights: NDArray[np.float64], shown: int) -> NDArray[np.float64]:
     """Weights by line, [n_lines, n_heads], newest first, those of earlier events added up."""
-    ordered = weights[:, ::-1].T
-    kept = own + reasons.has_mask_key
-    if len(ordered) == kept:
-        return ordered
-    return np.vstack([ordered[:kept], ordered[kept:].sum(0)])
+    ordered, kept = weights[:, ::-1].T, shown + reasons.has_mask_key
+    return ordered if len(ordered) <= kept else np.vstack([ordered[:kept], ordered[kept:].sum(0)])
 
 
-def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
+def _timeline(axes: Any, reasons: Reasons, labels: list[str], shown: int) -> None:
     times = np.asarray(reasons.times, dtype="datetime64[s]")[::-1]
-    first = int(reasons.has_mask_key)
-    place = np.arange(first, first + own)
-    axes.plot(times[:own], place, color=FAINT, linewidth=0.8, zorder=1)
-    axes.scatter(times[:own], place, s=18, color=COLOURS[0], zorder=2)
-    earlier = times[own:]
-    if len(earlier):
-        axes.scatter(earlier, np.full(len(earlier), first + own), s=10, color=FAINT, marker="|", zorder=2)
+    # Earlier events share the last line.
+    line = int(reasons.has_mask_key) + np.minimum(np.arange(len(times)), shown)
+    axes.plot(times[:shown], line[:shown], color=FAINT, linewidth=0.8, zorder=1)
+    axes.scatter(times[:shown], line[:shown], s=18, color=COLOURS[0], zorder=2)
+    axes.scatter(times[shown:], line[shown:], s=10, color=FAINT, marker="|", zorder=2)
     span = int(reasons.times[-1] - reasons.times[0])
     if 0 <= reasons.at - int(reasons.times[-1]) <= span:
         axes.axvline(np.datetime64(reasons.at, "s"), color=ACCENT, linewidth=1)
@@ -246,8 +191,7 @@ def _timeline(axes: Any, reasons: Reasons, labels: list[str], own: int) -> None:
     axes.set_xlabel("time (UTC)", fontsize=7.5)
     axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
     axes.set_axisbelow(True)
-    for side in ("right", "bottom", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["right", "bottom", "left"]].set_visible(False)
 
 
 def _gap(gap: int) -> str:
@@ -275,11 +219,7 @@ def _weights(
     axes.set_xticks(range(len(heads)), heads, fontsize=6.5, rotation=35, ha="left", rotation_mode="anchor")
     axes.tick_params(axis="x", length=0, pad=1)
     axes.set_xlabel(title, fontsize=7.5)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-
-# Kernels
+    axes.spines[:].set_visible(False)
 
 
 def _panels(reasons: Reasons) -> list[Panel]:
@@ -293,15 +233,15 @@ def _panels(reasons: Reasons) -> list[Panel]:
     return panels
 
 
-def _legend(figure: Figure, reasons: Reasons, height: float) -> None:
+def _legend(figure: Any, reasons: Reasons) -> None:
     """Name the colours of kernels and, where a kernel is in several heads, the dashes of heads."""
     lines = [Line2D([], [], color=colour, label=name) for name, colour in _colours(reasons).items()]
     if not reasons.owned:
         heads = sorted({kernel.head for kernel in reasons.kernels})
         lines += [Line2D([], [], color=INK, linestyle=_dash(head), label=f"head {head}") for head in heads]
-    figure.legend(
-        handles=lines, loc="center left", bbox_to_anchor=(0.006, height), ncols=12, fontsize=7.5, frameon=False
-    )
+    note = "Line: mean of a short span of gaps. Shade: lowest to highest in it. Marks on the axis: this user's gaps."
+    lines.append(Line2D([], [], linestyle="", label=note))
+    figure.legend(handles=lines, loc="outside lower left", ncols=12, fontsize=7.5, frameon=False)
 
 
 def _colours(reasons: Reasons) -> dict[str, str]:
@@ -362,9 +302,8 @@ def _by_time(axes: Any, reasons: Reasons, layer: int, span: tuple[str, float, fl
             axes.fill_between(middle, values.min(1), values.max(1), color=line["color"], alpha=0.22, linewidth=0)
             axes.plot(middle, values.mean(1), **line)
     had = gaps_had[gaps_had <= end * size] / size
-    axes.plot(
-        had, np.zeros_like(had), "|", color=INK, markersize=7, transform=axes.get_xaxis_transform(), clip_on=False
-    )
+    on_axis = {"transform": axes.get_xaxis_transform(), "clip_on": False, "in_layout": False}
+    axes.plot(had, np.zeros_like(had), "|", color=INK, markersize=7, **on_axis)
     axes.set_xlim(0, end)
     _finish(axes, f"gap in {unit}")
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from recbole_adrrec.data.columns import Names, numbers_by_name
 from recbole_adrrec.errors import CheckpointError, DataError, OptionError
+from recbole_adrrec.integration.checkpoint import first_line
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
 from recbole_adrrec.integration.restore import restore
 from recbole_adrrec.layers.kernels import MixKernels
@@ -47,13 +48,13 @@ FOREVER = np.iinfo(np.int64).max
 
 
 def load(checkpoint: str | os.PathLike[str], device: str | torch.device = "cpu") -> Recommender:
-    """Load a trained model; see :func:`recbole_adrrec.load`.
+    """Load a trained model; see :func:`recbole_adrrec.load`. Nothing that the file brings is run.
 
     Raises
     ------
     CheckpointError
         The file is missing, truncated, changed, without names of users and items, or of a model that reads more of
-        its data than checkpoints carry. Nothing that the file brings is run.
+        its data than checkpoints carry.
     OptionError
         There is no such device.
     """
@@ -84,6 +85,8 @@ class Recommender:
         Events of the users, those that were added among them.
     notes : tuple of str
         Remarks on events that were added.
+    user_ids, item_ids : dict of str to int
+        Users that can be answered for, those of training and those whose events were added, and items.
     reads_users : bool
         The model knows users of training by themselves, so new ones can't be answered for.
     """
@@ -94,8 +97,8 @@ class Recommender:
         self.config = config
         self.data = data
         self.notes: tuple[str, ...] = ()
-        self._user_ids: Mapping[str, int] = numbers_by_name(data.users)
-        self._item_ids = {name: number for number, name in enumerate(data.items) if number}
+        self.user_ids: Mapping[str, int] = numbers_by_name(data.users)
+        self.item_ids = {name: number for number, name in enumerate(data.items) if number}
         self._item_names = np.asarray(data.items, dtype=object)
         self._new_users: list[str] = []
         self._is_ours = isinstance(model, SequenceRecommender)
@@ -119,8 +122,6 @@ class Recommender:
             version="",
         )
         return cls("the trained model", model.eval(), config, data)
-
-    # Names and times
 
     @property
     def users(self) -> list[str]:
@@ -162,8 +163,8 @@ class Recommender:
         moment = self.data.days[0] * SECONDS_A_DAY
         history = self.histories.single(moment)
         query = history.queries(np.ones(1, np.int64), np.array([moment]))
-        rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
         try:
+            rows = _Watched(history.rows(query, self.config, self._is_ours).to(self.config["device"]).interaction)
             with torch.inference_mode():
                 scores = self.model.full_sort_predict(rows)
         except NotImplementedError as error:
@@ -175,6 +176,11 @@ class Recommender:
                 f"{self.path}: {name} reads {error} of each event, which checkpoints don't carry; answer with "
                 "recbole.quick_start.load_data_and_model and the raw data"
             ) from error
+        except Exception as error:
+            raise CheckpointError(
+                f"{self.path}: {name} can't score with its weights and options ({first_line(error)}); the file was "
+                "changed, or saved by another version"
+            ) from error
         if scores.numel() != len(self.data.items):
             raise CheckpointError(
                 f"{self.path}: {name} scores {scores.numel()} items and the file names {len(self.data.items)}; "
@@ -182,14 +188,8 @@ class Recommender:
             )
         return not self._is_ours and self.data.user_field in rows.__dict__.get("read", ())
 
-    # New events
-
     def append(
-        self,
-        users: Sequence[object],
-        items: Sequence[object],
-        times: Sequence[Moment],
-        skip_unknown: bool = False,
+        self, users: Sequence[object], items: Sequence[object], times: Sequence[Moment], skip_unknown: bool = False
     ) -> Recommender:
         """The same model with more events, of users that it knows or doesn't know. Nothing is trained.
 
@@ -217,7 +217,7 @@ class Recommender:
         names = [str(user) for user in users]
         if not len(names) == len(items) == len(times):
             raise DataError(f"events: {len(names)} users, {len(items)} items and {len(times)} times; give one of each")
-        found = np.array([self._item_ids.get(str(item), 0) for item in items], dtype=np.int64)
+        found = np.array([self.item_ids.get(str(item), 0) for item in items], dtype=np.int64)
         notes = list(self.notes)
         unknown = [str(items[place]) for place in np.nonzero(found == 0)[0].tolist()]
         if unknown:
@@ -226,21 +226,21 @@ class Recommender:
                 f"doesn't know, the first {unknown[0]!r}"
             )
             if not skip_unknown:
-                hint = _similar(unknown[0], self._item_ids)
+                hint = _similar(unknown[0], self.item_ids)
                 raise DataError(
                     f"{text}{hint}; remove them, train again with them, or leave them out with skip_unknown"
                 )
             notes.append(f"{text}; they are left out")
         kept = np.nonzero(found)[0].tolist()
         at = np.array([seconds(times[place]) for place in kept], dtype=np.int64)
-        new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self._user_ids]
+        new = [user for user in dict.fromkeys(names[place] for place in kept) if user not in self.user_ids]
         first = self.data.n_users + len(self._new_users)
         other = copy.copy(self)
         other._new_users = [*self._new_users, *new]
         # The first of the two alone would be written to.
-        known = cast("dict[str, int]", self._user_ids)
-        other._user_ids = ChainMap({user: number for number, user in enumerate(new, first)}, known)
-        ids = np.array([other._user_ids[names[place]] for place in kept], dtype=np.int64)
+        known = cast("dict[str, int]", self.user_ids)
+        other.user_ids = ChainMap({user: number for number, user in enumerate(new, first)}, known)
+        ids = np.array([other.user_ids[names[place]] for place in kept], dtype=np.int64)
         other.histories, n_known = self.histories.with_events(ids, found[kept], at, first + len(new))
         if n_known:
             notes.append(f"events: {n_known:,} of {len(names):,} events are known already; they count once")
@@ -255,8 +255,6 @@ class Recommender:
         query = self.histories.queries(self._ids([str(user)]), np.array([until]))
         _, items = self.histories.items_of(query)
         return [self.data.items[item] for item in items], self.histories.times[query.first[0] : query.end[0]]
-
-    # Queries
 
     def recommend(
         self,
@@ -312,7 +310,7 @@ class Recommender:
         if len(empty):
             notes.append(f"users: {len(empty):,} of {len(names):,} have no event up to the moment; they are left out")
         answered = np.nonzero(queries.counts)[0]
-        n_later = int((self.histories.offsets[ids + 1] - queries.end)[ids > 0].sum())
+        n_later = int(self.histories.n_later(queries)[ids > 0].sum())
         notes += self.remarks(moments[answered], at is not None, n_later)
         for note in notes:
             getLogger().warning(note)
@@ -324,13 +322,7 @@ class Recommender:
     def rank(
         self, queries: Queries, top: int, seen: bool = False, batch_size: int = 512, progress: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Best items of queries and their scores, [n, top]; NaN where there is none left, equal ones by item.
-
-        Raises
-        ------
-        CheckpointError
-            A score is NaN.
-        """
+        """Best items of queries and their scores, [n, top]; NaN where there is none left, equal ones by item."""
         width = min(int(top), len(self.data.items) - 1)
         best = np.zeros((len(queries), width), dtype=np.int64)
         found = np.zeros((len(queries), width), dtype=np.float32)
@@ -345,10 +337,7 @@ class Recommender:
     def scores(self, queries: Queries, seen: NDArray[np.bool_]) -> torch.Tensor:
         """Scores of all items in one pass, Float32[n, items]; -inf for padding and, unless ``seen``, for items met.
 
-        Raises
-        ------
-        CheckpointError
-            A score is NaN.
+        A score that is NaN raises CheckpointError.
         """
         with self.units():
             scores = self.model.full_sort_predict(self._rows(queries))
@@ -399,7 +388,7 @@ class Recommender:
 
     def _ids(self, names: Sequence[str], notes: list[str] | None = None) -> NDArray[np.int64]:
         """Ids of users; unknown ones are refused, or 0 and counted where there are notes for that."""
-        ids = np.array([self._user_ids.get(name, 0) for name in names], dtype=np.int64)
+        ids = np.array([self.user_ids.get(name, 0) for name in names], dtype=np.int64)
         unknown = [names[place] for place in np.nonzero(ids == 0)[0].tolist()]
         new = np.nonzero(ids >= self.data.n_users)[0]
         if self.reads_users and len(new):
@@ -414,11 +403,10 @@ class Recommender:
                 f"users: {self.path} carries no users ({self.data.missing}), so {unknown[0]!r} is unknown; give "
                 "events of these users"
             )
-        text = f"users: {unknown[0]!r} is unknown"
-        if len(unknown) > 1:
-            text = f"users: {len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
+        several = f"{len(unknown):,} of {len(names):,} are unknown, the first {unknown[0]!r}"
+        text = f"users: {several if len(unknown) > 1 else f'{unknown[0]!r} is unknown'}"
         if notes is None:
-            hint = _similar(unknown[0], self._user_ids) if self.n_users <= SUGGESTED_AMONG else ""
+            hint = _similar(unknown[0], self.user_ids) if self.n_users <= SUGGESTED_AMONG else ""
             raise DataError(f"{text}{hint}; give events of new users, or leave them out with skip_unknown")
         notes.append(f"{text}; left out")
         return ids

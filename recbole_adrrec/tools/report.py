@@ -10,86 +10,53 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from recbole_adrrec.errors import CheckpointError, UserError
+from recbole_adrrec.errors import CheckpointError, OptionError, UserError
+from recbole_adrrec.options import MODEL_OPTIONS
 from recbole_adrrec.times import day
 
 TITLE_COLUMNS = ("movie_title", "title", "name")
 """Columns of an ``.item`` file that name an item for people, the first found counts."""
 
-METRIC_NAMES = {
-    **{"recall": "Recall", "ndcg": "NDCG", "mrr": "MRR", "hit": "Hit", "map": "MAP", "precision": "Precision"},
-}
+METRIC_NAMES = {each.lower(): each for each in ("Recall", "NDCG", "MRR", "Hit", "MAP", "Precision")}
 
 
 def metrics_table(result: Mapping[str, float], places: int = 4) -> str:
-    """Test metrics as a table: a row for each metric, a column for each length of list.
-
-    Parameters
-    ----------
-    result : mapping of str to float
-        RecBole's test result: ``{"recall@10": 0.1}``; value metrics have no ``@k``.
-    places : int
-        Decimal places.
-    """
+    """RecBole's test result, ``{"recall@10": 0.1}``, as a table: rows of metrics, columns of lengths of list."""
     cells: dict[str, dict[str, str]] = {}
-    columns: dict[str, None] = {}
     for key, value in result.items():
         metric, _, k = key.partition("@")
-        column = f"@{k}" if k else "value"
-        columns[column] = None
-        cells.setdefault(METRIC_NAMES.get(metric, metric), {})[column] = f"{value:.{places}f}"
+        cells.setdefault(METRIC_NAMES.get(metric, metric), {})[f"@{k}" if k else "value"] = f"{value:.{places}f}"
+    columns = dict.fromkeys(column for found in cells.values() for column in found)
     rows = [[metric, *(found.get(column, "") for column in columns)] for metric, found in cells.items()]
     align = ["left", *["right"] * len(columns)] if rows else None
     return tabulate(rows, ["", *columns], "simple", colalign=align, disable_numparse=True)
 
 
-def summary(
-    model: str,
-    dataset: str,
-    test_result: Mapping[str, float],
-    valid_metric: str,
-    valid_score: float | None,
-    users: int | None = None,
-    query_time: bool | None = None,
-    saved: str | None = None,
-    places: int = 4,
-) -> str:
-    """Result of a run, as text.
-
-    Parameters
-    ----------
-    model, dataset : str
-        Their names.
-    test_result : mapping of str to float
-        RecBole's test result.
-    valid_metric, valid_score : str, float or None
-        Metric of early stopping, and its best value; None if there was no validation.
-    users : int, optional
-        Number of test users, where known.
-    query_time : bool, optional
-        ``use_query_time``; None for models without such an option.
-    saved : str, optional
-        Path of the saved model, where there is one.
-    places : int
-        Decimal places of metrics.
-    """
-    over = "" if users is None else f" over {users:,} users"
-    lines = [f"{model} on {dataset}, test metrics{over}"]
-    if query_time is not None:
-        verb, state = ("knows", "true") if query_time else ("does not know", "false")
+def summary(config: Any, result: Mapping[str, Any], users: int | None, saved: str | None) -> str:
+    """Result of RecBole's ``run`` as text, with the number of test users and the saved model where there are such."""
+    model, places = config["model"], config["metric_decimal_place"] or 4
+    lines = [f"{model} on {config['dataset']}, test metrics{'' if users is None else f' over {users:,} users'}"]
+    if model in MODEL_OPTIONS and config["use_query_time"] is not None:
+        verb, state = ("knows", "true") if config["use_query_time"] else ("does not know", "false")
         lines.append(f"The model {verb} the moment of a recommendation (use_query_time: {state}).")
-    lines += ["", metrics_table(test_result, places), ""]
-    if valid_score is not None:
-        lines.append(f"Best validation {valid_metric}: {valid_score:.{places}f}")
-    if saved:
+    lines += ["", metrics_table(result["test_result"] or {}, places), ""]
+    if result["best_valid_result"]:
+        lines.append(f"Best validation {config['valid_metric']}: {result['best_valid_score']:.{places}f}")
+    if saved and Path(saved).is_file():
         lines.append(f"Saved model: {saved}")
     return "\n".join(lines)
 
 
 def titles_of(config: Any, dataset: str, file: Path | None = None) -> dict[str, str]:
-    """Titles of items by name, from a file or that of the data set; empty where there is none or it has no titles."""
+    """Titles of items by name; from the data set's file, where it is there, or from one given, else an OptionError."""
+    item_field = config["ITEM_ID_FIELD"]
     path = file or Path(str(config["data_path"]), f"{dataset}.item")
-    return item_titles(path, config["ITEM_ID_FIELD"], config["field_separator"], config["encoding"] or "utf-8")
+    titles = item_titles(path, item_field, config["field_separator"], config["encoding"] or "utf-8")
+    if file is not None and not titles:
+        reason = "no columns of items and titles" if file.is_file() else "no such file"
+        columns = f"{item_field}:token and {' or '.join(TITLE_COLUMNS)}"
+        raise OptionError(f"--item_file: {file}: {reason}; give an atomic file with {columns}")
+    return titles
 
 
 def item_titles(file: Path, item_field: str, separator: str = "\t", encoding: str = "utf-8") -> dict[str, str]:
@@ -118,23 +85,8 @@ def case_text(
 ) -> str:
     """The last events of a user, what is recommended, and what came next.
 
-    Parameters
-    ----------
-    titles : mapping of str to str
-        Item to title; items without one show their names.
-    user : str
-    history : sequence of (str, int or None)
-        Items before the recommendation, oldest first, each with its time in seconds since 1970 where exact.
-    recommended : sequence of str
-        Items recommended, best first, none of them in ``history``.
-    held_out : str
-        The item that came next.
-    place : int, optional
-        Place of ``held_out`` among all items not in ``history``, from 1; None where it is in ``history``.
-    choices : int
-        Number of items not in ``history``.
-    last : int
-        Events to show.
+    ``history`` has items, oldest first, each with its time in seconds since 1970 where exact; ``place`` is that of
+    ``held_out`` among the ``choices`` items that aren't in it, from 1, or None where it is one of them.
     """
     shown = history[-last:]
     lines = [f"User {user}, the last {len(shown)} of {len(history)} events before the test:"]
@@ -151,26 +103,8 @@ def case_text(
 def show_case(model: Any, dataset: Any, config: Any, user: str | None = None, count: int = 10) -> str:
     """Recommend ``count`` items to a test user, the first one if None, as of the user's last test event.
 
-    Parameters
-    ----------
-    model : SequentialRecommender
-    dataset : SequenceDataset
-        The test data; the history is all that comes before the event.
-    config : Config
-        The run's options.
-    user : str, optional
-        The user as the data file names it.
-    count : int
-
-    Returns
-    -------
-    str
-        Empty where the data or the model don't have what it takes: rows of events, scores for all items.
-
-    Raises
-    ------
-    UserError
-        The user is unknown or has no test event.
+    Empty where the data set of the test, or the model, don't have what it takes: rows of events, scores for all items.
+    Raises UserError where the user is unknown or has no test event.
     """
     from recbole_adrrec.tools.recommend import Queries, Recommender
 

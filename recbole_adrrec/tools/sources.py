@@ -14,7 +14,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -106,8 +106,26 @@ class RawFile:
             ) from error
 
     def layout(self, options: ReaderOptions) -> Layout:
-        """Find the form from the first lines and the options; see ``find_layout``."""
-        return find_layout(self, options)
+        """Find the form from the first lines and the options; OptionError or DataError where a column isn't there."""
+        lines = self.first_lines()
+        if not lines:
+            raise DataError(f"{self.path}: the file is empty; expected an event a line")
+        kind = options.kind or ("jsonl" if lines[0].lstrip().startswith("{") else "csv")
+        if kind == "csv" and options.kind is None and options.delimiter is None and lines[0].count("::") >= 2:
+            kind = "movielens"
+        if kind == "jsonl":
+            return Layout(kind, "", _json_fields(self.path, lines[0], options))
+        delimiter = "::" if kind == "movielens" else options.delimiter or _likely_delimiter(lines)
+        quoted = options.quoted if options.quoted is not None else len(delimiter) == 1 and delimiter != "\t"
+        if quoted and len(delimiter) != 1:
+            raise OptionError(f"--delimiter: {delimiter!r} is longer than a character, so --quote must be none")
+        names = [name.strip() for name in _cut(lines[0], delimiter, quoted)]
+        if len(names) < 2:
+            raise DataError(f"{self.path}: {delimiter!r} cuts line 1 into one column; say how with --delimiter")
+        has_header = options.header if options.header is not None else _is_header(names, options)
+        header = names if has_header else None
+        chosen = chosen_columns(self.path, options, header, len(names))
+        return Layout(kind, delimiter, chosen, len(names), header, quoted)
 
     def blocks(self, layout: Layout) -> Iterator[Block]:
         """Rows of the file; raises DataError where it can't be read."""
@@ -128,26 +146,12 @@ class ReaderOptions:
 
 @dataclass
 class Layout:
-    """Form of a file and places of its columns.
+    """Form of a file and places of its columns, by role: user, item, time, then those that are kept."""
 
-    Attributes
-    ----------
-    kind : {'csv', 'movielens', 'jsonl', 'parquet'}
-    delimiter : str
-        Between columns; without meaning for JSON lines and Parquet.
-    chosen : dict of str to (int or str)
-        Index, or dotted name in JSON, by role: ``user``, ``item``, ``time``, then the columns that are kept.
-    width : int
-        Columns of the first line, and of every good one.
-    header : list of str, optional
-    quoted : bool
-        Whether ``"`` encloses fields.
-    """
-
-    kind: str
+    kind: str  # one of FORMATS, or parquet
     delimiter: str
-    chosen: dict[str, Any]
-    width: int = 0
+    chosen: dict[str, Any]  # index, or dotted name in JSON
+    width: int = 0  # columns of the first line, and of every good one
     header: list[str] | None = None
     quoted: bool = True
 
@@ -161,55 +165,12 @@ class Layout:
         return f"{form}; {', '.join(f'{role}: {name}' for role, name in names.items())}"
 
 
-# Which columns
-
-
-def find_layout(file: RawFile, options: ReaderOptions) -> Layout:
-    """Find the form of a file from its first lines and the options.
-
-    Raises
-    ------
-    DataError
-        The file is empty, or has no columns that are known as user, item and time.
-    OptionError
-        A column is named that isn't there, or more than once.
-    """
-    lines = file.first_lines()
-    if not lines:
-        raise DataError(f"{file.path}: the file is empty; expected an event a line")
-    kind = options.kind or ("jsonl" if lines[0].lstrip().startswith("{") else "csv")
-    if kind == "csv" and options.kind is None and options.delimiter is None and lines[0].count("::") >= 2:
-        kind = "movielens"
-    if kind == "jsonl":
-        return Layout(kind, "", _json_fields(file, lines[0], options))
-    delimiter = "::" if kind == "movielens" else options.delimiter or _likely_delimiter(lines)
-    quoted = options.quoted if options.quoted is not None else len(delimiter) == 1 and delimiter != "\t"
-    if quoted and len(delimiter) != 1:
-        raise OptionError(f"--delimiter: {delimiter!r} is longer than a character, so --quote must be none")
-    names = [name.strip() for name in _cut(lines[0], delimiter, quoted)]
-    if len(names) < 2:
-        raise DataError(f"{file.path}: {delimiter!r} cuts line 1 into one column; say how with --delimiter")
-    has_header = options.header if options.header is not None else _is_header(names, options)
-    header = names if has_header else None
-    chosen = chosen_columns(file.path, options, header, len(names))
-    return Layout(kind, delimiter, chosen, len(names), header, quoted)
-
-
 def chosen_columns(path: Path, options: ReaderOptions, header: list[str] | None, width: int) -> dict[str, int]:
-    """Index of each role's column.
-
-    Raises
-    ------
-    DataError
-        No column is known as one of them.
-    OptionError
-        A column is named that isn't there, or more than once.
-    """
+    """Index of each role's column; an OptionError or DataError where one isn't there, or is another's."""
     chosen = {role: _column(path, role, name, header, width) for role, name in options.columns.items()}
-    for number, role in enumerate(ROLES):
-        for other in ROLES[:number]:
-            if chosen[role] == chosen[other]:
-                raise OptionError(f"--{role}: the same column as --{other}; name another")
+    for other, role in combinations(ROLES, 2):
+        if chosen[role] == chosen[other]:
+            raise OptionError(f"--{role}: the same column as --{other}; name another")
     return chosen
 
 
@@ -280,7 +241,7 @@ def _column(path: Path, role: str, name: str | None, header: list[str] | None, w
     return plain.index(known)
 
 
-def _json_fields(file: RawFile, line: str, options: ReaderOptions) -> dict[str, str]:
+def _json_fields(path: Path, line: str, options: ReaderOptions) -> dict[str, str]:
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
@@ -291,14 +252,9 @@ def _json_fields(file: RawFile, line: str, options: ReaderOptions) -> dict[str, 
         known = given or next((names[name] for name in KNOWN_NAMES[role] if name in names), None)
         if known is None:
             has = ", ".join(names.values()) or "none"
-            raise DataError(
-                f"{file.path}: no field is known as the {role} (line 1 has {has}); name it by --{role}=NAME"
-            )
+            raise DataError(f"{path}: no field is known as the {role} (line 1 has {has}); name it by --{role}=NAME")
         found[role] = known
     return found
-
-
-# Rows
 
 
 def _cut_blocks(file: RawFile, layout: Layout) -> Iterator[Block]:

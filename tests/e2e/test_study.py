@@ -88,7 +88,9 @@ def test_a_study_killed_half_way_ends_as_an_unbroken_one(tmp_path: Path) -> None
     while True:
         assert time.monotonic() < deadline
         over = len(list((cut / "runs").glob("*.json"))) if (cut / "runs").is_dir() else 0
-        if over == 4 and any("epoch 0 training" in log.read_text(errors="replace") for log in at_work(cut)):
+        begun = {last.parents[1].name for last in cut.glob("scratch/*/saved/*-last.pth")}
+        begun -= {path.stem for path in cut.glob("runs/*.json")}
+        if over == 4 and begun:
             break
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -99,14 +101,11 @@ def test_a_study_killed_half_way_ends_as_an_unbroken_one(tmp_path: Path) -> None
     before = {path: path.stat().st_mtime_ns for path in (cut / "runs").glob("*.json")}
     assert len(before) == 4
     assert "9 runs done (4 were there before), 0 failed" in finished(cut)
+    assert "Training continues from" in (cut / "logs" / f"{begun.pop()}.log").read_text()
+    assert not list((cut / "scratch").iterdir())
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert_same(whole, cut)
     assert "9 runs done (9 were there before), 0 failed" in finished(cut)
-
-
-def at_work(results: Path) -> list[Path]:
-    """Logs of runs that are not over."""
-    return [log for log in (results / "logs").glob("*.log") if not (results / "runs" / f"{log.stem}.json").exists()]
 
 
 @pytest.mark.slow

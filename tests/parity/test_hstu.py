@@ -3,13 +3,13 @@
 import json
 import math
 
+import helpers
 import pytest
 import torch
+from golden_files import GOLDEN, close, load_weights, right_padded
 from torch.nn import functional as F
 
 from recbole_adrrec.models.hstu import HSTU
-from tests import helpers
-from tests.parity.golden_files import GOLDEN, close, load_weights, right_padded
 
 CASES = json.loads((GOLDEN / "hstu.json").read_text(encoding="utf-8"))["cases"]
 OF_LAYER = {

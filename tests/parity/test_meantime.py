@@ -1,15 +1,16 @@
 """Our MEANTIME against numbers of its public reference implementation, in float64."""
 
+import helpers
 import pytest
 import torch
+from golden_files import GOLDEN, close, load, load_weights, right_padded
 
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.kernels import RELATIVE_KERNELS
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.layout import SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.losses import item_cross_entropy
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
-from tests.parity.golden_files import GOLDEN, close, load, load_weights, right_padded
 
 SHORT_NAMES = {
     "p": "position",

@@ -2,6 +2,7 @@
 
 import random
 
+import helpers
 import pytest
 import torch
 from recbole.data.interaction import Interaction
@@ -11,7 +12,6 @@ from recbole.model.sequential_recommender.sasrec import SASRec
 
 from recbole_adrrec.models import inputs
 from recbole_adrrec.models.awrsr import AWRSR
-from tests import helpers
 
 WIDTH = helpers.RECBOLE_OPTIONS["MAX_ITEM_LIST_LENGTH"]
 BLOCK = {"layer_norm_eps": 1e-12, "initializer_range": 0.1, "hidden_act": "gelu", "refinement": "none"}

@@ -1,7 +1,9 @@
 """Our STOSA's layer, distances and losses against numbers of its public reference implementation."""
 
+import helpers
 import pytest
 import torch
+from golden_files import GOLDEN, close, load, load_weights
 
 from recbole_adrrec.layers.attention import captured_weights
 from recbole_adrrec.layers.gaussian_points import gaussian_points, negative_squared_distance
@@ -10,8 +12,6 @@ from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.losses import bayesian_personalized_ranking, positive_versus_negative
 from recbole_adrrec.models.stosa import stosa_layer
 from recbole_adrrec.options.schema import STOSAOptions
-from tests import helpers
-from tests.parity.golden_files import GOLDEN, close, load, load_weights
 
 
 def parameter_names():

@@ -1,13 +1,13 @@
 """Our TiSASRec with published padding against numbers of its public reference implementation."""
 
+import helpers
 import pytest
 import torch
+from golden_files import GOLDEN, close, load, load_weights, right_padded
 
 from recbole_adrrec.layers.intervals import TimeIntervals
 from recbole_adrrec.losses import binary_cross_entropy
 from recbole_adrrec.models.tisasrec import TiSASRec
-from tests import helpers
-from tests.parity.golden_files import GOLDEN, close, load, load_weights, right_padded
 
 FILES = ["tisasrec_model_heads1.npz", "tisasrec_model_heads2.npz"]
 

@@ -1,8 +1,8 @@
 """What must hold for ADRRec and MEANTIME on any batch."""
 
-import itertools
 import logging
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, MixAttention, captured_weights
 from recbole_adrrec.layers.kernels import ABSOLUTE_KERNELS, RELATIVE_KERNELS, MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
-from recbole_adrrec.layers.transformer import TransformerEncoder
+from recbole_adrrec.layers.layout import Layout, SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
 
 FEW = settings(max_examples=12, deadline=None)
 WIDTH = 7
@@ -59,37 +57,6 @@ def loss_of(model, batch, seed=0):
     """Training loss under a seed, in training mode."""
     torch.manual_seed(seed)
     return model.train().calculate_loss(batch)
-
-
-def states_and_scores(model, batch):
-    """Causal states at every place."""
-    items, time, length, _ = model._history(batch)
-    moments = model._causal_times(time, length, batch["timestamp"])
-    return model.eval()(items, moments).detach()
-
-
-@FEW
-@given(seeds, st.integers(0, WIDTH - 1), st.booleans())
-def test_a_causal_state_depends_on_no_later_event(seed, changed, use_query_time):
-    model = every_kernel(use_query_time=use_query_time)
-    batch = batch_for(model, [WIDTH], seed)
-    before = states_and_scores(model, batch)
-
-    items = dict(batch, item_id_list=batch["item_id_list"].clone())
-    items["item_id_list"][0, changed] = batch["item_id_list"][0, changed] % (helpers.N_ITEMS - 1) + 1
-    after = states_and_scores(model, items)
-    assert torch.equal(before[:, :changed], after[:, :changed])
-    assert not torch.equal(before[:, changed], after[:, changed])
-
-    times = dict(batch, timestamp_list=batch["timestamp_list"].clone())
-    times["timestamp_list"][0, changed] += 40_000
-    after = states_and_scores(model, times)
-    # A place's query time is that of the event after it.
-    first = max(0, changed - 1) if use_query_time else changed
-    assert torch.equal(before[:, :first], after[:, :first])
-    # The first place sees but itself, whatever the kernels say.
-    first = max(1, first)
-    assert not torch.equal(before[:, first], after[:, first])
 
 
 @FEW
@@ -190,29 +157,6 @@ def test_gradients_of_mix_attention_agree_with_finite_differences(seed, causal, 
 
 
 @FEW
-@given(st.integers(1, WIDTH), seeds, st.booleans(), st.sampled_from(["CE", "BPR"]))
-def test_a_window_trains_what_its_prefixes_train(length, seed, use_query_time, loss_type):
-    """A causal window's loss and gradients are the mean of those of its prefixes."""
-    model = every_kernel(use_query_time=use_query_time, loss_type=loss_type)
-    window = batch_for(model, [length], seed, "sequence")
-    prefix_length = torch.arange(1, length + 1)
-    inside = torch.arange(WIDTH) < prefix_length.unsqueeze(1)
-    prefixes = {
-        "item_id_list": window["item_id_list"] * inside,
-        "timestamp_list": window["timestamp_list"] * inside,
-        "item_length": prefix_length,
-        **{name: window[name][0, :length] for name in ("item_id", "timestamp", "neg_item_id")},
-    }
-    parameters = list(model.parameters())
-    one, many = loss_of(model, window), loss_of(model, prefixes)
-    torch.testing.assert_close(one, many, rtol=0, atol=1e-10)
-    for gradient, other in zip(
-        torch.autograd.grad(one, parameters), torch.autograd.grad(many, parameters), strict=True
-    ):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
-
-
-@FEW
 @given(st.integers(2, WIDTH), seeds)
 def test_a_masked_event_shows_its_time_only_with_query_time(length, seed):
     model = every_kernel(objective="cloze", use_query_time=False)
@@ -279,21 +223,6 @@ def test_prefix_rows_may_mask_the_target():
     assert masked.any(0).all()
 
 
-@pytest.mark.parametrize(("weight", "calls"), [(0.0, 1), (0.5, 2)])
-def test_without_weight_there_is_no_second_pass(weight, calls, monkeypatch):
-    count = itertools.count(1)
-    forward = TransformerEncoder.forward
-    last = []
-
-    def counted(*arguments):
-        last.append(next(count))
-        return forward(*arguments)
-
-    monkeypatch.setattr(TransformerEncoder, "forward", counted)
-    loss_of(every_kernel(lni_weight=weight), helpers.rows([5, 2]))
-    assert last[-1] == calls
-
-
 def test_noise_adds_to_the_loss_and_keeps_dropout():
     batch = helpers.rows([5, 2])
     plain = loss_of(every_kernel(hidden_dropout_prob=0.3), batch)
@@ -301,38 +230,6 @@ def test_noise_adds_to_the_loss_and_keeps_dropout():
     noisy = loss_of(every_kernel(hidden_dropout_prob=0.3, lni_weight=0.5), batch)
     torch.testing.assert_close(tiny, plain, rtol=0, atol=1e-8)
     assert noisy > plain
-
-
-@pytest.mark.parametrize("kind", ["row", "sequence"])
-@pytest.mark.parametrize("objective", ["causal", "cloze"])
-@pytest.mark.parametrize("loss_type", ["CE", "BPR"])
-def test_training_lowers_the_loss(kind, objective, loss_type):
-    model = helpers.build(
-        ADRRec,
-        dtype=torch.float32,
-        objective=objective,
-        loss_type=loss_type,
-        lni_weight=0.01,
-        initializer_range=0.02,
-    )
-    batch = batch_for(model, [7, 5, 6, 2], 0, kind)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    first = loss_of(model, batch).item()
-    for _ in range(30):
-        optimizer.zero_grad()
-        loss_of(model, batch).backward()
-        optimizer.step()
-    assert loss_of(model, batch) < 0.7 * first
-
-
-def test_a_batch_without_targets_has_a_zero_loss():
-    model = every_kernel()
-    batch = batch_for(model, [4, 2], 0, "sequence")
-    batch["item_id"].zero_()
-    loss = loss_of(model, batch)
-    loss.backward()
-    assert loss == 0
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 PUBLISHED_BLOCK = {
@@ -376,12 +273,3 @@ def test_the_log_says_when_the_query_time_is_known(caplog):
         assert "use_query_time" not in caplog.text
         every_kernel(use_query_time=True)
     assert caplog.text.count("use_query_time: true") == 1
-
-
-def test_a_plain_dataset_gives_its_days():
-    """A RecBole data set without our hook: days are read off the interactions."""
-    data = helpers.dataset()
-    del data.trained_days
-    data.inter_feat = {"timestamp": torch.tensor([86400.0 * 5, 86400.0 * 3, 86400.0 * 5 + 1])}
-    model = helpers.build(ADRRec, data=data)
-    assert model.kernels.absolute[1].trained_days.tolist() == [3, 5]

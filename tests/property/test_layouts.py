@@ -4,9 +4,8 @@ import pytest
 import torch
 from helpers import build, dataset, rows
 
-from recbole_adrrec.layers.flex import block_mask, flex_attend
-from recbole_adrrec.layers.layout import Group, Layout
-from recbole_adrrec.layers.sequence_times import SequenceTimes
+from recbole_adrrec.layers.layout import Group, Layout, SequenceTimes
+from recbole_adrrec.layers.softmax import block_mask, flex_attend
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
 from recbole_adrrec.models.hstu import HSTU

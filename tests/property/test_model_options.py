@@ -1,5 +1,6 @@
 """Every option of the models changes the model or its training, and bad values are refused."""
 
+import helpers
 import pytest
 import torch
 import yaml
@@ -12,7 +13,6 @@ from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
 from recbole_adrrec.options import load_properties
-from tests import helpers
 
 # Another value for each option, and what else has to be set for it to matter.
 CHANGES = {

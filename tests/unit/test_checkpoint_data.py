@@ -91,9 +91,6 @@ def test_a_changed_name_event_or_day_is_found_by_the_fingerprint(run, part):
         recbole_adrrec.load("edited.pth")
 
 
-# Weights of other data
-
-
 def swapped_items(folder):
     """The same numbers of everything, with two items that changed names."""
     head, rows = read_events()

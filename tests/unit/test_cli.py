@@ -16,7 +16,7 @@ from recbole_adrrec.cli.train import interrupted
 from recbole_adrrec.errors import UserError
 from recbole_adrrec.tools import report
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
 RESULT = {
     "best_valid_score": 0.25,
     "valid_score_bigger": True,
@@ -50,7 +50,7 @@ def elsewhere(tmp_path, monkeypatch):
         (["--data_path=there", "--dataset=mine"], "there/mine/mine.inter"),
         (["--dataset="], "dataset: '' is not the name of a data set"),
         (["--config_files=none.yaml"], "config file none.yaml: there is no such file"),
-        (["--nproc=0"], "nproc: 0 is not a number of processes"),
+        (["--nproc=0"], "nproc: 0 is not a whole number of at least 1"),
         (["--nproc=two"], "nproc: 'two' is not a whole number"),
         (["--topk=[1"], "error: topk: '[1': not valid YAML"),
     ],
@@ -96,7 +96,7 @@ def test_help_needs_neither_recbole_nor_torch():
         "print([name for name in ('torch', 'recbole', 'pandas') if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=600
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE, timeout=600
     )
     assert done.stderr.splitlines()[-1] == "[]"
 
@@ -287,13 +287,22 @@ def test_metrics_table():
     assert report.metrics_table({"auc": 0.5}, places=2).split()[-2:] == ["auc", "0.50"]
 
 
-def test_summary_says_whether_the_query_time_was_known():
-    told = report.summary("M", "data", {"hit@5": 0.5}, "Hit@5", None, 1234, query_time=True, saved="saved/m.pth")
-    assert "M on data, test metrics over 1,234 users" in told
+def test_summary_says_whether_the_query_time_was_known(tmp_path):
+    saved = tmp_path / "m.pth"
+    saved.touch()
+    config = {"model": "ADRRec", "dataset": "data", "use_query_time": True, "metric_decimal_place": 2}
+    result = {"test_result": {"hit@5": 0.5}, "best_valid_result": None, "best_valid_score": None}
+    told = report.summary(config, result, 1234, str(saved))
+    assert "ADRRec on data, test metrics over 1,234 users" in told
     assert "The model knows the moment of a recommendation (use_query_time: true)." in told
-    assert "Saved model: saved/m.pth" in told
+    assert re.search("Hit +0.50$", told, re.MULTILINE)
+    assert f"Saved model: {saved}" in told
     assert "validation" not in told
-    assert "use_query_time" not in report.summary("M", "data", {}, "Hit@5", 0.5)
+    for unknown in ({"model": "SASRec"}, {"model": "TiSASRec", "use_query_time": None}):
+        told = report.summary({**config, **unknown}, result, None, "gone.pth")
+        assert told.startswith(f"{unknown['model']} on data, test metrics\n")
+        assert "use_query_time" not in told
+        assert "Saved" not in told
 
 
 def test_titles_come_from_the_first_column_that_has_them(tmp_path):
@@ -349,6 +358,6 @@ def test_threads_wait_passively_unless_the_user_chose(given: dict[str, str], exp
     )
     environment = {name: value for name, value in os.environ.items() if name not in cli.WAITING}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**environment, **given}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=HERE, env={**environment, **given}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == f"policy {expected}"

@@ -15,7 +15,7 @@ from conftest import ML_100K
 from recbole.config import Config
 from recbole.data import create_dataset
 
-from recbole_adrrec.cli.convert import main
+from recbole_adrrec import cli
 from recbole_adrrec.files import AtomicFile
 from recbole_adrrec.tools import convert, sources
 from recbole_adrrec.tools.convert import Distinct
@@ -98,14 +98,14 @@ ACCEPTED: dict[str, tuple[str, str | bytes, list[str]]] = {
 
 @pytest.mark.parametrize(("name", "content", "arguments"), ACCEPTED.values(), ids=ACCEPTED)
 def test_every_form_gives_the_same_file(name: str, content: str | bytes, arguments: list[str]) -> None:
-    assert main([put(name, content), "--name=mine", "--strict", *arguments]) == 0
+    assert cli.main(["convert", put(name, content), "--name=mine", "--strict", *arguments]) == 0
     assert written() == WRITTEN
 
 
 def test_several_files_are_one(capsys: pytest.CaptureFixture[str]) -> None:
     one = put("1.csv", "user,item,time\nann,tea,1700000000\n")
     two = put("2.csv", "time,user,item\n1700000060,ann,milk\n1600000000,bob,tea\n")
-    assert main([one, two, "--name=mine"]) == 0
+    assert cli.main(["convert", one, two, "--name=mine"]) == 0
     assert written() == WRITTEN
     out = capsys.readouterr().out
     assert "3 events of 2 users and 2 items, 2020-09-13 to 2023-11-14 (UTC)" in out
@@ -114,7 +114,7 @@ def test_several_files_are_one(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ml_100k_comes_back_and_loads(tmp_path: Path) -> None:
     raw = "".join(ML_100K.read_text().splitlines(keepends=True)[1:])
-    assert main([put("u.data", raw), "--name=same", "--keep=3:float:rating"]) == 0
+    assert cli.main(["convert", put("u.data", raw), "--name=same", "--keep=3:float:rating"]) == 0
     assert Path("dataset/same/same.inter").read_text().splitlines()[0] == (
         "user_id:token\titem_id:token\ttimestamp:float\trating:float"
     )
@@ -126,7 +126,7 @@ def test_what_is_written_is_what_is_loaded() -> None:
     odd = ['"quoted', 'in"side', "NA", "null", "Zoë B.", "緑茶", "#1", "a,b", "'", "0012", "1e5"]
     rows = [[user, f"{user}-{n}", 1_700_000_000 + 1000 * n + place] for place, user in enumerate(odd) for n in range(4)]
     file = put("a.jsonl", "".join(json.dumps(dict(zip("uit", row, strict=True))) + "\n" for row in rows))
-    assert main([file, "--name=mine", "--user=u", "--item=i", "--time=t", "--strict"]) == 0
+    assert cli.main(["convert", file, "--name=mine", "--user=u", "--item=i", "--time=t", "--strict"]) == 0
     options = {"data_path": "dataset", "topk": [3], "valid_metric": "MRR@3"}
     dataset = create_dataset(Config(model="ADRRec", dataset="mine", config_dict=options)).build()[-1]
     users, items = (dataset.field2id_token[name] for name in ("user_id", "item_id"))
@@ -167,14 +167,14 @@ def test_a_bad_row_is_told_with_its_line_or_refused(
     raw = row if isinstance(row, bytes) else row.encode()
     first, rest = good.split(b"tea,1700000000\n", 1)
     file = put("a.csv", first + b"tea,1700000000\n" + raw + b"\n\n" + rest + raw + b"\n")
-    assert main([file, "--name=mine"]) == 0
+    assert cli.main(["convert", file, "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "2 bad rows were left out" in out
     last = 7 + raw.count(b"\n")
     assert fault in out.split("a.csv, line 3: ")[1].splitlines()[0]
     assert f"a.csv, line {last}: " in out
     assert written() == WRITTEN
-    assert main([file, "--name=strict", "--strict"]) == 2
+    assert cli.main(["convert", file, "--name=strict", "--strict"]) == 2
     error = capsys.readouterr().err
     assert "a.csv: line 3: " in error
     assert fault in error
@@ -199,7 +199,7 @@ JSON_FAULTS = {
 def test_a_bad_record_is_told_with_its_line(row: str, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     good = json_lines(u="user", i="item", t="time").splitlines()
     file = put("a.jsonl", "\n".join([good[0], row, *good[1:]]) + "\n")
-    code = main([file, "--name=mine"])
+    code = cli.main(["convert", file, "--name=mine"])
     out = capsys.readouterr().out
     assert code == 0
     if "a number too long" in row or "bad rows" in out or fault:
@@ -211,7 +211,7 @@ def test_a_bad_record_is_told_with_its_line(row: str, fault: str, capsys: pytest
 
 def test_bad_rows_beyond_the_first_five_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     file = put("a.csv", lines(",", "uit", "user,item,time") + "x,y\n" * 9)
-    assert main([file, "--name=mine"]) == 0
+    assert cli.main(["convert", file, "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "9 bad rows were left out" in out
     assert "and 4 more" in out
@@ -219,7 +219,7 @@ def test_bad_rows_beyond_the_first_five_are_counted(capsys: pytest.CaptureFixtur
 
 
 def test_repeats_are_counted_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([put("a.csv", lines(",") * 3), "--name=mine"]) == 0
+    assert cli.main(["convert", put("a.csv", lines(",") * 3), "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "9 events of 2 users" in out
     assert "6 events repeat an earlier one" in out
@@ -231,7 +231,7 @@ def test_a_line_break_in_another_column_is_no_fault_but_told(capsys: pytest.Capt
         "a.csv",
         'user,item,time,text\nann,tea,1700000000,"two\nlines"\nann,milk,1700000060,\nx,y\nbob,tea,1600000000,\n',
     )
-    assert main([file, "--name=mine"]) == 0
+    assert cli.main(["convert", file, "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert written() == WRITTEN
     assert "1 rows have a line break within quotes" in out
@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[str | bytes, list[str], str]] = {
 def test_what_can_not_be_is_refused_in_a_line_and_nothing_written(
     content: str | bytes, arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([put("a.csv", content), "--name=mine", *arguments]) == 2
+    assert cli.main(["convert", put("a.csv", content), "--name=mine", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -289,24 +289,24 @@ def test_what_can_not_be_is_refused_in_a_line_and_nothing_written(
 
 def test_what_is_there_is_kept_unless_told(capsys: pytest.CaptureFixture[str]) -> None:
     file = put("a.csv", lines(","))
-    assert main([file, "--name=mine"]) == 0
-    assert main([file, "--name=mine"]) == 2
+    assert cli.main(["convert", file, "--name=mine"]) == 0
+    assert cli.main(["convert", file, "--name=mine"]) == 2
     assert "is there already" in capsys.readouterr().err
     bad = put("b.csv", "user,item,time\nx,y\n")
-    assert main([bad, "--name=mine", "--overwrite"]) == 2
+    assert cli.main(["convert", bad, "--name=mine", "--overwrite"]) == 2
     assert written() == WRITTEN
     other = put("c.csv", "user,item,time\nx,y,1\n")
-    assert main([other, "--name=mine", "--overwrite"]) == 0
+    assert cli.main(["convert", other, "--name=mine", "--overwrite"]) == 0
     assert written().splitlines()[1] == "x\ty\t1"
 
 
 def test_a_missing_file_and_a_folder_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["nowhere.csv", "--name=mine"]) == 2
+    assert cli.main(["convert", "nowhere.csv", "--name=mine"]) == 2
     assert "nowhere.csv: No such file or directory" in capsys.readouterr().err
     Path("folder").mkdir()
-    assert main(["folder", "--name=mine"]) == 2
+    assert cli.main(["convert", "folder", "--name=mine"]) == 2
     assert "folder: Is a directory" in capsys.readouterr().err
-    assert main([put("a.csv", lines(",")), "--name=mine", "--out=a.csv"]) == 2
+    assert cli.main(["convert", put("a.csv", lines(",")), "--name=mine", "--out=a.csv"]) == 2
     assert "choose another --out" in capsys.readouterr().err
 
 
@@ -328,7 +328,7 @@ def test_a_full_disk_or_an_interruption_leaves_nothing(
 
     enter = AtomicFile.__enter__
     monkeypatch.setattr(AtomicFile, "__enter__", lambda self: Failing(enter(self)))
-    assert main([put("a.csv", lines(",")), "--name=mine"]) == code
+    assert cli.main(["convert", put("a.csv", lines(",")), "--name=mine"]) == code
     assert "othing was written" in capsys.readouterr().err.replace("nothing", "othing")
     assert not Path("dataset").exists()
 
@@ -341,10 +341,10 @@ def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     rows = [f"u{draw.randrange(50)},i{draw.randrange(9)},{draw.randrange(10**9)}" for _ in range(1000)]
     rows[500] = "u1,i1"
     file = put("a.csv", "\n".join(["user,item,time", *rows]) + "\n")
-    assert main([file, "--name=whole"]) == 0
+    assert cli.main(["convert", file, "--name=whole"]) == 0
     whole = capsys.readouterr().out
     monkeypatch.setattr(sources, "BLOCK", 7)
-    assert main([file, "--name=parts"]) == 0
+    assert cli.main(["convert", file, "--name=parts"]) == 0
     parts = capsys.readouterr().out
     assert written("whole") == written("parts")
     assert "line 502: 2 columns instead of 3" in whole

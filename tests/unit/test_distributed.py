@@ -14,8 +14,10 @@ import pytest
 import torch
 from recbole.config import Config
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.evaluator.collector import Collector
 from recbole.quick_start import load_data_and_model
 from recbole.trainer import Trainer
+from recbole.trainer.trainer import AbstractTrainer
 from recbole.utils import get_trainer
 
 from recbole_adrrec import cli
@@ -23,8 +25,6 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import distributed
 from recbole_adrrec.integration.checkpoint import load_checkpoint
 from recbole_adrrec.integration.patching import original
-
-ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import json, sys, warnings
@@ -52,6 +52,7 @@ import recbole_adrrec
 recbole_adrrec.register()
 from recbole.quick_start import run
 from recbole.trainer import Trainer
+from recbole.trainer.trainer import AbstractTrainer
 
 fit = Trainer.fit
 def fit_and_tell(self, *args, **kwargs):
@@ -101,7 +102,7 @@ def test_two_processes_train_as_one_does(
         folder = tmp_path / str(count)
         folder.mkdir()
         options["checkpoint_dir"] = str(folder)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(script), model, json.dumps(options), free_port(), str(count)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr
@@ -166,7 +167,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
     }
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), json.dumps(options), free_port(), str(tmp_path / "result.json")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
@@ -186,7 +187,7 @@ def test_two_processes_train_and_evaluate_as_one_would(small: dict[str, Any], tm
 @pytest.mark.parametrize("n_rows", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shares_are_all_rows_once_and_in_order(n_rows: int, world_size: int) -> None:
-    shares = [distributed.Share(n_rows, rank, world_size) for rank in range(world_size)]
+    shares = [distributed.share(n_rows, rank, world_size) for rank in range(world_size)]
     assert [row for share in shares for row in share] == list(range(n_rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -206,7 +207,7 @@ def test_a_process_without_rows_evaluates_all_the_same(small: dict[str, Any], mo
         everyone[:] = [mine, {"rec.topk": collected}]
 
     monkeypatch.setattr(distributed.torch.distributed, "all_gather_object", gather)
-    collector = distributed.importlib.import_module("recbole.evaluator.collector").Collector(config)
+    collector = Collector(config)
     assert torch.equal(collector.get_data_struct().get("rec.topk"), collected)
     collector.data_struct.set("rec.topk", collected[:1])
     assert collector.get_data_struct().get("rec.topk").tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 1]]
@@ -233,9 +234,7 @@ def test_the_faults_are_there_without_the_patches(small: dict[str, Any], monkeyp
         assert config["single_spec"] is False
         model = torch.nn.Linear(2, 2)
         with pytest.raises(ValueError, match="device_ids"):
-            original(distributed.importlib.import_module(distributed.TRAINER).AbstractTrainer.__init__)(
-                Trainer.__new__(Trainer), config, model
-            )
+            original(AbstractTrainer.__init__)(Trainer.__new__(Trainer), config, model)
         trainer = Trainer(config, model)
         assert isinstance(trainer.distributed_model, torch.nn.parallel.DistributedDataParallel)
         result = {"ndcg@10": 0.123456789}
@@ -264,7 +263,7 @@ def test_torchrun_trains_as_nproc_does(small: dict[str, Any], tmp_path: Path) ->
         else:
             words += ["--nproc=2", f"--port={free_port()}"]
         call = [*start, "recbole_adrrec", "--model=ADRRec", "--dataset=small", *words]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(call, check=True, capture_output=True, cwd=tmp_path, env=environment, timeout=300)
         (last,) = folder.glob("*-last.pth")
         ends.append(load_checkpoint(last)["state_dict"])

@@ -54,18 +54,18 @@ def test_versions_here_are_fine_and_listed():
 @pytest.mark.parametrize(
     ("name", "version", "state", "remark"),
     [
-        ("torch", "2.3.0", "wrong", "outside the range; pip install 'torch>=2.4'"),
-        ("torch", None, "wrong", "missing; pip install 'torch>=2.4'"),
+        ("torch", "2.6.0", "wrong", "outside the range; pip install 'torch>=2.7'"),
+        ("torch", None, "wrong", "missing; pip install 'torch>=2.7'"),
         ("torch", "99.0", "note", "not tested with this version"),
         ("torch", "2.13.0+cu130", "ok", ""),
         ("python", "3.13.7", "ok", ""),
-        ("torch", "2.4.0", "note", "not tested with this version"),
+        ("torch", "2.7.0", "ok", ""),
         ("torch", "2.14.0.dev20260101", "note", "not tested with this version"),
         ("python", "3.14.0", "wrong", "outside the range; pip install 'python<3.14,>=3.10'"),
     ],
 )
 def test_verdicts_of_versions(name, version, state, remark):
-    required = SpecifierSet(">=2.4" if name == "torch" else ">=3.10,<3.14")
+    required = SpecifierSet(">=2.7" if name == "torch" else ">=3.10,<3.14")
     finding = doctor._version_of(name, version, required)
     assert (finding.state, finding.found["remark"]) == (state, remark)
 
@@ -82,7 +82,7 @@ def test_a_missing_library_ends_the_checkup_with_what_to_do(monkeypatch, capsys)
     code, out, _ = run_cli(capsys)
     assert code == 1
     assert "WRONG  numpy" in out
-    assert "pip install 'numpy>=1.24'" in out
+    assert "pip install 'numpy>=1.26.2'" in out
     assert "Devices" not in out
     assert out.rstrip().endswith("Wrong: numpy. The tables have the remedy.")
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import math
 import mmap
-import sys
 
 import efficiency
 import numpy as np
@@ -271,32 +270,6 @@ def test_store_refuses_figures_of_another_machine(tmp_path):
     path.write_text("[]")
     with pytest.raises(ValueError, match="something else"):
         MeasurementStore(path, MACHINE)
-
-
-def test_child_gives_results_and_says_why_it_failed(tmp_path):
-    (tmp_path / "works.py").write_text(
-        "import os\n"
-        "def double(given): return {'twice': 2 * given['x'], 'threads': os.environ['OMP_NUM_THREADS']}\n"
-        "def fail(given): raise MemoryError('no room for\\nmany rows')\n"
-        "def die(given): os.kill(os.getpid(), 9)\n"
-        "def sleep(given):\n  import time\n  time.sleep(60)\n"
-        "def variable(given): return {'value': os.environ.get('VARIABLE_OF_THIS_TEST')}\n"
-    )
-
-    def call(name, given, **more):
-        return children.call(f"works:{name}", given, threads=3, tree=tmp_path, **more)
-
-    assert call("double", {"x": 21}, python=sys.executable) == {"twice": 42, "threads": "3"}
-    for name, message in (("fail", "MemoryError: no room for"), ("die", "SIGKILL")):
-        with pytest.raises(children.ChildError, match=message):
-            call(name, {})
-    with pytest.raises(children.ChildError, match="stopped after 1 s"):
-        call("sleep", {}, timeout=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VARIABLE_OF_THIS_TEST", "1")
-        for environment, value in ((None, "1"), ({"VARIABLE_OF_THIS_TEST": "2"}, "2")):
-            assert call("variable", {}, environment=environment) == {"value": value}
-        assert call("variable", {}, environment={"VARIABLE_OF_THIS_TEST": None}) == {"value": None}
 
 
 # The command line

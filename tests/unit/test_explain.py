@@ -1,6 +1,7 @@
 """Explanations: the weights that are used, the kernels that are learned, and pictures that hold both."""
 
 import base64
+import functools
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained import train
+from trained import train, train_once
 
 import recbole_adrrec
 from recbole_adrrec import cli
@@ -59,25 +60,25 @@ LENGTH = 12
 @pytest.fixture(scope="session")
 def recommenders(small_data, tmp_path_factory):
     """Recommenders by name, with weights large enough to tell heads and kernels apart."""
-    folder, made = tmp_path_factory.mktemp("explained"), {}
+    folder = tmp_path_factory.mktemp("explained")
+    kernels = {
+        name: KERNELS if name.startswith("ADRRec") or name == "AWRSR mix" else {} for name in [*MODELS, "SASRec"]
+    }
+    options = {name: {"initializer_range": 0.5, **own, **MODELS.get(name, {})} for name, own in kernels.items()}
+    trained = train_once(options, small_data, folder)
 
+    @functools.cache
     def get(name):
-        if name not in made:
-            with plugin.command_line({}, strict=False), pytest.MonkeyPatch.context() as patch:
-                patch.chdir(folder)  # RecBole makes its log folders here
-                named = name.startswith("ADRRec") or name == "AWRSR mix"
-                options = {**(KERNELS if named else {}), **MODELS.get(name, {})}
-                run = train(
-                    name.split()[0], small_data, folder / name.replace(" ", "_"), initializer_range=0.5, **options
-                )
-            made[name] = recbole_adrrec.load(run.path)
-            # Untrained gates are closed, tables of biases zero.
-            generator = torch.Generator().manual_seed(1)
-            for part in made[name].model.modules():
-                if isinstance(part, AdaptiveMixAttention):
-                    for parameter in (part.gates.weight, *part.bias_tables):
-                        parameter.data.normal_(0, 0.5, generator=generator)
-        return made[name]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # RecBole makes its log folders here
+            made = recbole_adrrec.load(trained(name).path)
+        # Untrained gates are closed, tables of biases zero.
+        generator = torch.Generator().manual_seed(1)
+        for part in made.model.modules():
+            if isinstance(part, AdaptiveMixAttention):
+                for parameter in (part.gates.weight, *part.bias_tables):
+                    parameter.data.normal_(0, 0.5, generator=generator)
+        return made
 
     return get
 

@@ -15,14 +15,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from conftest import ML_100K
+from trained import train
 
 from recbole_adrrec import cli, load
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.layers.refinement import REFINEMENTS
 from recbole_adrrec.models.awrsr import BACKBONES
 from recbole_adrrec.tools import export
-from tests.conftest import ML_100K
-from tests.trained import train
 
 QUICK = {
     "ADRRec": ("ADRRec", {"trend_rank": 2, "use_query_time": True}),
@@ -167,20 +167,52 @@ def test_exporting_leaves_the_model_as_it_was(recommenders, tmp_path):
     assert (model.compiled, model.event_layout, model.training) == before
 
 
-def test_the_lines_of_the_docs_serve_without_torch_and_recbole(recommenders, tmp_path):
+def lines_of(page, heading):
+    """The Python lines below a heading of a page."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
+    return text.split(f"\n## {heading}\n")[1].split("```python\n")[1].split("```")[0]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [
+        ("README.md", "Serving without torch and RecBole"),
+        ("docs/serving.md", "A model without torch and RecBole"),
+    ],
+)
+def test_the_lines_of_the_docs_serve_without_torch_and_recbole(page, heading, recommenders, tmp_path):
     recommender = recommenders("ADRRec")
     export.export(recommender, tmp_path / "model.onnx", top=5)
     events = [(item, 880_000_000 + 60 * place) for place, item in enumerate(recommender.items[3:9])]
-    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
-    lines = page.split("```python\n")[1].split("```")[0]
+    lines = lines_of(page, heading)
+    assert page != "README.md" or len([line for line in lines.splitlines() if line]) <= 15
     lines, count = re.subn(r"history = \[.*?\]\[", lambda _: f"history = {events}[", lines)
     assert count == 1
-    last = "assert not {'torch', 'recbole', 'recbole_adrrec'} & set(sys.modules)"
+    last = "import sys; assert not {'torch', 'recbole', 'recbole_adrrec'} & set(sys.modules)"
     call = [sys.executable, "-c", f"{lines}\n{last}"]
     done = subprocess.run(call, capture_output=True, text=True, check=True, cwd=tmp_path)
     answer = ast.literal_eval(done.stdout)
-    assert len(set(answer)) == 5
-    assert not set(answer) & {item for item, _ in events}
+    moment = events[-1][1] + 3600
+    extended = recommender.append(["somebody"] * len(events), *zip(*events, strict=True))
+    ((_, wanted),) = extended.recommend(["somebody"], moment, top=5)
+    assert answer == [item for item, _ in wanted]
+
+
+def test_the_lines_of_the_docs_find_the_nearest_items(recommenders, tmp_path, monkeypatch):
+    recommender = recommenders("TiSASRec")
+    monkeypatch.chdir(tmp_path)
+    export.export(recommender, "user.onnx", form="vectors")
+    users = recommender.users[:200]
+    given, rows = inputs_of(onnxruntime.InferenceSession("user.onnx"), recommender, users)
+    lines = lines_of("docs/serving.md", "A nearest-neighbour index")
+    exec(lines.replace('"length": length}', '"length": length, "smallest_gap": smallest_gap}'), given)
+    scores = scores_of(recommender, rows)[:, 1:]
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :10]
+    found = given["best"] - 1
+    assert found.shape == (200, 10)
+    assert all(len(set(row)) == 10 for row in found)
+    differences = np.take_along_axis(scores, found, 1) - np.take_along_axis(scores, best, 1)
+    assert np.all((found == best) | (np.abs(differences) <= 1e-5))
 
 
 def test_the_command(recommenders, tmp_path, capsys):

@@ -197,9 +197,6 @@ def test_rows_without_user_or_item_are_left_out_and_no_others() -> None:
     assert times == sorted(int(time) for _, _, time in GOOD)
 
 
-# Small catalogues and windows
-
-
 @pytest.mark.parametrize("more", [[], ["--lni_weight=0.5"], ["--objective=cloze", "--MAX_ITEM_LIST_LENGTH=2"]])
 def test_a_catalogue_of_one_item(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     put(text(events(items=1)))
@@ -239,9 +236,6 @@ def test_a_batch_of_nothing_but_padding_has_finite_scores_and_gradients(model: s
     for name in rows.interaction:
         rows.interaction[name] = torch.zeros_like(rows.interaction[name])
     assert torch.isfinite(network.eval().full_sort_predict(rows)).all()
-
-
-# Training that fails
 
 
 def spoil_loss(monkeypatch: pytest.MonkeyPatch, value: float, epoch: int = 1) -> None:
@@ -319,9 +313,6 @@ def test_a_killed_loader_process_is_told_in_a_line(
     assert re.search(r"worker: DataLoader worker \(pid\S*? ?\d+\) (exited unexpectedly|is killed by signal)", error)
     assert "choose fewer workers" in error
     assert f"go on with --resume={last}" in error
-
-
-# Disks
 
 
 class FullDisk:
@@ -419,9 +410,6 @@ def test_a_folder_that_refuses_files_is_named(
 def test_a_data_folder_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert train() == 2
     assert "mine" in told(capsys)
-
-
-# Memory
 
 
 @pytest.mark.parametrize(("leak", "steps_more"), [(False, 1000), (True, 20)])

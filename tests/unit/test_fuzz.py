@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recbole_adrrec import options
+from recbole_adrrec import cli, options
 from recbole_adrrec.cli import convert as command
+from recbole_adrrec.cli.commands import Parser
 from recbole_adrrec.errors import UserError
 from recbole_adrrec.options import rules
 from recbole_adrrec.times import EPOCH, TimeTextError, decimal_seconds, read_time
@@ -61,7 +62,7 @@ def run(content: bytes, arguments: list[str]) -> None:
         file.write_bytes(content)
         out, error = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            code = command.main([str(file), "--name=x", f"--out={folder}/out", *arguments])
+            code = cli.main(["convert", str(file), "--name=x", f"--out={folder}/out", *arguments])
         target = Path(folder, "out", "x", "x.inter")
         if code == 0:
             lines = target.read_bytes().decode().split("\n")
@@ -123,7 +124,9 @@ def test_converting_any_records(records: list[dict[str, Any]]) -> None:
 @given(st.lists(st.text(alphabet=string.printable, max_size=20), max_size=4))
 def test_arguments_of_the_converter(arguments: list[str]) -> None:
     with contextlib.suppress(UserError, SystemExit), contextlib.redirect_stdout(io.StringIO()):
-        command.request_of(arguments)
+        parser = Parser("convert", "raw files", "")
+        command.add_arguments(parser.add_argument)
+        command.request_of(parser.parse_args(arguments))
     for text in arguments:
         with contextlib.suppress(UserError):
             Kept.parse(text)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import read_events, write_dataset
 from recbole.quick_start import run_recbole
-from test_distributed import ROOT, TRAIN_SCRIPT, free_port
+from test_distributed import TRAIN_SCRIPT, free_port
 from test_resume import files
 from trained import Trained, saved, train
 
@@ -26,9 +26,9 @@ from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, OptionError, UserError
 from recbole_adrrec.integration import init_from
 from recbole_adrrec.integration.checkpoint import load_checkpoint
-from recbole_adrrec.layers.absolute_kernels import DayKernel, SmoothDayKernel
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings
-from recbole_adrrec.layers.trend import Trend
+from recbole_adrrec.layers.heads import Trend
+from recbole_adrrec.layers.kernels import DayKernel, SmoothDayKernel
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
 from recbole_adrrec.options import MODEL_OPTIONS, load_properties
 from recbole_adrrec.times import SECONDS_A_DAY
 
@@ -191,9 +191,6 @@ def test_users_that_are_not_named_are_said_to_be(data: Path, tmp_path: Path, cap
     assert torch.equal(state(after)["kernels.smallest_gaps"], after.train_data._dataset.smallest_training_gaps())
 
 
-# Days
-
-
 def settings(first: int, last: int, spacing: int) -> KernelSettings:
     return KernelSettings(4, 9, lambda: torch.arange(first, last + 1), lambda: Clock(1.0, 2.0), spacing)
 
@@ -234,9 +231,6 @@ def test_knots_of_a_trend_keep_what_was_learned(days: int) -> None:
     moments = torch.arange(200 * SECONDS_A_DAY, (199 + days) * SECONDS_A_DAY, 40_000)
     torch.testing.assert_close(new(moments), old(moments))
     torch.testing.assert_close(new(moments[-1:] + 25 * SECONDS_A_DAY), old(moments[-1:] + 25 * SECONDS_A_DAY))
-
-
-# Files and options that don't fit
 
 
 @pytest.fixture(scope="module", name="plain")
@@ -338,9 +332,6 @@ def test_how_a_model_is_trained_may_differ(data: Path, tmp_path: Path) -> None:
     assert torch.equal(state(before)["item_embedding.weight"], state(again)["item_embedding.weight"])
 
 
-# Training
-
-
 def test_an_updated_run_is_broken_off_and_resumed(data: Path, tmp_path: Path, small: dict[str, Any]) -> None:
     before = train("ADRRec", data, tmp_path / "before", "older", epochs=1)
     options = {**small, "n_layers": 2, "n_heads": 2, "data_path": str(data), "init_from": str(before.path)}
@@ -373,7 +364,7 @@ def test_two_processes_start_from_the_same_model(data: Path, tmp_path: Path, sma
         folder.mkdir()
         given = json.dumps(options | {"checkpoint_dir": str(folder)})
         command = [sys.executable, str(script), "ADRRec", given, free_port(), str(count)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
         assert done.returncode == 0, done.stderr
         told.append(torch.load(folder / "told.pt")["weights"])

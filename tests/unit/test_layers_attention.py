@@ -1,5 +1,6 @@
 """Masks, mix attention and the encoder against plain forms."""
 
+import helpers
 import pytest
 import torch
 from torch.nn import LayerNorm
@@ -16,12 +17,11 @@ from recbole_adrrec.layers.attention import (
     captured_weights,
 )
 from recbole_adrrec.layers.kernels import MixKernels
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.layout import Layout, SequenceTimes, attention_mask
 from recbole_adrrec.layers.refinement import Refinement
-from recbole_adrrec.layers.sequence_times import Clock, KernelSettings, SequenceTimes
+from recbole_adrrec.layers.relative_kernels import Clock, KernelSettings
+from recbole_adrrec.layers.softmax import masked_softmax
 from recbole_adrrec.layers.transformer import FeedForward, TransformerEncoder, TransformerLayer
-from tests import helpers
 
 UNIT, FREQ, FARTHEST = 86400.0, 10000.0, 2
 
@@ -80,12 +80,18 @@ def plain_mix_attention(attention, kernels, names, hidden, at, mask):
     return attention.output(torch.cat(outputs, -1)), torch.stack(all_weights, 1)
 
 
-def mix(width, absolute, relative):
+def mix(width, absolute, relative, n_heads=None):
+    """Kernels and an attention over them: a head for each kernel, or so many heads with all of them."""
     torch.manual_seed(0)
-    kernels = MixKernels(absolute, relative, settings(width), 0.0).double()
-    attention = MixAttention(width, len(absolute), len(relative), 0.0).double()
-    with torch.no_grad():
-        attention.relative_bias.normal_()
+    kernels = MixKernels(absolute, relative, settings(width), 0.0, spread=n_heads is not None).double()
+    if n_heads is None:
+        attention = MixAttention(width, len(absolute), len(relative), 0.0).double()
+        torch.nn.init.normal_(attention.relative_bias)
+        return kernels, attention
+    widths, biases = kernels.relative_widths, kernels.relative_is_bias
+    attention = AdaptiveMixAttention(width, n_heads, len(absolute), widths, biases, 0.0).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.5)
     return kernels, attention
 
 
@@ -95,33 +101,6 @@ MIXES = [
     ([], ["sinusoid"]),
     (["constant", "hour", "month"], []),
 ]
-
-
-@pytest.mark.parametrize(("absolute", "relative"), MIXES)
-@pytest.mark.parametrize("causal", [True, False])
-def test_mix_attention_equals_the_plain_form(absolute, relative, causal):
-    kernels, attention = mix(12, absolute, relative)
-    at = times_of(2, 6)
-    hidden = torch.randn(2, 6, 12, dtype=torch.float64, requires_grad=True)
-    layout = Layout.padded(at.valid, causal)
-    plain = plain_mix_attention(attention, kernels, absolute + relative, hidden, at, layout.groups[0].mask)
-    assert_as_the_plain_form(attention, kernels, hidden, at, layout, *plain)
-
-
-def assert_as_the_plain_form(attention, kernels, hidden, at, layout, plain, plain_weights):
-    """Values, gradients and weights, at once and in steps."""
-    at_once = attention(hidden, layout, kernels(at, layout, hidden.dtype))
-    with captured_weights(attention) as weights:
-        in_steps = attention(hidden, layout, kernels(at, layout, hidden.dtype))
-    torch.testing.assert_close(weights[0].plain, plain_weights.detach(), rtol=0, atol=1e-10)
-    inputs = [hidden, *(p for p in (*attention.parameters(), *kernels.parameters()) if p.numel())]
-    factors = torch.randn_like(plain)
-    expected = torch.autograd.grad((plain * factors).sum(), inputs)
-    for fast in (at_once, in_steps):
-        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
-        gradients = torch.autograd.grad((fast * factors).sum(), inputs)
-        for gradient, other in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(gradient, other, rtol=0, atol=1e-10)
 
 
 def plain_adaptive_attention(attention, kernels, names, hidden, at, mask):
@@ -158,26 +137,28 @@ def plain_adaptive_attention(attention, kernels, names, hidden, at, mask):
     return attention.output(torch.cat(outputs, -1)), torch.stack(all_weights, 1)
 
 
+ADAPTIVE = [*MIXES, (["hour"], ["gap_bias", "sinusoid", "distance_bias", "log1p"]), ([], ["distance_bias"])]
+
+
 @pytest.mark.parametrize(
-    ("absolute", "relative"),
-    [*MIXES, (["hour"], ["gap_bias", "sinusoid", "distance_bias", "log1p"]), ([], ["distance_bias"])],
+    ("absolute", "relative", "n_heads"),
+    [*((*names, None) for names in MIXES), *((*names, heads) for names in ADAPTIVE for heads in (1, 3))],
 )
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("n_heads", [1, 3])
-def test_adaptive_attention_equals_the_plain_form(absolute, relative, causal, n_heads):
-    torch.manual_seed(0)
-    kernels = MixKernels(absolute, relative, settings(12), 0.0, spread=True).double()
-    attention = AdaptiveMixAttention(
-        12, n_heads, len(absolute), kernels.relative_widths, kernels.relative_is_bias, 0.0
-    ).double()
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.normal_(0, 0.5)
+def test_mix_attention_equals_the_plain_form(absolute, relative, n_heads, causal):
+    kernels, attention = mix(12, absolute, relative, n_heads)
+    plain_attention = plain_mix_attention if n_heads is None else plain_adaptive_attention
     at = times_of(2, 6)
     hidden = torch.randn(2, 6, 12, dtype=torch.float64, requires_grad=True)
     layout = Layout.padded(at.valid, causal)
-    plain = plain_adaptive_attention(attention, kernels, absolute + relative, hidden, at, layout.groups[0].mask)
-    assert_as_the_plain_form(attention, kernels, hidden, at, layout, *plain)
+    plain, plain_weights = plain_attention(attention, kernels, absolute + relative, hidden, at, layout.groups[0].mask)
+    at_once = attention(hidden, layout, kernels(at, layout, hidden.dtype))
+    with captured_weights(attention) as weights:
+        in_steps = attention(hidden, layout, kernels(at, layout, hidden.dtype))
+    torch.testing.assert_close(weights[0].plain, plain_weights.detach(), rtol=0, atol=1e-10)
+    inputs = [hidden, *(p for p in (*attention.parameters(), *kernels.parameters()) if p.numel())]
+    for fast in (at_once, in_steps):
+        helpers.assert_same(fast, plain, inputs, atol=1e-11)
 
 
 def test_gates_start_closed_before_kernels_and_open_before_tables_of_zeros():
@@ -354,14 +335,7 @@ def test_dot_products_in_one_call_equal_those_in_steps(causal, training, monkeyp
         by_steps = attention(hidden, layout, None)
     assert calls == [1]
     assert weights[0].plain.shape == (3, 2, 5, 5)
-    torch.testing.assert_close(at_once, by_steps, rtol=0, atol=1e-12)
-    pull = torch.randn_like(at_once)
-    for mine, other in zip(
-        torch.autograd.grad((at_once * pull).sum(), inputs),
-        torch.autograd.grad((by_steps * pull).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
+    helpers.assert_same(at_once, by_steps, inputs, atol=1e-13)
 
 
 def test_dot_products_are_taken_in_steps_where_weights_matter(monkeypatch):

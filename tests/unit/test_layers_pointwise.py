@@ -2,14 +2,14 @@
 
 import math
 
+import helpers
 import pytest
 import torch
 
 from recbole_adrrec.layers.layout import Layout
 from recbole_adrrec.layers.pointwise import LAST_BUCKET, PointwiseAttention, gap_buckets
-from recbole_adrrec.models.components import NoContext
+from recbole_adrrec.models.base import NoContext
 from recbole_adrrec.models.hstu import HSTU
-from tests import helpers
 
 
 def test_buckets_of_gaps():

@@ -1,25 +1,27 @@
 """Refinements against plain forms, and what must hold for each."""
 
+import helpers
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_layers_attention import largest_tensor
 
 from recbole_adrrec.layers.attention import DotProductAttention
 from recbole_adrrec.layers.gaussian import WassersteinAttention
-from recbole_adrrec.layers.layout import Layout
-from recbole_adrrec.layers.masks import attention_mask, masked_softmax
+from recbole_adrrec.layers.layout import Layout, attention_mask
 from recbole_adrrec.layers.refinement import (
     DISTANCE_RANK,
     REFINEMENT_MAPS,
     REFINEMENTS,
     AdditiveRefinement,
     Refinement,
+    RefinementSettings,
     SimpleRefinement,
     ValueRefinement,
     skewed,
 )
-from tests.unit.test_layers_attention import largest_tensor
+from recbole_adrrec.layers.softmax import masked_softmax
 
 WIDTH, HEADS, RANK = 7, 2, 3
 FEW = settings(max_examples=12, deadline=None)
@@ -32,7 +34,7 @@ maps_ = st.sampled_from(REFINEMENT_MAPS)
 def made_at_first(kind, rank=RANK, **changes):
     """A refinement as training begins with it."""
     extra = {"value_map": True} if kind == "value with map" else {}
-    return REFINEMENTS[kind.split()[0]](HEADS, WIDTH, rank, **extra, **changes).double()
+    return REFINEMENTS[kind.split()[0]](RefinementSettings(HEADS, WIDTH, rank, **extra, **changes)).double()
 
 
 def refinement(kind, seed=0, **changes):
@@ -117,13 +119,7 @@ def test_equals_the_plain_form(kind, maps, causal):
     scores = weights.clamp_min(1e-9).log().requires_grad_()
     weights = masked_softmax(scores, mask)
     fast, plain = made(weights, mask), written_out(made, kind, weights, mask)
-    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-10)
-    factors = torch.randn_like(fast)
-    inputs = [scores, *made.parameters()]
-    gradients = torch.autograd.grad((fast * factors).sum(), inputs, retain_graph=True)
-    expected = torch.autograd.grad((plain * factors).sum(), inputs)
-    for gradient, other in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(gradient, other, rtol=0, atol=1e-9)
+    helpers.assert_same(fast, plain, [scores, *made.parameters()])
 
 
 @FEW
@@ -169,11 +165,7 @@ def test_padding_and_trimming_change_nothing(kind, maps, counts, seed):
     wide[..., :length, :length] = weights
     wide[..., length:, :] = noise[..., length:, :]
     refined = made(wide, wide_mask)[..., :length, :length], made(weights, mask)
-    torch.testing.assert_close(*refined, rtol=0, atol=1e-12)
-    factors = torch.randn_like(weights)
-    gradients = [torch.autograd.grad((each * factors).sum(), list(made.parameters())) for each in refined]
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    helpers.assert_same(*refined, made.parameters(), atol=1e-12)
 
 
 @settings(max_examples=5, deadline=None)
@@ -224,26 +216,26 @@ def test_nothing_is_refined_by_the_plain_one():
 
 @pytest.mark.parametrize("maps", REFINEMENT_MAPS)
 def test_the_value_map_starts_near_the_identity(maps):
-    made = ValueRefinement(1, WIDTH, maps=maps, value_map=True)
+    made = ValueRefinement(RefinementSettings(1, WIDTH, maps=maps, value_map=True))
     mask = torch.ones(1, 1, WIDTH, WIDTH, dtype=torch.bool).tril()
     spread = masked_softmax(made._spread(WIDTH).expand(1, -1, -1, -1), mask)
     assert (spread[0, 0].diagonal() >= 1 - 1 / (1 + WIDTH)).all()
 
 
 def test_the_rank_by_default():
-    assert SimpleRefinement(HEADS, WIDTH).first_map.shape == (HEADS, WIDTH, DISTANCE_RANK)
-    assert SimpleRefinement(HEADS, WIDTH, maps="place").first_map.shape == (HEADS, WIDTH, WIDTH)
+    assert SimpleRefinement(RefinementSettings(HEADS, WIDTH)).first_map.shape == (HEADS, WIDTH, DISTANCE_RANK)
+    assert SimpleRefinement(RefinementSettings(HEADS, WIDTH, maps="place")).first_map.shape == (HEADS, WIDTH, WIDTH)
 
 
 @pytest.mark.parametrize(("start", "share"), [(None, 0.05), (0.5, 0.5), (0.9, 0.9)])
 def test_additive_starts_with_a_share(start, share):
-    gate = AdditiveRefinement(HEADS, WIDTH, start=start).gate
+    gate = AdditiveRefinement(RefinementSettings(HEADS, WIDTH, start=start)).gate
     torch.testing.assert_close(gate.sigmoid(), torch.full((HEADS, 1, 1), share))
 
 
 def test_maps_by_place_start_as_normal_numbers():
     torch.manual_seed(3)
-    made = SimpleRefinement(HEADS, WIDTH, RANK, maps="place")
+    made = SimpleRefinement(RefinementSettings(HEADS, WIDTH, RANK, maps="place"))
     torch.manual_seed(3)
     for each in (made.first_map, made.second_map):
         assert torch.equal(each, torch.randn(HEADS, WIDTH, RANK))
@@ -260,7 +252,7 @@ def test_each_parameter_has_a_gradient_from_the_start(kind, rank):
 
 
 def test_maps_by_distance_start_smooth_and_of_size_one():
-    made = SimpleRefinement(HEADS, 200)
+    made = SimpleRefinement(RefinementSettings(HEADS, 200))
     assert torch.equal(made.first_map, made.second_map)
     torch.testing.assert_close(made.first_map.square().mean(-1).sqrt().mean(), torch.tensor(1.0), rtol=0.15, atol=0)
     steps = made.first_map.diff(dim=1).norm(dim=-1)
@@ -280,7 +272,7 @@ def test_skewed_weights_stand_by_distance():
 def test_nothing_is_made_of_pairs_by_rank():
     length, rank = 40, 8
     weights, mask = plain_weights([length], length=length)
-    made = SimpleRefinement(HEADS, length, rank).double()
+    made = SimpleRefinement(RefinementSettings(HEADS, length, rank)).double()
 
     largest = largest_tensor(lambda: made(weights, mask).square()) / 8
     assert largest <= HEADS * length * (length + 1)

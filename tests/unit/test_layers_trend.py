@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
-from recbole_adrrec.layers.trend import Trend
+from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead, Trend
 
 DAY = 86_400
 DAYS = torch.tensor([15_000, 15_003, 15_010, 15_075])

@@ -11,8 +11,8 @@ from recbole.config import Config
 from recbole.quick_start import run_recbole
 from scipy.sparse import csr_matrix
 
-from recbole_adrrec.integration import list_metrics
-from recbole_adrrec.integration.list_metrics import IntraListDiversity, Novelty
+from recbole_adrrec.integration import ranking
+from recbole_adrrec.integration.ranking import IntraListDiversity, Novelty
 
 CONFIG = {"topk": [1, 3, 5], "metric_decimal_place": 12}
 
@@ -44,7 +44,7 @@ def test_diversity_is_the_mean_distance_of_pairs():
         return 1 - len(met[one] & met[other]) / size**0.5 if size else 1.0
 
     lists, met = drawn()
-    assert len(lists) > 2 * list_metrics.BLOCK_LISTS
+    assert len(lists) > 2 * ranking.BLOCK_LISTS
     found = IntraListDiversity(CONFIG).metric_info(lists, as_matrix(met))
     assert np.all(found[:, 0] == 0)
     for k in (2, 3, 5):
@@ -69,7 +69,7 @@ def test_users_of_items_are_those_of_training_targets(small: dict[str, Any]):
 
     config = Config("ADRRec", "small", config_dict={**small, "train_neg_sample_args": None})
     train, _, _ = data_preparation(config, create_dataset(config))
-    met = list_metrics.users_of_items(train.dataset)
+    met = ranking.users_of_items(train.dataset)
     counts = train.dataset.item_counter
     assert met.sum() == sum(counts.values())
     assert all(met[item].sum() == count for item, count in counts.items())

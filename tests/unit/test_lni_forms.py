@@ -4,6 +4,7 @@ import itertools
 import logging
 import re
 
+import helpers
 import pytest
 import torch
 from recbole.config import Config
@@ -13,7 +14,6 @@ from recbole_adrrec.layers import noise as noise_module
 from recbole_adrrec.layers.transformer import TransformerEncoder
 from recbole_adrrec.models import adrrec
 from recbole_adrrec.models.adrrec import ADRRec
-from tests import helpers
 
 FORMS = ("states", "predictions", "noisy")
 LOSSES = [("CE", {}), ("sampled_softmax", {}), ("BPR", {})]
@@ -36,12 +36,14 @@ def test_choices_are_those_that_exist():
     assert noise_module.NOISE_FORMS == FORMS
 
 
-@pytest.mark.parametrize(("form", "passes"), [("states", 2), ("predictions", 2), ("noisy", 1)])
-def test_how_many_passes_each_form_takes(form, passes, monkeypatch):
+@pytest.mark.parametrize(
+    ("form", "weight", "passes"), [("states", 0.5, 2), ("predictions", 0.5, 2), ("noisy", 0.5, 1), ("states", 0.0, 1)]
+)
+def test_how_many_passes_each_form_takes(form, weight, passes, monkeypatch):
     counted = []
     forward = TransformerEncoder.forward
     monkeypatch.setattr(TransformerEncoder, "forward", lambda *given: counted.append(1) or forward(*given))
-    loss_of(model_of(form), batch_of())
+    loss_of(model_of(form, lni_weight=weight), batch_of())
     assert len(counted) == passes
 
 
@@ -140,15 +142,16 @@ def test_stopping_the_gradient_changes_it(form):
     assert not torch.allclose(found[0][1], found[1][1])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "weight"), [*((form, 0.5) for form in FORMS), ("states", 0.0)])
 @pytest.mark.parametrize("objective", ["causal", "cloze"])
-def test_a_batch_without_targets_trains_nothing_and_breaks_nothing(form, objective):
-    model = model_of(form, objective=objective)
+def test_a_batch_without_targets_trains_nothing_and_breaks_nothing(form, weight, objective):
+    model = model_of(form, lni_weight=weight, objective=objective)
     batch = batch_of(objective)
     batch["item_id"].zero_()
     loss = loss_of(model, batch)
     loss.backward()
     assert loss.isfinite()
+    assert weight or loss == 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 

@@ -59,7 +59,8 @@ def test_an_install_trains_from_another_folder(source, small, tmp_path, editable
         run(python, "-m", "pip", "install", "--quiet", "--no-deps", "-e", source)
     else:
         run(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", tmp_path, source)
-        run(python, "-m", "pip", "install", "--quiet", "--no-deps", *tmp_path.glob("*.whl"))
+        # The tested set may hold this very wheel, which pip would not install again.
+        run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", *tmp_path.glob("*.whl"))
     out = train(python, small, tmp_path / "elsewhere")
     assert str(source if editable else tmp_path / "environment") in out
 

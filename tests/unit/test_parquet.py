@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recbole_adrrec.cli.convert import main
-from recbole_adrrec.tools import parquet
+from recbole_adrrec import cli
 from recbole_adrrec.tools.interactions import read_interactions
 
 SECONDS = [1700000000, 1700000060, 1600000000]
@@ -60,37 +60,37 @@ def written(name: str = "mine") -> str:
 
 @pytest.mark.parametrize(("time", "arguments"), TIMES.values(), ids=TIMES)
 def test_every_type_of_time_gives_the_same_file(time: Any, arguments: list[str]) -> None:
-    assert main([put(**events(time)), "--name=mine", "--strict", *arguments]) == 0
+    assert cli.main(["convert", put(**events(time)), "--name=mine", "--strict", *arguments]) == 0
     assert written() == WRITTEN
 
 
 def test_types_of_users_items_and_other_columns() -> None:
     users = pa.array(["ann", "ann", "bob"]).dictionary_encode()
     given = {**events(user=users, item=pa.array([b"tea", b"milk", b"tea"])), "tags": [["a", "b"], [], ["c"]]}
-    assert main([put(**given), "--name=mine", "--keep=price", "--keep=tags:token_seq"]) == 0
+    assert cli.main(["convert", put(**given), "--name=mine", "--keep=price", "--keep=tags:token_seq"]) == 0
     assert written().splitlines()[1:] == [
         "ann\ttea\t1700000000\t1.5\ta b",
         "ann\tmilk\t1700000060\t2\t",
         "bob\ttea\t1600000000\t0.25\tc",
     ]
-    assert main([put(**events(user=[7, 7, 8], item=[2**53 + 1, 3, 4])), "--name=numbers"]) == 0
+    assert cli.main(["convert", put(**events(user=[7, 7, 8], item=[2**53 + 1, 3, 4])), "--name=numbers"]) == 0
     assert written("numbers").splitlines()[1] == f"7\t{2**53 + 1}\t1700000000"
 
 
 def test_fractions_keep_their_microseconds() -> None:
     exact = 1_700_000_000_123_456_789
-    assert main([put(**events(pa.array([exact, 0, 5], pa.timestamp("ns")))), "--name=mine"]) == 0
+    assert cli.main(["convert", put(**events(pa.array([exact, 0, 5], pa.timestamp("ns")))), "--name=mine"]) == 0
     assert [line.split("\t")[2] for line in written().splitlines()[1:]] == ["1700000000.123456", "0", "0"]
 
 
 def test_bad_rows_are_named_by_their_number(capsys: pytest.CaptureFixture[str]) -> None:
     users, items = ["ann", "ann", "bob", "ann"], ["tea"] * 4
-    assert main([put(time=[1.7e9, None, -4.0, 1.7e9], user=users, item=items), "--name=mine"]) == 0
+    assert cli.main(["convert", put(time=[1.7e9, None, -4.0, 1.7e9], user=users, item=items), "--name=mine"]) == 0
     out = capsys.readouterr().out
     assert "2 bad rows were left out" in out
     assert "a.parquet, line 2: no time" in out
     assert "a.parquet, line 3: time '-4' is before 1970" in out
-    assert main([put(**events(user=["ann", None, "bob"])), "--name=other", "--strict"]) == 2
+    assert cli.main(["convert", put(**events(user=["ann", None, "bob"])), "--name=other", "--strict"]) == 2
     assert "a.parquet: line 2: no user" in capsys.readouterr().err
 
 
@@ -98,8 +98,8 @@ def test_written_files_come_back(capsys: pytest.CaptureFixture[str]) -> None:
     raw = 'user,item,time,score,words\n"""q""",tea,1700000000.25,0.1,a b\nann,milk,1700000060,-3,\n'
     Path("a.csv").write_text(raw)
     keep = ["--keep=score", "--keep=words:token_seq"]
-    assert main(["a.csv", "--name=mine", *keep]) == 0
-    assert main(["a.csv", "--name=mine", "--to=parquet", *keep]) == 0
+    assert cli.main(["convert", "a.csv", "--name=mine", *keep]) == 0
+    assert cli.main(["convert", "a.csv", "--name=mine", "--to=parquet", *keep]) == 0
     assert "Train on it" not in capsys.readouterr().out.splitlines()[-1]
     table = pq.read_table("dataset/mine/mine.parquet")
     assert table.schema.field("timestamp").type == pa.timestamp("us", "UTC")
@@ -107,7 +107,7 @@ def test_written_files_come_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert table.column("score").to_pylist() == [0.1, -3.0]
     assert table.column("words").to_pylist() == [["a", "b"], []]
     before = written()
-    assert main(["dataset/mine/mine.parquet", "--name=back", *keep]) == 0
+    assert cli.main(["convert", "dataset/mine/mine.parquet", "--name=back", *keep]) == 0
     assert written("back") == before
 
 
@@ -118,19 +118,28 @@ def test_interactions_beside_a_checkpoint(capsys: pytest.CaptureFixture[str]) ->
     assert (batch.users, batch.items, batch.times) == (["bob", "ann", "ann"], ["tea", "tea", "milk"], sorted(SECONDS))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_refused_conversion_to_parquet_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.csv").write_text("user,item,time\nann,tea,1700000000\nann,,5\n")
+    assert cli.main(["convert", "a.csv", "--name=mine", "--to=parquet", "--strict"]) == 2
+    gc.collect()
+    assert capsys.readouterr().err.startswith("error: a.csv: line 3: no item; correct it")
+    assert not Path("dataset").exists()
+
+
 def test_damaged_files_and_a_missing_package_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Path(put(**events())).read_bytes()
     Path("cut.parquet").write_bytes(whole[: len(whole) // 2])
-    assert main(["cut.parquet", "--name=mine"]) == 2
+    assert cli.main(["convert", "cut.parquet", "--name=mine"]) == 2
     assert "cut.parquet: not readable as Parquet" in capsys.readouterr().err
-    assert main([put(user=["a"], item=["b"]), "--name=mine"]) == 2
+    assert cli.main(["convert", put(user=["a"], item=["b"]), "--name=mine"]) == 2
     assert "no column of user, item is known as the time; name it by --time=NAME" in capsys.readouterr().err
-    assert main([put(**events([{"s": 1}] * 3)), "--name=mine"]) == 2
+    assert cli.main(["convert", put(**events([{"s": 1}] * 3)), "--name=mine"]) == 2
     assert "column 'time' holds struct<s: int64>, which is no text or number" in capsys.readouterr().err
     found = importlib.util.find_spec
-    monkeypatch.setattr(parquet.importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
-    assert main([put(**events()), "--name=mine"]) == 2
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else found(name))
+    assert cli.main(["convert", put(**events()), "--name=mine"]) == 2
     assert "pip install 'recbole_adrrec[parquet]'" in capsys.readouterr().err
     assert not Path("dataset").exists()

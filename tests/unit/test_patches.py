@@ -26,13 +26,13 @@ from recbole_adrrec.errors import OptionError
 from recbole_adrrec.integration import patches, patches_libraries, patching
 from recbole_adrrec.integration.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
 
 
 def run_alone(code: str) -> str:
     """Run code in a fresh interpreter, where nothing is patched yet; return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code], cwd=HERE, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -197,7 +197,7 @@ recbole_adrrec.register()
 from recbole.quick_start import objective_function
 import ray
 from ray import tune
-ray.init(num_cpus=1, include_dashboard=False, runtime_env={{"env_vars": {{"PYTHONPATH": {str(ROOT)!r}}}}})
+ray.init(num_cpus=1, include_dashboard=False)
 run = tune.RunConfig(storage_path={str(tmp_path)!r}, stop={{"ndcg@10": 0}})
 tuner = tune.Tuner(tune.with_parameters(objective_function, saved=False), param_space={options!r}, run_config=run)
 (result,) = tuner.fit()
@@ -205,9 +205,6 @@ assert not result.error, result.error
 assert "ndcg@10" in result.metrics, result.metrics
 """
     run_alone(code)
-
-
-# Look-ups and values
 
 
 @pytest.mark.parametrize(
@@ -263,12 +260,8 @@ def test_the_scaler_does_not_warn() -> None:
         warnings.simplefilter("error")
         scaler = trainer_module.amp.GradScaler(enabled=False)
     assert scaler.scale(torch.ones(1)).item() == 1
-    if patches_libraries.has_new_scaler():
-        with pytest.warns(FutureWarning, match="GradScaler"):
-            torch.cuda.amp.GradScaler(enabled=False)
-
-
-# The tools and the check
+    with pytest.warns(FutureWarning, match="GradScaler"):
+        torch.cuda.amp.GradScaler(enabled=False)
 
 
 def test_replacing_reaches_every_module_of_recbole_alone(monkeypatch: pytest.MonkeyPatch) -> None:

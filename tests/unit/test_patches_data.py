@@ -178,7 +178,10 @@ def test_reading_in_c_gives_the_frames_of_reading_in_python(
     monkeypatch.setattr(patches_data.pd, "read_csv", in_python)
     Dataset(config)
     assert engines == ["c"]
-    pd.testing.assert_frame_equal(read[0], read[1], check_exact=True)
+    pd.testing.assert_frame_equal(read[0], read[1])
+    # To the last place as well, in which pandas 1.5 is off in Python.
+    for place, name in ((2, "rating"), (3, "timestamp")):
+        assert read[0][name].tolist()[6:] == [float(row.split("\t")[place]) for row in rows]
     assert len(read[0]) == 6 + len(rows)
 
 

@@ -2,15 +2,15 @@
 
 from types import SimpleNamespace
 
+import helpers
 import pytest
 import torch
+from trained import train
 
 from recbole_adrrec import load
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.models.popularity import Popularity
 from recbole_adrrec.tools import explain
-from tests import helpers
-from tests.trained import train
 
 DAY = 86400
 ITEMS = torch.tensor([3, 1, 1, 2, 3, 3, 1])

@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -76,7 +77,7 @@ def test_defaults_follow_their_rules(kind, name):
     if kind == "overall":
         assert set(defaults) == set(known)
     for option, default in defaults.items():
-        assert option not in known or known[option].fault(default) is None, option
+        assert option not in known or known[option](default) is None, option
     assert kind == "dataset" or set(defaults) <= set(known)
 
 
@@ -161,15 +162,17 @@ def test_meantime_is_adrrec_without_its_own_parts():
 @pytest.mark.parametrize("model", ["ADRRec", "AWRSR", "HSTU", "MEANTIME", "TiSASRec"])
 def test_comments_name_every_choice(model):
     meanings = options.comments("model", model)
-    for option, rule in rules.MODEL_RULES[model].items():
-        choice = getattr(rule, "entry", rule)
-        for name in getattr(choice, "names", ()) if option not in ("objective", "train_rows") else ():
+    for option in rules.MODEL_RULES[model]:
+        for name in choices(model, option) if option not in ("objective", "train_rows") else ():
             assert name in meanings[option], (option, name)
 
 
 def choices(model, option):
-    rule = rules.MODEL_RULES[model][option]
-    return list(getattr(rule, "entry", rule).names)
+    """Names that an option, or the entries of its list, may have."""
+    hint = get_type_hints(MODEL_OPTIONS[model])[option]
+    while get_origin(hint) not in (Literal, None):
+        hint = get_args(hint)[0]
+    return list(get_args(hint))
 
 
 def test_choices_are_those_that_exist():
@@ -228,6 +231,6 @@ def test_dataset_options_are_recboles(dataset):
 
 def test_checkout_without_install_finds_properties_beside_the_package(monkeypatch):
     monkeypatch.setattr(properties.importlib.util, "find_spec", lambda name: None)
-    folder = properties._folder.__wrapped__()
+    folder = properties._folder.__wrapped__("overall")
     assert folder == Path(__file__).resolve().parents[2] / "properties"
     assert (folder / "overall.yaml").is_file()

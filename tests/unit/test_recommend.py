@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from trained import saved, train
+from trained import saved, train, train_once
 
 import recbole_adrrec
 from recbole_adrrec import cli
@@ -56,15 +56,7 @@ DAY = 86_400
 @pytest.fixture(scope="session")
 def checkpoints(small_data, tmp_path_factory):
     """Models by name, each trained when it is first asked for."""
-    folder, made = tmp_path_factory.mktemp("saved"), {}
-
-    def get(name):
-        if name not in made:
-            with plugin.command_line({}, strict=False):
-                made[name] = train(name.split()[0], small_data, folder / name.replace(" ", "_"), **MODELS[name])
-        return made[name]
-
-    return get
+    return train_once(MODELS, small_data, tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 from simulated import reported_study
+from study import document
+from study.plots import Picture
 
 VOID = {"meta", "link", "img", "source", "br"}
 CHROMIUM = next(
@@ -95,7 +97,25 @@ def test_readers_of_all_kinds_are_served(page):
     assert len(regions) == len(tags.all("table"))
     assert all(attributes["tabindex"] == "0" for attributes in regions)
     assert all("scope" in attributes for attributes in tags.all("th"))
-    assert len(tags.all("details")) == len(pictures) + 1
+    assert len(tags.all("details")) == len(tags.all("figure")) + 1
+
+
+def test_each_figure_is_embedded_once_and_pointed_to_where_it_comes_again(page, tmp_path):
+    path, text, tags = page
+    embedded = re.findall(r"base64,([A-Za-z0-9+/=]+)", text)
+    assert len(embedded) == 2 * len(tags.all("img"))  # for bright pages and for dark ones
+    assert len(set(embedded)) == len(embedded)
+    again = [each for each in tags.all("a") if each["href"].startswith("#figure-")]
+    assert len(again) == len(tags.all("figure")) - len(tags.all("img"))
+    picture, other = Picture(b"<svg/>", b"<svg />", b"png"), Picture(b"<svg></svg>", b"<svg ></svg>", b"png")
+    parts = [("a", picture), ("b", other), ("c", picture)]
+    blocks = document.shown_once([document.Figure(n, f"Of {n}.", "x", p, document.Provenance(())) for n, p in parts])
+    assert [block.first for block in blocks] == ["", "", "a"]
+    made = Page(document.render("report.html", blocks))
+    assert len(made.all("img")) == 2
+    assert made.all("a")[-1] == {"href": "#figure-a"}
+    assert document.render("report.md", blocks).count("](figures/a.png)") == 2
+    assert path.parent.joinpath("figures").is_dir()
 
 
 def test_text_is_escaped(page):

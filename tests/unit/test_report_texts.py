@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from study.analysis import analyse
 from study.document import Figure, Heading, Table, duration, escape_latex, number, p_value, render
 from study.report import blocks_of
 from study.results import Results
-from study.statistics import Verdict
+from study.statistics import Spread, Verdict
 
 from recbole_adrrec.errors import DataError
 
@@ -382,14 +383,14 @@ def test_a_user_with_several_rows_counts_once(tmp_path):
         tmp_path / "runs" / f"{name}.npz", users=np.array(["b", "a", "b"]), **{"ndcg@10": np.array([1.0, 0.5, 0.0])}
     )
     (run,) = Results.read(tmp_path).runs
-    users, values = run.by_user("ndcg@10")
-    assert (list(users), list(values)) == (["a", "b"], [0.5, 0.5])
+    assert run.by_user("ndcg@10").to_dict() == {"a": 0.5, "b": 0.5}
 
 
 def test_the_same_figure_is_drawn_in_the_same_bytes(monkeypatch):
     monkeypatch.undo()
-    row = plots.QualityRow("SASRec", 0.1, 0.05, 0.15, (0.09, 0.11), False)
-    first, second = (plots.render(lambda: plots.quality([row], "ndcg@10")) for _ in range(2))
+    spreads = {"ndcg@10": Spread(0.1, None, 2)}
+    entry = SimpleNamespace(label="SASRec", spreads=spreads, interval=(0.05, 0.15), values=lambda _: [0.09, 0.11])
+    first, second = (plots.render(lambda: plots.quality([entry], set(), "ndcg@10")) for _ in range(2))
     assert first == second
     assert first.light != first.dark
     assert first.png.startswith(b"\x89PNG")

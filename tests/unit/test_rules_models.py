@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import helpers
 import pytest
 from recbole.config import Config
 
@@ -11,7 +12,6 @@ from recbole_adrrec.layers.refinement import REFINEMENTS
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import BACKBONES
 from recbole_adrrec.options import MODEL_OPTIONS
-from tests import helpers
 
 NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 

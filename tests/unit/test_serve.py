@@ -15,24 +15,23 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 
-import fuzz_service
 import httpx
 import numpy as np
 import pytest
+from fuzzing import service as requests
+from trained import train, train_once
 
 from recbole_adrrec import cli, load
-from recbole_adrrec.integration import register as plugin
 from recbole_adrrec.service import app as service
 from recbole_adrrec.service.batches import BatchWorker, QueueFullError
 from recbole_adrrec.service.options import ServiceOptions
-from tests.trained import train
 
 MODELS = {
-    "ADRRec": ("ADRRec", {"use_query_time": True, "epochs": 1, "learning_rate": 0.03}),
-    "ADRRec, inexact": ("ADRRec", {"exact_time": False}),
-    "TiSASRec": ("TiSASRec", {"epochs": 1, "learning_rate": 0.03}),
-    "SASRec": ("SASRec", {}),
-    "FPMC": ("FPMC", {}),
+    "ADRRec": {"use_query_time": True, "epochs": 1, "learning_rate": 0.03},
+    "ADRRec inexact": {"exact_time": False},
+    "TiSASRec": {"epochs": 1, "learning_rate": 0.03},
+    "SASRec": {},
+    "FPMC": {},
 }
 CLIENTS = 12
 EVENTS = [["50", 891000000], ["181", "1998-03-28"], [100, 890000000.5], ["258", "@889000000"], ["100", 891000000]]
@@ -41,16 +40,8 @@ EVENTS = [["50", 891000000], ["181", "1998-03-28"], [100, 890000000.5], ["258", 
 @pytest.fixture(scope="module")
 def checkpoints(small_data, tmp_path_factory):
     """Gives the checkpoint of a model, trained when it is first needed."""
-    folder, made = tmp_path_factory.mktemp("saved"), {}
-
-    def get(name):
-        if name not in made:
-            model, options = MODELS[name]
-            with plugin.command_line({}, strict=False):
-                made[name] = train(model, small_data, folder / model, **options).path
-        return made[name]
-
-    return get
+    get = train_once(MODELS, small_data, tmp_path_factory.mktemp("saved"))
+    return lambda name: get(name).path
 
 
 @asynccontextmanager
@@ -106,7 +97,7 @@ def test_answers_are_those_of_the_library_whatever_else_is_in_the_batch(checkpoi
         )
         got = reply.json()
         assert got["notes"] == list(right.notes)
-        assert (got["model"], got["dataset"]) == (MODELS[name][0], "small")
+        assert (got["model"], got["dataset"]) == (name.split()[0], "small")
         assert [entry["user"] for entry in got["users"]] == [None if name == "new" else name for name in names]
         for entry, (_, items) in zip(got["users"], right, strict=True):
             assert_same(items_of(entry), items)
@@ -295,7 +286,7 @@ def test_health_and_documentation(checkpoints):
 def test_generated_requests_are_answered_rightly_or_refused(checkpoints, name):
     recommender = load(checkpoints(name))
     options = ServiceOptions(max_body=4000)
-    fuzz = fuzz_service.Fuzz(recommender, options, seed=1)
+    fuzz = requests.Fuzz(recommender, options, seed=1)
     found = asyncio.run(fuzz.run(service.make_app(recommender, options), 400, chunk=200))
     assert found.failures == []
     assert found.counts.total() == 400

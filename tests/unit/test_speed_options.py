@@ -2,6 +2,7 @@
 
 import warnings
 
+import helpers
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,7 +15,6 @@ from recbole_adrrec.models.hstu import HSTU
 from recbole_adrrec.models.meantime import MEANTIME
 from recbole_adrrec.models.stosa import STOSA
 from recbole_adrrec.models.tisasrec import TiSASRec
-from tests import helpers
 
 EVERY_KERNEL = {
     "absolute_kernels": ["position", "day", "constant", "hour"],

@@ -17,6 +17,7 @@ def fail(given): print("before"); raise ValueError(given["why"])
 def die(given): os.kill(os.getpid(), signal.SIGKILL)
 def leave(given): print("nothing to say"); os._exit(7)
 def sleep(given): time.sleep(60)
+def variable(given): return {"value": os.environ.get("VARIABLE_OF_THIS_TEST")}
 """
 
 
@@ -49,3 +50,12 @@ def test_an_end_without_a_result_is_named(work: dict[str, Any], function: str, w
 def test_a_child_that_takes_too_long_is_stopped(work: dict[str, Any]) -> None:
     with pytest.raises(ChildError, match="stopped after 1 s"):
         call("work:sleep", {}, timeout=1, python=sys.executable, **work)
+
+
+@pytest.mark.parametrize(("given", "value"), [({}, "1"), ({"VARIABLE_OF_THIS_TEST": "2"}, "2"),
+                                              ({"VARIABLE_OF_THIS_TEST": None}, None)])  # fmt: skip
+def test_a_child_has_this_environment_and_what_is_given(
+    work: dict[str, Any], monkeypatch: pytest.MonkeyPatch, given: dict[str, str | None], value: str | None
+) -> None:
+    monkeypatch.setenv("VARIABLE_OF_THIS_TEST", "1")
+    assert call("work:variable", {}, threads=1, environment={**work["environment"], **given}) == {"value": value}

@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import compare
 import pytest
@@ -73,6 +76,91 @@ def test_after_the_deadline_nothing_starts_and_what_is_at_work_is_stopped(
         grid.run_all(plan, ray="auto", deadline=1.0)
 
 
+class FakeRay:
+    """Stands for Ray on one machine: ``lost`` names how often a run's worker dies before it has written its record."""
+
+    class exceptions:  # noqa: N801 - as Ray calls it
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+        class WorkerCrashedError(RayError):
+            pass
+
+    def __init__(self, lost: dict[str, int], error: type[Exception]) -> None:
+        self.lost, self.error = dict(lost), error
+        self.begun: list[str] = []
+        self.settings: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2}
+
+    def remote(self, **settings: Any) -> Any:
+        self.settings = settings
+
+        def begin(spec: dict[str, Any], results: str, environment: dict[str, str]) -> Any:
+            self.begun.append(plans.RunSpec.of(spec).id)
+            return len(self.begun) - 1, spec, results, environment
+
+        return lambda function: SimpleNamespace(remote=lambda *given: Task(*begin(*given), function))
+
+    def wait(self, working: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return working[:num_returns], working[num_returns:]
+
+    def get(self, task: Any) -> str:
+        name = self.begun[task.number]
+        if self.lost.get(name, 0):
+            self.lost[name] -= 1
+            raise self.error("the node went")
+        return task.function(task.spec, task.results, task.environment)
+
+
+class Task(NamedTuple):
+    """A call that a worker of the fake Ray is to make."""
+
+    number: int
+    spec: dict[str, Any]
+    results: str
+    environment: dict[str, str]
+    function: Any
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+def test_the_run_of_a_lost_worker_is_repeated_and_that_of_a_failed_one_is_not(
+    small_data: Path,
+    tmp_path: Path,
+    instant: type[Instant],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder, error, losses, failed in (
+        ("lost", FakeRay.exceptions.WorkerCrashedError, 1, 0),
+        ("lost often", FakeRay.exceptions.WorkerCrashedError, grid.REPEATS, 0),
+        ("lost always", FakeRay.exceptions.WorkerCrashedError, grid.REPEATS + 1, 1),
+        ("a fault of the run", FakeRay.exceptions.RayTaskError, 1, 1),
+    ):
+        instant.started = []
+        plan = plan_of(small_data, tmp_path / folder, models=["ADRRec", "SASRec"])
+        first, second = (spec.id for spec in plan.specs())
+        ray = FakeRay({first: losses}, error)
+        monkeypatch.setattr(grid, "import_ray", lambda ray=ray: ray)
+        outcome = grid.run_all(plan, ray=True)
+        assert outcome.failed == (first,) * failed, folder
+        assert outcome.done == 2 - failed
+        repeats = min(losses, grid.REPEATS) if error is not FakeRay.exceptions.RayTaskError else 0
+        assert Counter(ray.begun) == {first: 1 + repeats, second: 1}
+        assert Counter(instant.started) == Counter([*([first] * (1 - failed)), second])
+        assert capsys.readouterr().out.count("its machine was lost; the run is repeated") == repeats
+        assert ray.settings["max_retries"] == 0
+
+
 def test_entries_and_data_sets_are_chosen_by_name(instant: type[Instant], small_data: Path, tmp_path: Path) -> None:
     data = ["small", {"name": "small", "label": "small again", "data_path": "."}]
     models = ["ADRRec", "SASRec", {"label": "SASRec, wide", "model": "SASRec"}]
@@ -88,9 +176,12 @@ def test_entries_and_data_sets_are_chosen_by_name(instant: type[Instant], small_
             compare.only_of(flags, plan)
     outcome = grid.run_all(plan, only=compare.only_of({"only": "ADRRec", "only_data": "small again"}, plan))
     assert (outcome.done, outcome.left) == (1, 5)
-    assert instant.started == [
-        spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec")
-    ]
+    (chosen,) = (spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec"))
+    assert instant.started == [chosen]
+    told = compare.described(plan, {"only": "SASRec"})
+    assert "6 runs, 2 of them to do, 3 left for later (--only, --only_data):" in told
+    assert f"  done   {chosen}" in told
+    assert [line.split()[:2] for line in told.splitlines()].count(["to", "do"]) == 2
 
 
 def test_minutes_give_an_exit_code_of_their_own(

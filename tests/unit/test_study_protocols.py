@@ -12,7 +12,8 @@ from conftest import write_dataset
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_seed
-from study import protocols, runs, study_file, tied_timestamps
+from studies import plan_of
+from study import protocols, runs, tied_timestamps
 from study.plan import Protocol
 
 from recbole_adrrec.errors import DataError
@@ -22,13 +23,11 @@ HEAD = "user_id:token\titem_id:token\ttimestamp:float"
 
 
 def spec_of(folder: Path, protocol: str, dataset: str = "small", model: str = "ADRRec", **options: Any) -> Any:
-    given = {"hidden_size": 8, "inner_size": 8, "n_layers": 1, "MAX_ITEM_LIST_LENGTH": 10, "epochs": 1, **options}
-    if dataset == "small":
-        given["user_inter_num_interval"] = "[20,60]"
-    study = {"datasets": [dataset], "models": [model], "seeds": 1, "protocols": [protocol], "metrics": ["NDCG", "MRR"]}
+    given = {"inner_size": 8, **({} if dataset == "small" else {"user_inter_num_interval": None}), **options}
     topk = [2] if dataset == "tiny" else [10, 20]
-    ranking = {"topk": topk, "valid_metric": f"NDCG@{topk[0]}"}
-    return study_file.load(None, {**study, **ranking, "options": given, "data_path": str(folder)}).specs()[0]
+    ranking = {"metrics": ["NDCG", "MRR"], "topk": topk, "valid_metric": f"NDCG@{topk[0]}"}
+    study = {"datasets": [dataset], "models": [model], "protocols": [protocol], **ranking, "options": given}
+    return plan_of(folder, folder / "results", **study).specs()[0]
 
 
 def session_of(folder: Path, scratch: Path, protocol: str, **given: Any) -> runs.Session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,23 +18,17 @@ import numpy as np
 import pytest
 import torch
 from engine.children import child_environment
+from engine.store import read_json, write_json
 from recbole.config import Config
 from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
+from studies import plan_of
 from study import plan as plans
 from study import runs, study_file
 from study.plan import Protocol
 from study.results import by_user
 
 from recbole_adrrec.integration import register as plugin
-
-OPTIONS = {
-    "hidden_size": 8,
-    "n_layers": 1,
-    "MAX_ITEM_LIST_LENGTH": 10,
-    "epochs": 2,
-    "user_inter_num_interval": "[20,60]",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,16 +39,9 @@ def recbole_for_todays_numpy() -> None:
 
 
 def spec_of(folder: Path, model: str = "ADRRec", **study: Any) -> plans.RunSpec:
-    given = {
-        "datasets": ["small"],
-        "models": [model],
-        "seeds": 1,
-        "metrics": ["Recall", "NDCG", "MRR"],
-        "topk": [5, 10],
-    }
-    options = {**OPTIONS, **study.pop("options", {})}
-    plan = study_file.load(None, {**given, **study, "options": options, "data_path": str(folder)}, "the command")
-    return plan.specs()[0]
+    given = {"models": [model], "metrics": ["Recall", "NDCG", "MRR"], "topk": [5, 10], **study}
+    given["options"] = {"epochs": 2, **study.get("options", {})}
+    return plan_of(folder, folder / "results", **given).specs()[0]
 
 
 def collected(ranks: list[list[int]], width: int, counts: list[int]) -> Any:
@@ -212,12 +200,74 @@ def test_a_run_that_cannot_be_is_recorded_with_its_error(small_data: Path, tmp_p
 def test_a_killed_run_is_recorded_and_leaves_nothing_half(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, options={"epochs": 1000, "stopping_step": 1000})
     child = runs.RunChild(spec, tmp_path)
-    wait_for(lambda: "epoch 0 training" in child.log.read_text(errors="replace"))
+    saved = runs.scratch_of(tmp_path, spec) / "saved"
+    wait_for(lambda: list(saved.glob("*-last.pth")))
     os.kill(child.process.pid, signal.SIGKILL)
     assert child.finish() == "failed"
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
     assert record["error"].startswith("the process was killed by SIGKILL")
     assert [each.name for each in (tmp_path / "runs").iterdir()] == [f"{spec.id}.json"]
+    runs.sweep(tmp_path)
+    assert list(saved.glob("*-last.pth"))  # --retry_failed goes on from it
+
+
+@pytest.mark.parametrize("model", ["ADRRec", "SASRec"])
+def test_a_run_that_was_broken_off_ends_as_an_unbroken_one(small_data: Path, tmp_path: Path, model: str) -> None:
+    spec = spec_of(small_data, model, keep_models=True, options={"epochs": 30, "stopping_step": 30})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert runs.RunChild(spec, whole).finish() == "done"
+    saved = runs.scratch_of(broken, spec) / "saved"
+    for epochs in (2, 5):
+        child = runs.RunChild(spec, broken)
+        wait_for(lambda epochs=epochs: len((read_json(saved / runs.PROGRESS) or {"curve": []})["curve"]) > epochs)  # type: ignore[misc]
+        child.stop()
+        runs.sweep(broken)
+    kept = read_json(saved / runs.PROGRESS)
+    assert "Training continues from" in child.log.read_text()
+    assert runs.RunChild(spec, broken).finish() == "done"
+    one, other = (read_json(runs.record_path(folder, spec)) for folder in (whole, broken))
+    # Seconds are those of all parts together: the epochs before the last break have the times of their parts.
+    assert other["curve"][:4] == kept["curve"][:4]
+    assert other["train_s"] == other["curve"][-1]["train_s"]
+    assert (other["started"], other["wall_s"] > kept["wall_s"]) == (kept["started"], True)
+    for facts in (one, other):
+        for name in ("wall_s", "train_s", "started", "saved", "hardware"):
+            del facts[name]
+        for point in facts["curve"]:
+            del point["train_s"]
+    assert other == one
+    with np.load(whole / "runs" / f"{spec.id}.npz") as mine, np.load(broken / "runs" / f"{spec.id}.npz") as yours:
+        assert all(np.array_equal(mine[name], yours[name]) for name in mine.files)
+    weights = [torch.load(folder / "models" / f"{spec.id}.pth")["state_dict"] for folder in (whole, broken)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not list((broken / "scratch").iterdir())
+
+
+def test_a_run_begun_by_other_code_starts_over(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Stop
+
+    monkeypatch.chdir(tmp_path)
+    spec = spec_of(small_data)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Session, "test", stop)
+        with pytest.raises(Stop):
+            runs.run_one(spec, tmp_path)
+    progress = runs.scratch_of(tmp_path, spec) / "saved" / runs.PROGRESS
+    kept = read_json(progress)
+    assert len(kept["curve"]) == 2
+    shutil.copytree(tmp_path / "scratch", tmp_path / "same" / "scratch")
+    runs.run_one(spec, tmp_path / "same")  # had come to the test
+    assert read_json(runs.record_path(tmp_path / "same", spec))["curve"] == kept["curve"]
+    write_json(progress, {**kept, "origin": {**kept["origin"], "commit": "another"}})
+    runs.run_one(spec, tmp_path)
+    assert "starts over: commit, versions or processor" in capsys.readouterr().out
+    assert read_json(runs.record_path(tmp_path, spec))["curve"][0]["train_s"] != kept["curve"][0]["train_s"]
 
 
 def test_a_run_ends_with_the_process_that_started_it(small_data: Path, tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import report
 import torch
+from simulated import write_run
 from study import strata
 from study.analysis import analyse
 from study.document import Figure, Table
 from study.results import Results
+from test_study_kept import KEPT
 
 from recbole_adrrec.data.rows import Events
-from tests.simulated import write_run
-from tests.unit.test_study_kept import KEPT
 
 DAY = 86400
 
@@ -68,8 +68,7 @@ def test_a_users_test_event_is_described() -> None:
 )
 def test_groups(key: str, value: float, name: str) -> None:
     (attribute,) = (each for each in strata.ATTRIBUTES if each.key == key)
-    assert len(attribute.edges) == len(attribute.names)
-    assert attribute.names[int(attribute.groups(np.array([value], dtype=np.float64))[0])] == name
+    assert attribute.groups([float(value)])[0] == name
 
 
 def test_each_group_is_compared_with_the_reference(tmp_path: Path) -> None:
@@ -90,14 +89,10 @@ def test_each_group_is_compared_with_the_reference(tmp_path: Path) -> None:
     rows = {row[0]: row for row in tables[0].rows}
     assert list(rows) == ["none", "less than a day", "7 to 30 days"]
     assert tables[0].header[-1] == "ADRRec - SASRec"
-    by_label = {}
-    for label in ("ADRRec", "SASRec"):
-        values = []
-        for run in results.tables[key][label]:
-            found = run.by_user("ndcg@10")
-            assert found is not None
-            values.append(dict(zip(*found, strict=True)))
-        by_label[label] = np.array([np.mean([each[name] for each in values]) for name in names])
+    by_label = {
+        label: np.mean([run.by_user("ndcg@10").loc[names] for run in results.tables[key][label]], axis=0)
+        for label in ("ADRRec", "SASRec")
+    }
     for name, chosen in (("none", slice(200)), ("less than a day", slice(205, 250)), ("7 to 30 days", slice(200, 205))):
         means = {label: by_label[label][chosen].mean() for label in by_label}
         at = dict(zip(tables[0].header, rows[name], strict=True))
@@ -105,6 +100,19 @@ def test_each_group_is_compared_with_the_reference(tmp_path: Path) -> None:
         assert at["ADRRec - SASRec"].startswith(f"{means['ADRRec'] - means['SASRec']:+.4f}")
         assert ("[" in at["ADRRec - SASRec"]) == (name != "7 to 30 days")  # five users have no interval
     assert sum(isinstance(block, Figure) for block in blocks) == 1
+
+
+def test_baselines_alone_have_means_and_no_differences(tmp_path: Path) -> None:
+    write_run(tmp_path, "SASRec", 1)
+    results = Results.read(tmp_path)
+    (key,) = results.tables
+    path = strata.path_of(tmp_path, key)
+    path.parent.mkdir()
+    np.savez(path, users=["u1", "u2"], **{each.key: [3.0, 3.0] for each in strata.ATTRIBUTES})
+    blocks = list(strata.strata_blocks(analyse(results)))
+    headers = [block.header[1:] for block in blocks if isinstance(block, Table)]
+    assert headers == [("Users", "Share", "SASRec")] * len(strata.ATTRIBUTES)
+    assert not any(isinstance(block, Figure) for block in blocks)
 
 
 def test_a_folder_of_results_is_described_once_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

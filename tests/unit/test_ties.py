@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import helpers
 import numpy as np
 import pytest
 import torch
@@ -11,10 +12,9 @@ from scipy.stats import chisquare
 
 from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics
 from recbole_adrrec.errors import OptionError
-from recbole_adrrec.layers.objectives import TieOrder
+from recbole_adrrec.layers.draws import TieOrder
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.meantime import MEANTIME
-from tests import helpers
 
 
 def drawn_order(users, items, seed):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_adrrec.cli.convert import main as convert
+from recbole_adrrec import cli
 from recbole_adrrec.data.splits import GlobalSplit
 from recbole_adrrec.errors import DataError, OptionError
 from recbole_adrrec.options.rules import check_global_split
@@ -78,9 +78,6 @@ def test_other_texts_are_refused(text):
         seconds(text)
 
 
-# Every place
-
-
 def by_file(text, folder):
     Path("events.csv").write_text(f"user,item,time\nann,tea,{text}\n")
     return read_interactions([Path("events.csv")], ("u", "i", "t"), None).times[0]
@@ -88,7 +85,7 @@ def by_file(text, folder):
 
 def by_convert(text, folder):
     Path("raw.csv").write_text(f"user,item,time\nann,tea,{text}\n")
-    if convert(["raw.csv", "--name=mine", "--overwrite", "--header=yes"]) != 0:
+    if cli.main(["convert", "raw.csv", "--name=mine", "--overwrite", "--header=yes"]) != 0:
         raise DataError(text)
     return int(float(Path("dataset/mine/mine.inter").read_text().split()[-1]))
 
@@ -160,9 +157,6 @@ def test_times_are_written_for_people():
     assert (iso(noon), day(noon), minute(noon)) == ("2024-05-01T12:00:30Z", "2024-05-01", "2024-05-01 12:00")
     assert iso(0) == day(0) == minute(0) == "1970-01-01"
     assert seconds(iso(noon)) == noon
-
-
-# Columns
 
 
 def times(*values: float) -> np.ndarray:

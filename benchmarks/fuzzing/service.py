@@ -1,32 +1,21 @@
-"""Send wrong and right requests to the HTTP service, in this process, and check each reply.
-
-A wrong one has to be refused with a 4xx and a message, a right one answered as ``Recommender.recommend`` answers.
-
->>> python benchmarks/fuzz_service.py --checkpoint saved/ADRRec.pth --inputs 100000
-"""
+"""Send wrong and right requests to the HTTP service, in this process, and check each reply."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import logging
 import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 from fastapi import FastAPI
-from tabulate import tabulate
 from tqdm import tqdm
 
-import recbole_adrrec
-from recbole_adrrec.service.app import make_app
 from recbole_adrrec.service.options import ServiceOptions
 from recbole_adrrec.times import iso, seconds
 from recbole_adrrec.tools.recommend import Recommender
@@ -280,34 +269,3 @@ class Fuzz:
         scores = dict(everything)
         distinct = len({item for item, _ in got}) == len(got)
         return distinct and all(np.isclose(score, scores[item], RELATIVE, ABSOLUTE) for item, score in got)
-
-
-def table(found: Found) -> str:
-    """Replies by kind and status, as Markdown."""
-    statuses = sorted({status for _, status in found.counts})
-    kinds = sorted({kind for kind, _ in found.counts})
-    counts = np.array([[found.counts[kind, status] for status in statuses] for kind in kinds])
-    rows = [[kind, *row] for kind, row in zip([*kinds, "all"], [*counts.tolist(), counts.sum(0).tolist()], strict=True)]
-    return tabulate(rows, ["kind", *map(str, statuses)], "pipe", intfmt=",")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit code 1 if a reply was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", "-c", type=Path, required=True)
-    parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(argv)
-    logging.disable(logging.WARNING)  # remarks on the moments of right answers
-    recommender = recbole_adrrec.load(given.checkpoint)
-    options = ServiceOptions()
-    found = asyncio.run(Fuzz(recommender, options, given.seed).run(make_app(recommender, options), given.inputs))
-    print(table(found))
-    print(f"{found.counts.total():,} requests, {found.compared:,} answers compared, {len(found.failures):,} failures")
-    for failure in found.failures[:10]:
-        print(failure)
-    return int(bool(found.failures))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,9 +5,10 @@ import torch
 from recbole.model.loss import BPRLoss
 from torch.nn import functional as F
 
+from recbole_adrrec.layers.draws import draw_cloze_mask
 from recbole_adrrec.layers.heads import ItemHead, ProjectedItemHead
-from recbole_adrrec.layers.objectives import append_event, draw_cloze_mask, known_times, next_times, valid_places
 from recbole_adrrec.losses import bayesian_personalized_ranking, item_cross_entropy
+from recbole_adrrec.models.inputs import append_event, known_times, next_times, valid_places
 
 SEQUENCE = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]])
 LENGTH = torch.tensor([4, 2, 0])

@@ -1,6 +1,6 @@
-"""Training objectives, causal and cloze: query times, masks and shared negatives of a batch.
+"""Random draws of training that repeat: masked events, negatives that a batch shares, and orders of tied events.
 
-Rows are padded on the right. Letters: ``B`` rows of a batch, ``L`` places of a row.
+Letters: ``B`` rows of a batch, ``L`` places of a row.
 """
 
 from __future__ import annotations
@@ -9,55 +9,12 @@ import torch
 from torch import Tensor, nn
 
 
-def valid_places(length: Tensor, width: int) -> Tensor:
-    """True at the first ``length`` places, Bool[B, width], for Int64[B]."""
-    return torch.arange(width, device=length.device) < length.unsqueeze(1)
-
-
-def append_event(sequence: Tensor, length: Tensor, value: Tensor, max_length: int) -> Tensor:
-    """Rows with one more event behind the last, Tensor[B, min(L + 1, max_length)]; a full row loses its oldest.
-
-    ``sequence``, Tensor[B, L], holds items or times of rows of ``length``, Int64[B], events; ``value``, Tensor[B], the
-    new event's.
-    """
-    extended = torch.cat([sequence, torch.zeros_like(sequence[:, :1])], 1)
-    extended = extended.scatter(1, length.unsqueeze(1), value.to(sequence.dtype).unsqueeze(1))
-    place = torch.arange(min(extended.size(1), max_length), device=sequence.device)
-    return extended.gather(1, place + (length >= max_length).long().unsqueeze(1))
-
-
-def next_times(time: Tensor, length: Tensor, last: Tensor) -> Tensor:
-    """Query times of a causal model, Tensor[B, L]: the time of the event after each place.
-
-    ``time``, Tensor[B, L], are the times of rows of ``length``, Int64[B], events; ``last``, Tensor[B], is the time of
-    the event after the row's last.
-    """
-    shifted = time.roll(-1, 1)
-    return shifted.scatter(1, last_place(length), last.to(time.dtype).unsqueeze(1))
-
-
-def last_place(length: Tensor) -> Tensor:
-    """Index of each row's last event, Int64[B, 1]; 0 for an empty row."""
-    return (length - 1).clamp(min=0).unsqueeze(1)
-
-
 def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
-    """Draw the events that a cloze model has to predict.
+    """Draw the events that a cloze model has to predict, Bool[B, L].
 
-    Each event that may be masked is masked with probability ``ratio``. Of a row with two or more events, at least one
-    stays known and, if any may be masked, at least one is. Draws from torch's global random state.
-
-    Parameters
-    ----------
-    maskable, valid : Bool[B, L]
-        Events that may be masked, and all events.
-    ratio : float
-        Probability of each.
-
-    Returns
-    -------
-    Bool[B, L]
-        True at the masked events.
+    Each ``maskable`` event, Bool[B, L], is masked with probability ``ratio``. Of a row with two or more ``valid``
+    events, Bool[B, L], at least one stays known and, if any may be masked, at least one is. Draws from torch's global
+    random state.
     """
     draw = torch.rand(valid.shape, device=valid.device)
     lowest = draw.masked_fill(~maskable, 2.0)
@@ -68,18 +25,6 @@ def draw_cloze_mask(maskable: Tensor, valid: Tensor, ratio: float) -> Tensor:
     spared = torch.zeros_like(valid).scatter(1, highest.argmax(1, keepdim=True), True)
     none_known = (masked | ~valid).all(1, keepdim=True)
     return masked & ~(spared & none_known)
-
-
-def known_times(time: Tensor, known: Tensor) -> Tensor:
-    """Times that give nothing away of masked events, Tensor[B, L].
-
-    Each place gets the time of the last known event up to it or, where there is none, of the first known one.
-    ``time``, Tensor[B, L], are the times of the events; ``known``, Bool[B, L], those neither masked nor padding.
-    """
-    place = torch.arange(time.size(1), device=time.device).expand_as(time)
-    latest = place.masked_fill(~known, -1).cummax(1).values
-    first = known.long().argmax(1, keepdim=True)
-    return time.gather(1, torch.where(latest < 0, first, latest))
 
 
 class SharedNegatives(nn.Module):
@@ -126,14 +71,8 @@ class TieOrder(nn.Module):
     def forward(self, time: Tensor, valid: Tensor, row: Tensor) -> Tensor:
         """Indices of places, Int64[B, L].
 
-        Parameters
-        ----------
-        time : Tensor[B, L]
-            Ascending times of the events.
-        valid : Bool[B, L]
-            True at events, which are the first places.
-        row : Int64[B]
-            A number for each row.
+        ``time``, Tensor[B, L], are the ascending times of the events; ``valid``, Bool[B, L], is true at events, which
+        are the first places; ``row``, Int64[B], is a number for each row.
         """
         moves_on = torch.ones_like(valid)
         moves_on[:, 1:] = (time[:, 1:] != time[:, :-1]) | ~valid[:, 1:]

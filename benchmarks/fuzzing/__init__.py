@@ -1,0 +1,1 @@
+"""Generated inputs to the HTTP service and to the readers of checkpoints; ``fuzz.py`` runs them."""
