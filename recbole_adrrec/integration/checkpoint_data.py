@@ -272,6 +272,8 @@ class CheckpointData:
         cls, stored: Any, texts: tuple[str, str, str, str], items: list[str], days: tuple[int, int], version: str
     ) -> CheckpointData:
         """The data of a checkpoint whose users and events stand in columns, or a word on where they should be."""
+        if type(stored["columns"]) is not str:
+            raise CorruptCheckpoint("the folder of its columns can't be read")
         folder, n_users = Path(stored["columns"]), stored["n_users"]
         try:
             store = Columns.open(folder)

@@ -273,7 +273,7 @@ class ResumableTrainer(Trainer):
             raise CheckpointError(f"{resume_file}: holds no {missing[0]}; train anew")
         counts = [checkpoint[name] for name in ("epoch", "cur_step")]
         best_score = checkpoint["best_valid_score"]  # infinite without validation
-        if not all(type(each) is int and each >= 0 for each in counts) or not (
+        if not all(type(each) is int and each >= -1 for each in counts) or not (
             _is_number(best_score) or best_score in (-math.inf, math.inf)
         ):
             raise CheckpointError(f"resume: {resume_file}: its counts of epochs can't be read; train anew")

@@ -370,6 +370,9 @@ def test_saved_data_is_ignored_with_a_note(
 
 
 def test_an_unknown_model_in_a_checkpoint_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
-    crafted = changed(trained[0], lambda state: state["config"].update(model="SASRek"))
+    def misspell(state: dict[str, Any]) -> None:
+        state["config"]["model"] = state["config"]["options"]["model"] = "SASRek"
+
+    crafted = changed(trained[0], misspell)
     with pytest.raises(CheckpointError, match=r"changed\.pth: model: there is no model 'SASRek'"):
         load_data_and_model(crafted)

@@ -58,7 +58,10 @@ def grow_items(checkpoint):
     [
         (grow_items, "weights don't fit its own options and its [0-9,]+ items"),
         (lambda checkpoint: checkpoint["state_dict"].popitem(), "weights don't fit"),
-        (lambda checkpoint: checkpoint["config"]["options"].update(n_layers=0.5), "can't be made from the options"),
+        (
+            lambda checkpoint: checkpoint["config"]["options"].update(n_layers=0.5),
+            "n_layers: 0.5 is not a whole number",
+        ),
         (lambda checkpoint: checkpoint["data"].pop("days"), "a part of its data is missing"),
         (lambda checkpoint: checkpoint["data"].update(days=[5, 3]), "days of training"),
         (lambda checkpoint: checkpoint["data"].update(n_users=7), "another number of users"),

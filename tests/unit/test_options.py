@@ -543,7 +543,7 @@ def test_every_rule_refuses_something():
 def test_one_option_is_checked_for_one_model():
     check_option("ADRRec", "lni_weight", 0.5)
     check_option("SASRec", "lni_weight", "heavy")  # it does not read it
-    check_option("ADRRec", "benchmark_filename", object())  # RecBole judges it
+    check_option("ADRRec", "field_separator", object())  # RecBole judges it
     for model, name, value, message in (
         ("ADRRec", "lni_weight", -1, "lni_weight: -1 is not a number of at least 0"),
         ("SASRec", "learning_rate", 0, "learning_rate: 0 is not a number above 0"),
