@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from typing import IO
@@ -69,8 +70,10 @@ def unreadable_line(path: str | os.PathLike[str], field: str, separator: str, en
             parts = line.rstrip("\n").split(separator)
             text = parts[column] if column < len(parts) else ""
             try:
-                float(text or "nan")
+                value = float(text or "nan")
             except ValueError:
+                return f"line {number}, {text!r}"
+            if math.isinf(value) and any(map(str.isdigit, text)):  # 1e400, which pandas 2 refuses
                 return f"line {number}, {text!r}"
     return None
 

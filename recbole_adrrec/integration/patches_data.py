@@ -33,26 +33,27 @@ TIMEOUT_S = 30
 
 
 def copies_columns() -> bool:
-    """True where ``frame[column].fillna(inplace=True)`` leaves the frame as it is (always since pandas 3)."""
+    """True where ``frame[column].fillna(inplace=True)`` leaves the frame as it is (pandas 3) or warns of that (2.2)."""
     frame = pd.DataFrame({"a": [np.nan]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         frame["a"].fillna(value=0.0, inplace=True)
-    return bool(frame["a"].isna().any())
+    return bool(said or frame["a"].isna().any())
 
 
 def aggregates_whole() -> bool:
-    """True where ``Series.agg(len)`` counts the rows instead of the elements of each (since pandas 3)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return not isinstance(pd.Series([[1, 2], [3]]).agg(len), pd.Series)
+    """True where ``Series.agg(len)`` counts rows instead of the elements of each (pandas 3) or warns of that (2.2)."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        counts = pd.Series([[1, 2], [3]]).agg(len)
+    return bool(said) or not isinstance(counts, pd.Series)
 
 
 @patch(
     "missing values",
     "data/dataset/dataset.py:501, :648, :650",
     "chained fillna(inplace=True) does nothing since pandas 3: missing floats stay NaN, tokens become huge negative "
-    "numbers, sequences end in an AttributeError",
+    "numbers, sequences end in an AttributeError; pandas 2.2 and 2.3 warn",
     copies_columns,
 )
 def patch_fill_nan() -> None:
@@ -64,6 +65,7 @@ def patch_fill_nan() -> None:
     warning = getattr(pd.errors, "ChainedAssignmentError", None)
     if warning is not None:
         warnings.filterwarnings("ignore", category=warning, module=re.escape(DATASET))
+    warnings.filterwarnings("ignore", "A value is trying to be set on a copy", FutureWarning, re.escape(DATASET))
     # Columns of pandas 3 are read-only, of which torch warns; the frame is dropped once there are tensors.
     warnings.filterwarnings("ignore", "The given NumPy array is not writable", module=re.escape(DATASET))
 
@@ -134,7 +136,7 @@ def patch_counting() -> None:
 @patch(
     "lengths of sequences",
     "data/dataset/dataset.py:712, :792, :809, :1217; kg_dataset.py:316; sequential_dataset.py:165",
-    "Series.agg(len) counts rows since pandas 3, so that sequences are cut at the wrong places",
+    "Series.agg(len) counts rows since pandas 3, so that sequences are cut at the wrong places; pandas 2 warns",
     aggregates_whole,
 )
 def patch_lengths() -> None:

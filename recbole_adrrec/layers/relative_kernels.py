@@ -128,7 +128,9 @@ class SinusoidKernel(ClockedKernel):
 
         def angles(time: Tensor) -> tuple[Tensor, Tensor]:
             angle = (time - first).double().unsqueeze(-1) * rates  # [B, L, d / 2]
-            return angle.sin().to(dtype), angle.cos().to(dtype)
+            # ONNX Runtime 1.23, the last for Python 3.10, has the sine of float64 but not the cosine.
+            cosine = (angle + math.pi / 2).sin() if torch.compiler.is_exporting() else angle.cos()
+            return angle.sin().to(dtype), cosine.to(dtype)
 
         key_sin, key_cos = angles(times.key_time)
         same = times.query_time is times.key_time

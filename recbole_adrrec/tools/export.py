@@ -198,7 +198,7 @@ def _program(graph: ScoringGraph, length: int) -> Any:
         torch.tensor([width, max(1, width - 1)]),
     ]
     example += [torch.full((2,), 86400 * (width + 1)) for _ in graph.inputs[3:]]
-    batch = torch.export.Dim("batch", min=1)
+    batch = torch.export.Dim("batch", min=1, max=2**31 - 1)  # torch 2.7 takes no size without an end
     rows: dict[int, Any] = {0: batch}
     places = {0: batch, 1: torch.export.Dim("length", min=1, max=length)} if length > 1 else rows
     more = tuple(rows for _ in graph.inputs[3:])

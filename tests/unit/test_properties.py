@@ -230,7 +230,8 @@ def test_dataset_options_are_recboles(dataset):
 
 
 def test_checkout_without_install_finds_properties_beside_the_package(monkeypatch):
-    monkeypatch.setattr(properties.importlib.util, "find_spec", lambda name: None)
+    checkout = Path(__file__).resolve().parents[2]
+    monkeypatch.setattr(properties, "__file__", str(checkout / "recbole_adrrec" / "options" / "properties.py"))
     folder = properties._folder.__wrapped__("overall")
-    assert folder == Path(__file__).resolve().parents[2] / "properties"
+    assert folder == checkout / "properties"
     assert (folder / "overall.yaml").is_file()

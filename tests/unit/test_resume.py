@@ -288,7 +288,7 @@ def command_line(options: dict[str, Any], **changes: Any) -> list[str]:
 
 def run_and_signal(which: int, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", KILLED, str(which), *arguments],
+        [sys.executable, "-c", KILLED, str(int(which)), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
