@@ -1,7 +1,8 @@
 """Kernels of single events, and all kernels of a model with their results for a batch.
 
 An absolute kernel is an embedding ``E[i]`` of an event's place or time (MEANTIME, Cho et al., RecSys 2020, section
-3.3). To add one: write its class, and put its name into ``ABSOLUTE_KERNELS``. Kernels of pairs of events are in
+3.3). To add one: write its class, and put its name into ``ABSOLUTE_KERNELS`` and into
+``AbsoluteKernel`` of ``options.kinds``. Kernels of pairs of events are in
 ``layers.relative_kernels``.
 
 Letters: ``B`` rows of a batch, ``L`` places of a row, ``N`` events, ``d`` hidden size. Where ``[B, L]`` is written,
