@@ -24,7 +24,7 @@ from engine.store import FORMAT, check_owner, now, owned
 from tqdm import tqdm
 
 from recbole_adrrec.errors import OptionError
-from study import runs
+from study import runs, session
 from study.plan import Plan, RunSpec
 from study.runs import RunChild, record_path, status
 
@@ -103,8 +103,8 @@ def check(plan: Plan) -> None:
     """
     for spec in {(spec.label, spec.dataset, spec.protocol): spec for spec in plan.specs()}.values():
         try:
-            with runs.devices_unchanged():
-                runs.configure(spec, plan.results / "scratch")
+            with session.devices_unchanged():
+                session.configure(spec, plan.results / "scratch")
         except (ValueError, NotImplementedError, RuntimeError) as error:
             raise OptionError(f"models: {spec.label} on {spec.dataset}: {error}") from error
 

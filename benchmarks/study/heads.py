@@ -20,7 +20,7 @@ from tqdm import tqdm
 from recbole_adrrec.layers.attention import AdaptiveMixAttention, Attention, MixAttention
 from recbole_adrrec.layers.kernels import MixKernels
 from study.robustness import drop_row
-from study.runs import Session
+from study.session import Session
 
 Numbers = Mapping[int, Sequence[int]]
 """Numbers of heads or kernels, from 1, by layer, from 1."""

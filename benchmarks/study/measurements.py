@@ -112,13 +112,15 @@ def measure(
     CheckpointError
         If the run's model was not kept, or does not give the run's figures again.
     """
-    from study import heads, robustness, runs
+    from study import heads, robustness
+    from study.runs import record_path
+    from study.session import load_trained
 
     begin = time.perf_counter()
-    session, arrays = runs.load_trained(spec, results_folder / "models" / f"{spec.id}.pth")
+    session, arrays = load_trained(spec, results_folder / "models" / f"{spec.id}.pth")
     metric = spec.valid_metric.lower()
     clean = arrays[metric]
-    recorded = read_object(runs.record_path(results_folder, spec))["metrics"][metric]
+    recorded = read_object(record_path(results_folder, spec))["metrics"][metric]
     if abs(float(clean.mean()) - recorded) > 1e-6:
         raise CheckpointError(
             f"{spec.id}: the saved model gives {metric} {clean.mean():.6f}, the run had {recorded:.6f}"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from study.runs import Session
+from study.session import Session
 from study.statistics import bootstrap_interval
 
 KINDS = ("replace", "drop", "jitter")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError
 from recbole_adrrec.options import rules
-from study import checks, grid, runs
+from study import checks, grid, runs, session
 from study.plan import Entry, Plan, Protocol, RunSpec
 from study.runs import RunChild, record_path
 from study.study_file import refuse_owned, tuned_file
@@ -181,8 +181,8 @@ class Task:
         )
 
     def _default(self) -> dict[str, Any]:
-        with runs.devices_unchanged():
-            config = runs.configure(self.base, self.folder / "scratch")
+        with session.devices_unchanged():
+            config = session.configure(self.base, self.folder / "scratch")
         return {name: _coded(config[name]) for name, values in self.space.items() if _within(config[name], values)}
 
     @property

@@ -121,12 +121,12 @@ def measure(results: Results, data_path: str) -> list[Path]:
 
 
 def _write(spec: RunSpec, path: Path) -> None:
-    from study import runs
+    from study import session
 
     data = importlib.import_module("recbole.data")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with runs.in_temporary_folder() as folder:
-        config = runs.configure(spec, folder)
+    with session.in_temporary_folder() as folder:
+        config = session.configure(spec, folder)
         train, _, test = data.data_preparation(config, data.create_dataset(config))
     with AtomicFile(path) as file:
         np.savez_compressed(file, **describe(train._dataset, test._dataset))  # type: ignore[arg-type]

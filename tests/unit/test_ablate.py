@@ -4,8 +4,9 @@ import json
 
 import ablate
 import pytest
-from study import ablations, command_line, measurements, runs
+from study import ablations, command_line, measurements
 from study.ablations import Choices, ablation
+from study.session import load_trained
 
 from recbole_adrrec import options
 from recbole_adrrec.errors import CheckpointError, OptionError
@@ -299,9 +300,9 @@ def test_a_model_that_is_not_the_runs_is_refused(small_study, tmp_path):
     _, plan = planned_from(arguments)
     spec = next(spec for spec in plan.specs() if spec.label == "ADRRec")
     with pytest.raises(CheckpointError, match="no such file; run the study with keep_models"):
-        runs.load_trained(spec, tmp_path / "none.pth")
+        load_trained(spec, tmp_path / "none.pth")
     with pytest.raises(CheckpointError, match=r"made for another model|not a model of small-ADRRec-"):
-        runs.load_trained(spec, results / "models" / "small-SASRec-leave_one_out-full-all-s2020.pth")
+        load_trained(spec, results / "models" / "small-SASRec-leave_one_out-full-all-s2020.pth")
     other = results.parent / "other"
     (other / "runs").mkdir(parents=True)
     (other / "models").mkdir()

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from fuzzing import checkpoints as fuzzing
+from fuzzing import checkpoint_inputs as inputs
+from fuzzing import checkpoint_values as values
+from fuzzing.checkpoint_readers import time_limit
+from fuzzing.checkpoints import Fuzz
 
 from recbole_adrrec.errors import CheckpointError, DataError
 from recbole_adrrec.integration.checkpoint import save_checkpoint
@@ -22,14 +25,14 @@ from recbole_adrrec.options import check_data
 def made_fuzz(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A fuzz with its small checkpoints, in a working directory of its own."""
     before = os.getcwd()
-    yield fuzzing.Fuzz(tmp_path_factory.mktemp("fuzz"), seed=1)
+    yield Fuzz(tmp_path_factory.mktemp("fuzz"), seed=1)
     os.chdir(before)
 
 
 def read(fuzz: Any, reader: str, content: bytes) -> str:
     """The line in which a reader refuses a file's bytes."""
     Path(fuzz.path).write_bytes(content)
-    with fuzzing.time_limit(20), pytest.raises(CheckpointError) as refused:
+    with time_limit(20), pytest.raises(CheckpointError) as refused:
         fuzz.readers[reader][0](fuzz.path)
     said = str(refused.value)
     assert fuzz.path in said
@@ -49,25 +52,19 @@ def test_the_watch_finds_what_an_unsafe_reader_does(fuzz: Any) -> None:
         with contextlib.suppress(Exception):
             torch.load(path, weights_only=False)
 
-    made = fuzzing._saved({"a": fuzzing.Call(os.system, f"touch {fuzzing.MARK}")})
+    made = inputs.saved({"a": values.Call(os.system, f"touch {values.MARK}")})
     stage, problem = fuzz._attempt(unsafe, made)
     assert (stage, problem) == ("read", "a file of the input's appeared")
-    stage, problem = fuzz._attempt(unsafe, fuzzing._saved(fuzzing.Call(eval, f"1 + len({fuzzing.MARK!r})")))
+    stage, problem = fuzz._attempt(unsafe, inputs.saved(values.Call(eval, f"1 + len({values.MARK!r})")))
     assert problem.startswith("did compile")
     assert "KeyError" in fuzz._attempt(lambda path: {}[path], b"")[1]
-    assert "did open of" in fuzz._attempt(lambda path: Path(fuzzing.MARK + "2").touch(), b"")[1]
-
-
-def text_in_itself() -> dict[str, Any]:
-    value: dict[str, Any] = {}
-    value["a"] = value
-    return value
+    assert "did open of" in fuzz._attempt(lambda path: Path(values.MARK + "2").touch(), b"")[1]
 
 
 VALUES = {
-    "a value in itself": (text_in_itself(), "stand in one another without end"),
-    "deep nesting": (fuzzing.nested(900), "stand in one another without end"),
-    "a list that stands in lists twice": (fuzzing.repeated(40), "stand in one another without end"),
+    "a value in itself": (values.within_itself(), "stand in one another without end"),
+    "deep nesting": (values.nested(900), "stand in one another without end"),
+    "a list that stands in lists twice": (values.repeated(40), "stand in one another without end"),
     "a view of any size": (torch.zeros(1).expand(10**6, 10**6), "holds a Tensor that checkpoints don't"),
     "a sparse tensor": (torch.eye(3).to_sparse(), "holds a Tensor|_rebuild_sparse_tensor"),
     "a meta tensor": (torch.zeros(3, device="meta"), "_rebuild_meta_tensor"),
@@ -80,16 +77,16 @@ VALUES = {
 @pytest.mark.parametrize("name", VALUES)
 def test_values_that_checkpoints_never_hold_are_refused(name: str, fuzz: Any) -> None:
     value, message = VALUES[name]
-    said = read(fuzz, "load", fuzzing._saved({**fuzz.cases.states[0], "new": value}))
+    said = read(fuzz, "load", inputs.saved({**fuzz.cases.states[0], "new": value}))
     assert re.search(message, said), said
 
 
 def test_files_that_take_more_memory_than_they_have_bytes_are_refused(fuzz: Any) -> None:
     assert "packed, as no checkpoint is" in read(fuzz, "load", fuzz.cases._bomb)
     members = fuzz.cases._archive(0)
-    name = next(each for each in members if each.endswith("data.pkl"))
+    name = inputs.pickle_of(members)
     members[name] = b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
-    assert "holds __builtin__.bytearray" in read(fuzz, "load", fuzzing._zipped(members))
+    assert "holds __builtin__.bytearray" in read(fuzz, "load", inputs.zipped(members))
     torch.save(fuzz.cases.states[0], "old.pth", _use_new_zipfile_serialization=False)
     assert "not a checkpoint" in read(fuzz, "load", Path("old.pth").read_bytes())
     with zipfile.ZipFile("twice.pth", "w") as archive:
@@ -133,7 +130,7 @@ CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_changed_values_are_refused_by_the_name_of_the_file(name: str, fuzz: Any) -> None:
     reader, base, (*places, last), value, message = CHANGES[name]
-    state = fuzz.cases._clone(fuzz.cases.states[base])
+    state = inputs.cloned(fuzz.cases.states[base])
     if last == "clock":
         places, last = ["state_dict"], next(each for each in state["state_dict"] if each.endswith(".clock"))
     holder = state

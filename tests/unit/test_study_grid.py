@@ -16,7 +16,7 @@ import compare
 import pytest
 from engine import children
 from studies import OPTIONS, Instant, command, plan_of, use
-from study import command_line, grid, runs, tied_timestamps
+from study import command_line, grid, runs, session, tied_timestamps
 from study import plan as plans
 
 from recbole_adrrec.errors import OptionError
@@ -304,7 +304,7 @@ def test_checking_a_study_leaves_the_choice_of_gpus_alone(
     plan = plan_of(small_data, tmp_path)
     grid.check(plan)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
-    assert runs.given_options(plan.specs()[0], tmp_path).get("gpu_id") == visible
+    assert session.given_options(plan.specs()[0], tmp_path).get("gpu_id") == visible
 
 
 def test_shuffled_ties_are_summed_up(small_data: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from recbole.data.interaction import Interaction
 from study import heads, measurements, robustness, runs, study_file
 from study.results import Results
 from study.robustness import KINDS, changed_batch, changed_history, drop_row
+from study.session import load_trained
 
 from recbole_adrrec.models.adrrec import ADRRec
 from recbole_adrrec.models.awrsr import AWRSR
@@ -348,7 +349,7 @@ def test_a_saved_model_gives_its_run_again_and_is_measured(small_data, tmp_path,
     (spec,) = plan.specs()
     runs.run_one(spec, plan.results)
     with np.load(plan.results / "runs" / f"{spec.id}.npz") as kept:
-        session, again = runs.load_trained(spec, plan.results / "models" / f"{spec.id}.pth")
+        session, again = load_trained(spec, plan.results / "models" / f"{spec.id}.pth")
         np.testing.assert_array_equal(again["users"], kept["users"])
         np.testing.assert_allclose(again["ndcg@10"], kept["ndcg@10"], rtol=0, atol=1e-12)
 

@@ -13,8 +13,9 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.utils import get_trainer, init_seed
 from studies import plan_of
-from study import protocols, runs, tied_timestamps
+from study import protocols, tied_timestamps
 from study.plan import Protocol
+from study.session import Session, configure, given_options
 
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.integration import register as plugin
@@ -30,9 +31,9 @@ def spec_of(folder: Path, protocol: str, dataset: str = "small", model: str = "A
     return plan_of(folder, folder / "results", **study).specs()[0]
 
 
-def session_of(folder: Path, scratch: Path, protocol: str, **given: Any) -> runs.Session:
+def session_of(folder: Path, scratch: Path, protocol: str, **given: Any) -> Session:
     spec = spec_of(folder, protocol, **given)
-    return runs.Session(spec, runs.configure(spec, scratch))
+    return Session(spec, configure(spec, scratch))
 
 
 def histories(dataset: Any) -> dict[int, list[int]]:
@@ -137,7 +138,7 @@ def test_recboles_own_sampled_evaluation_ranks_the_same_candidates_alike(
     session.train()
     ours, _ = session.test()
     # RecBole's loader for pop100, given our draws in place of its own.
-    given = runs.given_options(session.spec, tmp_path)
+    given = given_options(session.spec, tmp_path)
     given["eval_args"] = {**given["eval_args"], "mode": "pop100"}
     with plugin.command_line(given):
         config = Config(model, "small")
@@ -158,7 +159,7 @@ def test_recboles_own_sampled_evaluation_ranks_the_same_candidates_alike(
 
 def test_recbole_refuses_unseen_only_and_masks_no_history(small_data: Path, tmp_path: Path) -> None:
     spec = spec_of(small_data, "leave_one_out-full-all")
-    given = {**runs.given_options(spec, tmp_path), "repeatable": False}
+    given = {**given_options(spec, tmp_path), "repeatable": False}
     with plugin.command_line(given), pytest.raises(ValueError, match="only support repeatable recommendation"):
         Config("SASRec", "small")
     session = session_of(small_data, tmp_path, "leave_one_out-full-all")

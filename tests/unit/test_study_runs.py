@@ -24,7 +24,7 @@ from recbole.evaluator.evaluator import Evaluator
 from recbole.quick_start import run_recbole
 from studies import plan_of
 from study import plan as plans
-from study import runs, study_file
+from study import runs, session, study_file
 from study.plan import Protocol
 from study.results import by_user
 
@@ -53,7 +53,7 @@ def collected(ranks: list[list[int]], width: int, counts: list[int]) -> Any:
     return SimpleNamespace(get={"rec.topk": torch.from_numpy(hits)}.__getitem__)
 
 
-@pytest.mark.parametrize("places", [4, runs.PLACES])
+@pytest.mark.parametrize("places", [4, session.PLACES])
 def test_rows_have_the_mean_that_recbole_reports_to_its_last_digit(places: int) -> None:
     generator = np.random.default_rng(0)
     ranks = [sorted(generator.choice(60, generator.integers(1, 9), replace=False) + 1) for _ in range(501)]
@@ -62,7 +62,7 @@ def test_rows_have_the_mean_that_recbole_reports_to_its_last_digit(places: int) 
     assert sorted(names) == sorted(study_file.ACCURACY)
     config = {"metrics": names, "topk": [1, 5, 20], "metric_decimal_place": places}
     evaluator = Evaluator(config)
-    theirs, ours = evaluator.evaluate(struct), runs.per_row(evaluator, struct)
+    theirs, ours = evaluator.evaluate(struct), session.per_row(evaluator, struct)
     assert list(ours) == list(theirs)
     for name, value in theirs.items():
         assert round(float(ours[name].mean()), places) == pytest.approx(value, abs=10.0 ** -(places + 2))
@@ -73,7 +73,7 @@ def test_rows_have_the_values_of_the_definitions() -> None:
     ranks = [1, 3, 7, 30]
     struct = collected([[rank] for rank in ranks], 10, [1] * 4)
     config = {"metrics": ["Recall", "MRR", "NDCG", "Hit"], "topk": [5, 10], "metric_decimal_place": 4}
-    found = runs.per_row(Evaluator(config), struct)
+    found = session.per_row(Evaluator(config), struct)
     for k in (5, 10):
         inside = [float(rank <= k) for rank in ranks]
         assert found[f"recall@{k}"].tolist() == found[f"hit@{k}"].tolist() == inside
@@ -102,7 +102,7 @@ def test_a_run_gives_what_recbole_itself_gives(
     spec = spec_of(small_data, model, keep_models=True, metrics=["Recall", "NDCG", "MRR", *beside])
     runs.run_one(spec, tmp_path)
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
-    given = runs.given_options(spec, tmp_path / "again")
+    given = session.given_options(spec, tmp_path / "again")
     with plugin.command_line(given):
         theirs = run_recbole(model=model, dataset="small")
     assert record["metrics"] == pytest.approx(dict(theirs["test_result"]), abs=1e-11)
@@ -166,7 +166,7 @@ def test_a_trial_never_ranks_the_test_data(small_data: Path, tmp_path: Path, mon
     def refuse(_: Any) -> None:
         raise AssertionError("the test data was ranked")
 
-    monkeypatch.setattr(runs.Session, "test", refuse)
+    monkeypatch.setattr(session.Session, "test", refuse)
     spec = replace(spec_of(small_data), test=False)
     runs.run_one(spec, tmp_path)
     record = json.loads(runs.record_path(tmp_path, spec).read_text())
@@ -255,7 +255,7 @@ def test_a_run_begun_by_other_code_starts_over(
     monkeypatch.chdir(tmp_path)
     spec = spec_of(small_data)
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Session, "test", stop)
+        patch.setattr(session.Session, "test", stop)
         with pytest.raises(Stop):
             runs.run_one(spec, tmp_path)
     progress = runs.scratch_of(tmp_path, spec) / "saved" / runs.PROGRESS
