@@ -220,7 +220,9 @@ class Cases:
         if type(value) is int and draw.random() < 0.4:
             return draw.choice([value + 1, value - 1, -value, value * 1000, value % 100 + 0.5, [value]])
         if isinstance(value, str) and draw.random() < 0.3:
-            return draw.choice([value + "x", value[1:], value.swapcase(), [value], value.encode().hex(), CODE])
+            return draw.choice(
+                [value + "x", value[1:], value.swapcase(), [value], value.encode("utf-8", "surrogatepass").hex(), CODE]
+            )
         return draw.choice(ODD)
 
     def _change(self, state: Any, part: Any, count: int = 1) -> str:
