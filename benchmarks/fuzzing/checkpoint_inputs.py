@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -223,7 +224,7 @@ class Cases:
             return draw.choice(
                 [value + "x", value[1:], value.swapcase(), [value], value.encode("utf-8", "surrogatepass").hex(), CODE]
             )
-        return draw.choice(ODD)
+        return copy.deepcopy(draw.choice(ODD))
 
     def _change(self, state: Any, part: Any, count: int = 1) -> str:
         """Change values below ``part``, and tell which."""
@@ -274,7 +275,8 @@ class Cases:
 
     def _any(self) -> Made:
         state = self._state()
-        return self._fitting(state), self._change(state, state, self.random.choice([1, 2, 5]))
+        told = self._change(state, state, self.random.choice([1, 2, 5]))
+        return self._fitting(state), told
 
     def _data(self) -> Made:
         draw, state = self.random, self._state()
