@@ -276,7 +276,7 @@ def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
             if options.get(name) is not None:
                 options[name] = getattr(enum_type, kind)[options[name]]
         options["device"] = torch.device(options["device"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
     with named(path):
         rules.check_model(stored["model"])
@@ -320,7 +320,8 @@ def load_weights(model: Any, checkpoint: Mapping[str, Any], path: str | os.PathL
             f"{path} doesn't fit this {type(model).__name__}: {difference}; it was made for another model, with other "
             "data or other options"
         )
-    other = checkpoint.get("other_parameter") or {}
+    other = checkpoint.get("other_parameter")
+    other = {} if other is None else other
     if not isinstance(other, dict) or not {*other} <= {*(model.other_parameter() or {})}:
         raise CheckpointError(f"{path}: its other_parameter isn't that of a {type(model).__name__}; train again")
     model.load_state_dict(checkpoint["state_dict"])

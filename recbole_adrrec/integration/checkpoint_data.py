@@ -157,9 +157,10 @@ def unpack(packed: Any, what: str) -> list[str]:
     try:
         text, lengths = packed["text"], packed["lengths"]
         ends = lengths.long().cumsum(0).tolist()
+        fits = isinstance(text, str) and not bool((lengths < 0).any()) and (ends[-1] if ends else 0) == len(text)
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise CorruptCheckpoint(f"its names of {what} can't be read") from error
-    if not isinstance(text, str) or bool((lengths < 0).any()) or (ends[-1] if ends else 0) != len(text):
+    if not fits:
         raise CorruptCheckpoint(f"its names of {what} can't be read")
     names = [text[start:end] for start, end in zip([0, *ends][:-1], ends, strict=True)]
     if len(set(names)) != len(names):
