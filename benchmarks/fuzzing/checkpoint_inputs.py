@@ -86,7 +86,10 @@ class Cases:
         self.main = main
         weights = [weight for _, weight in self.kinds.values()]
         kind = self.random.choices(list(self.kinds), weights)[0]
-        return (kind, *self.kinds[kind][0]())
+        try:
+            return (kind, *self.kinds[kind][0]())
+        except (RuntimeError, MemoryError):  # values changed twice that no file can be made of
+            return ("unchanged", *self.kinds["unchanged"][0]())
 
     # Files
 

@@ -261,6 +261,13 @@ def first_line(error: object) -> str:
     return line.partition(". ")[0].rstrip(".")  # the first sentence; torch adds advice for its developers
 
 
+def _device(stored: Any) -> torch.device:
+    """A device by its name; a number would mean an accelerator, on some machines any."""
+    if not isinstance(stored, str):
+        raise TypeError(f"device: {stored!r} is not the name of a device")
+    return torch.device(stored)
+
+
 def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> Any:
     """RecBole's ``Config`` with the options of a checkpoint; ``CheckpointError`` where one has an impossible value.
 
@@ -275,7 +282,7 @@ def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
         for name, kind in ENUMS.items():
             if options.get(name) is not None:
                 options[name] = getattr(enum_type, kind)[options[name]]
-        options["device"] = torch.device(options["device"])
+        options["device"] = _device(options["device"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
     with named(path):

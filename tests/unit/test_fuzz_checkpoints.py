@@ -63,7 +63,7 @@ def test_the_watch_finds_what_an_unsafe_reader_does(fuzz: Any) -> None:
 
 VALUES = {
     "a value in itself": (values.within_itself(), "stand in one another without end"),
-    "deep nesting": (values.nested(900), "stand in one another without end"),
+    "deep nesting": (values.nested(300), "stand in one another without end"),
     "a list that stands in lists twice": (values.repeated(40), "stand in one another without end"),
     "a view of any size": (torch.zeros(1).expand(10**6, 10**6), "holds a Tensor that checkpoints don't"),
     "a sparse tensor": (torch.eye(3).to_sparse(), "holds a Tensor|_rebuild_sparse_tensor"),
