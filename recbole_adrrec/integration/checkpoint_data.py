@@ -110,7 +110,7 @@ def check_same_data(checkpoint: Mapping[str, Any], dataset: Any, path: Any) -> N
     store = _store(dataset)
     if prints["names"] != (fingerprint(_names(dataset)) if store is None else store.fingerprint["names"]):
         difference = "users and items with other names, or in another order"
-    elif prints["events"] != (
+    elif prints.get("events") != (
         fingerprint(_pack_events(dataset, rows.events)) if store is None else store.fingerprint["events"]
     ):
         difference = "the same users and items, but other events"

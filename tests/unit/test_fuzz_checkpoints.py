@@ -123,6 +123,8 @@ CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
     "data that can't be split": ("load_data_and_model", 4, ("config", "options", "eval_args"), "x", "can't be made"),
     "no fingerprints of data": ("load_data_and_model", 0, ("data", "fingerprint"), 3, "its data can't be read"),
     "a file of a long name": ("resume", 1, ("training", "best_file"), "x" * 5000, "names no file"),
+    "a score beyond floats": ("resume", 1, ("best_valid_score",), 10**400, "counts of epochs"),
+    "no fingerprint of events": ("load_data_and_model", 0, ("data", "fingerprint"), {"names": "x"}, "other data"),
     "an epoch below 0": ("resume", 1, ("epoch",), -(10**9), "counts of epochs"),
     "an optimizer of others": ("resume", 1, ("optimizer", "state", 0, "exp_avg"), torch.ones(2), "its optimizer"),
     "half an optimizer": ("resume", 1, ("optimizer", "state", 0), {"step": torch.ones(())}, "its optimizer"),
