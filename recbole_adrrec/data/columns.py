@@ -146,8 +146,6 @@ class Columns:
     users, items : Names
         With padding, ``[PAD]``, as number 0.
     ties : TieStatistics
-    days : tuple of int
-        First and last day of an event, since 1970 (UTC).
     fingerprint : dict of str to str
         ``names`` and ``events``, those of a checkpoint of the same data.
     """
