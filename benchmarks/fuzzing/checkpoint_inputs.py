@@ -29,8 +29,8 @@ from fuzzing.checkpoint_values import (
     repeated,
     within_itself,
 )
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration.checkpoint import load_checkpoint
-from recbole_adrrec.integration.fingerprint import fingerprint
 
 OLD = Path(__file__).parents[2] / "tests" / "data" / "version_0_1.pth"
 """A file of version 0.1."""

@@ -25,7 +25,7 @@ from recbole_adrrec.data.columns import COLUMNS, FORMAT, Source, first_users, pa
 from recbole_adrrec.data.ties import name_hashes, random_keys, tie_statistics_of_parts
 from recbole_adrrec.errors import DataError
 from recbole_adrrec.files import AtomicFile, broken_name
-from recbole_adrrec.integration.fingerprint import Stream, fingerprint
+from recbole_adrrec.fingerprint import Stream, fingerprint
 from recbole_adrrec.times import check_times, to_seconds
 
 BLOCK = 1 << 20

@@ -30,7 +30,7 @@ from torch import Tensor
 from recbole_adrrec import options as rules
 from recbole_adrrec.errors import CheckpointError, OptionError
 from recbole_adrrec.files import AtomicFile
-from recbole_adrrec.integration.fingerprint import fingerprint
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.version import __version__
 
 FORMAT = 2

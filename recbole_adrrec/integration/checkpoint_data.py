@@ -19,8 +19,8 @@ from torch import Tensor
 from recbole_adrrec.data.columns import Columns, pack
 from recbole_adrrec.data.rows import Events, PrefixRows
 from recbole_adrrec.errors import CheckpointError, DataError
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration.checkpoint import is_file_name
-from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.times import SECONDS_A_DAY
 
 PADDING = "[PAD]"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration.checkpoint import config_entry, first_line, save_checkpoint
-from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.integration.resume import LAST
 from recbole_adrrec.options import load_properties
 

@@ -26,8 +26,8 @@ import recbole_adrrec
 from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError
 from recbole_adrrec.files import AtomicFile
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration.checkpoint import load_checkpoint, save_checkpoint
-from recbole_adrrec.integration.fingerprint import fingerprint
 
 LEAVE_ONE_OUT = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"}
 VERSION_0_1 = Path(__file__).parents[1] / "data" / "version_0_1.pth"

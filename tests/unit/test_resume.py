@@ -22,10 +22,10 @@ from recbole.utils import get_model, get_trainer, init_seed
 
 from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError, OptionError
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration import resume
 from recbole_adrrec.integration.checkpoint import load_checkpoint
 from recbole_adrrec.integration.checkpoint_data import CheckpointData
-from recbole_adrrec.integration.fingerprint import fingerprint
 from recbole_adrrec.integration.trainer import ResumableTrainer
 
 Trained = tuple[Path, dict[str, Any]]

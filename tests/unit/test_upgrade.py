@@ -18,8 +18,8 @@ from test_resume import write_tiny
 import recbole_adrrec
 from recbole_adrrec import cli
 from recbole_adrrec.errors import CheckpointError
+from recbole_adrrec.fingerprint import fingerprint
 from recbole_adrrec.integration.checkpoint import load_checkpoint
-from recbole_adrrec.integration.fingerprint import fingerprint
 
 
 @pytest.fixture
