@@ -49,6 +49,8 @@ def _with_data(config: Any, checkpoint: Mapping[str, Any], model_file: Any) -> t
         config["device"] = torch.device("cpu")
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         config["single_spec"], config["local_rank"] = True, 0
+    # What the run of the file began with is no matter of its model.
+    config["resume"] = config["init_from"] = None
     recbole.init_seed(config["seed"], config["reproducibility"])
     recbole.init_logger(config)
     recbole.getLogger().info(config)
@@ -59,18 +61,22 @@ def _with_data(config: Any, checkpoint: Mapping[str, Any], model_file: Any) -> t
     check_same_data(checkpoint, train_data._dataset, model_file)
 
     recbole.init_seed(config["seed"], config["reproducibility"])
-    with no_more_than(checkpoint["state_dict"]):
+    with no_more_than(checkpoint["state_dict"], config):
         model = recbole.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     load_weights(model, checkpoint, model_file)
     return config, model, dataset, train_data, valid_data, test_data
 
 
 @contextmanager
-def no_more_than(weights: Mapping[str, Tensor]) -> Iterator[None]:
+def no_more_than(weights: Mapping[str, Tensor], config: Any) -> Iterator[None]:
     """While this lasts, no module of this thread gets many more parameters than there are weights.
 
-    Options of a changed file may ask for any size; a parameter is refused before its numbers are drawn.
+    Options of a changed file may ask for any size; a parameter is refused before its numbers are drawn. RecBole's
+    Transformer copies its layers, which registers nothing: their number is looked at before.
     """
+    layers = config["n_layers"]
+    if isinstance(layers, int) and layers > len(weights):
+        raise ValueError(f"n_layers: {layers} layers, and {len(weights)} weights in the file")
     thread, met = threading.get_ident(), dict[int, int]()
     most = 2 * sum(weight.numel() for weight in weights.values()) + 10**6
 
@@ -169,7 +175,7 @@ def _build(path: str, config: Any, data: CheckpointData, stored: Mapping[str, An
     name, state = config["model"], stored["state_dict"]
     try:
         # Weights are drawn only to be replaced; the caller's random numbers stay as they are.
-        with torch.random.fork_rng(devices=[]), no_more_than(state):
+        with torch.random.fork_rng(devices=[]), no_more_than(state, config):
             model = config.model_class(config, DatasetStandIn(config, data, state))
     except _NotStoredError as error:
         raise CheckpointError(

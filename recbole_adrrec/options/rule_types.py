@@ -17,7 +17,7 @@ Rule = Callable[[Any], str | None]
 def check(rule: Rule, name: str, value: Any) -> None:
     """Raise an ``OptionError`` that begins with ``name`` if ``value`` is refused."""
     if fault := rule(value):
-        raise OptionError(f"{name}: {fault}")
+        raise OptionError(" ".join(f"{name}: {fault}".split("\n")))
 
 
 def number(

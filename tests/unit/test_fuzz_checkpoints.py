@@ -97,7 +97,15 @@ def test_files_that_take_more_memory_than_they_have_bytes_are_refused(fuzz: Any)
 
 CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
     # Reader, file, place of a value, the value, and what is said.
-    "any number of layers": ("load", 0, ("config", "options", "n_layers"), 10**6, "more parameters than the file"),
+    "any number of layers": ("load", 0, ("config", "options", "n_layers"), 10**6, "n_layers: 1000000 layers"),
+    "any number of RecBole's layers": (
+        "load",
+        4,
+        ("config", "options", "n_layers"),
+        10**9,
+        "n_layers: 1000000000 layers",
+    ),
+    "a value of several lines": ("resume", 1, ("config", "given", "epochs"), "a\nb", "epochs"),
     "any width": ("load", 0, ("config", "options", "inner_size"), 10**7, "more parameters than the file"),
     "a wrong type": ("load", 0, ("config", "options", "topk"), "x", "topk: 'x'"),
     "a model's name": ("load", 0, ("config", "options", "model"), "../../x", "not what this package writes"),
@@ -136,6 +144,13 @@ CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
     "names of parts": ("resume", 1, ("config", "given", "benchmark_filename"), 3, "benchmark_filename: 3"),
     "a clock of three": ("init_from", 0, ("clock",), torch.ones(3), "unit of time|weights don't fit"),
 }
+
+
+def test_what_the_run_of_a_file_began_with_is_no_matter_of_its_model(fuzz: Any) -> None:
+    state = inputs.cloned(fuzz.cases.states[0])
+    state["config"]["options"].update(resume="1", init_from="2")
+    save_checkpoint(state, fuzz.path)
+    fuzz.readers["load_data_and_model"][0](fuzz.path)
 
 
 @pytest.mark.parametrize("name", CHANGES)
