@@ -30,7 +30,7 @@ SIZE = {
 
 @dataclass
 class Trained:
-    """What a training left behind."""
+    """A training and the files it left behind."""
 
     path: Path
     config: Any

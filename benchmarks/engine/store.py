@@ -17,7 +17,7 @@ from recbole_adrrec.files import AtomicFile
 
 FORMAT = 1
 KEY = ("kind", "variant", "given", "run")
-"""What tells two measurements from each other."""
+"""Entries that tell two measurements from each other."""
 
 
 def write_text(path: Path, text: str) -> None:

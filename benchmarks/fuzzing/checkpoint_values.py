@@ -1,4 +1,4 @@
-"""What crafted checkpoints hold in the place of what is right: calls, opcodes, tensors and other values."""
+"""Values that crafted checkpoints hold in the place of right ones: calls, opcodes, tensors and others."""
 
 from __future__ import annotations
 

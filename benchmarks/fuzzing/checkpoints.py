@@ -39,7 +39,7 @@ STAGE_OF = {
     **dict.fromkeys(("restore", "load_weights", "_clock", "_check_fit", "recommend", "init_from"), "model, weights"),
     **dict.fromkeys(("resume", "trainer"), "state of training"),
 }
-"""How far a file got, by the function that refuses it, else by its module."""
+"""Stage that a file got to, by the function that refuses it, else by its module."""
 
 STAGES = [*dict.fromkeys(STAGE_OF.values()), "read"]
 

@@ -63,14 +63,7 @@ class Found:
 
 
 class Cases:
-    """Draws requests.
-
-    Parameters
-    ----------
-    recommender : Recommender
-    options : ServiceOptions
-    seed : int
-    """
+    """Draws requests; parameters as of :class:`Fuzz`."""
 
     def __init__(self, recommender: Recommender, options: ServiceOptions, seed: int) -> None:
         self.random = random.Random(seed)

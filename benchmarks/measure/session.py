@@ -37,7 +37,7 @@ class Job:
 
 
 class Session:
-    """What the reports of all modes share: the command line, the store, a folder for synthetic data and copies.
+    """Things that the reports of all modes share: the command line, the store, a folder for synthetic data and copies.
 
     ``skipped`` has the variants that can't run here, each with the reason.
     """

@@ -127,7 +127,7 @@ class Source:
         return self.path.with_suffix(".columns")
 
     def entry(self) -> dict[str, Any]:
-        """What ``columns.json`` has of it; the file counts by its size and time of change."""
+        """Entry of ``columns.json`` for it; the file counts by its size and time of change."""
         now = self.path.stat()
         given = {name: value for name, value in asdict(self).items() if name != "path"}
         lists = {"fields": list(self.fields), "intervals": list(self.intervals)}
@@ -197,7 +197,7 @@ def _tensor(mapped: NDArray[Any]) -> Tensor:
 
 
 def is_current(source: Source) -> bool:
-    """Whether the columns of an atomic file are there and were made of it as it is now."""
+    """True where the columns of an atomic file are there and were made of it as it is now."""
     try:
         about = json.loads((source.folder / "columns.json").read_text(encoding="utf-8"))
         return bool(about["format"] == FORMAT and about["source"] == source.entry())

@@ -40,7 +40,7 @@ ENUMS = {"MODEL_TYPE": "ModelType", "MODEL_INPUT_TYPE": "InputType", "eval_type"
 """Options whose values are enums of ``recbole.utils.enum_type``; they are stored by name."""
 
 TENSOR_PARTS = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_tensor_v2|torch\.\w+Storage")
-"""What the pickle of a checkpoint names."""
+"""Classes and functions that the pickle of a checkpoint names."""
 
 DEEPEST = 100
 """Values within one another, at most."""
@@ -148,7 +148,7 @@ def load_checkpoint(file: str | os.PathLike[str], map_location: Any = None, **_:
 
 
 def _read_archive(path: str, map_location: Any) -> Any:
-    """What ``torch.load`` makes of a file, if that takes no more memory than the file has bytes."""
+    """Read a file by ``torch.load``, if that takes no more memory than the file has bytes."""
     if not os.path.isfile(path):
         raise CheckpointError(f"{path}: there is no such checkpoint")
     try:

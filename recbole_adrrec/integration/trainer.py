@@ -75,7 +75,7 @@ class ResumableTrainer(Trainer):
     """
 
     resumable = True
-    """Whether training can be continued: not that of trainers with epochs of their own."""
+    """True where training can be continued: not that of trainers with epochs of their own."""
     evaluated: Any = None
     """The loader that was evaluated last."""
     saved_model_file: str

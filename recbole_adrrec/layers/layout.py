@@ -111,7 +111,7 @@ class JaggedGroup(Group):
     row: Tensor = field(kw_only=True)
     """Int64[N]: the row of each event."""
     causal: bool = field(kw_only=True)
-    """Whether events are kept from later ones of their row. The mask is empty."""
+    """True where events are kept from later ones of their row. The mask is empty."""
 
     def pad(self, states: Tensor) -> Tensor:
         """States of all events as those of one row."""

@@ -83,7 +83,7 @@ class RefinementSettings:
     maps: str = "distance"
     """One of ``REFINEMENT_MAPS``."""
     value_map: bool = False
-    """Whether a ``ValueRefinement`` has a ``W_v``."""
+    """True for a ``ValueRefinement`` with a ``W_v``."""
     start: float | None = None
     """``g`` of an ``AdditiveRefinement`` at first, in (0, 1); by default ``REFINEMENT_START``."""
 

@@ -86,11 +86,11 @@ class ModelComponents:
     head: ItemHead
     """From states to scores."""
     knows_time: bool = True
-    """Whether any of these reads times."""
+    """True where any of these reads times."""
     pvn_weight: float = 0.0
     """Weight of STOSA's positive-versus-negative term beside BPR."""
     packs_rows: bool = True
-    """Whether a CPU may leave padding out of what is computed; not where padding takes part in attention."""
+    """True where a CPU may leave padding out of what is computed; not where padding takes part in attention."""
 
 
 def build_trend(options: EncoderOptions, stats: DataStats) -> Trend | None:

@@ -1,4 +1,4 @@
-"""What must hold for ADRRec and MEANTIME on any batch."""
+"""Properties of ADRRec and MEANTIME on any batch."""
 
 import logging
 

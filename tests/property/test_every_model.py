@@ -1,4 +1,4 @@
-"""What must hold for every causal model and every refinement on any batch."""
+"""Properties of every causal model and every refinement on any batch."""
 
 import copy
 import itertools

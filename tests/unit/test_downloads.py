@@ -23,7 +23,7 @@ INTER = "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(f"u{i % 3}\t
 
 
 class Answer(io.BytesIO):
-    """What ``urlopen`` gives for an archive."""
+    """A reply of ``urlopen`` with an archive."""
 
     def info(self) -> Message:
         message = Message()

@@ -72,7 +72,7 @@ def recommenders(tmp_path_factory):
 
 
 def inputs_of(session, recommender, users):
-    """What a graph takes for users, and the rows that the model takes."""
+    """Inputs of a graph for users, and the rows that the model takes."""
     rows = recommender.rows(users, None)
     config = recommender.config
     given = {

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
 
 
 def shown(notebook: nbformat.NotebookNode) -> Iterator[list[str]]:
-    """What each cell of code shows: kinds of data, or names of streams."""
+    """Outputs of each cell of code: kinds of data, or names of streams."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             yield sorted({kind for each in cell.outputs for kind in each.get("data", {each.get("name"): ""})})

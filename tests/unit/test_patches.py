@@ -181,7 +181,7 @@ def test_hyper_tuning_works_without_ray(small: dict[str, Any], tmp_path: Path) -
 
 
 def has_current_ray() -> bool:
-    """Whether a ray is installed that can import; asked without importing it."""
+    """True where a ray is installed that can be imported; it is not imported."""
     try:
         return int(importlib.metadata.version("ray").split(".")[1]) >= 9
     except importlib.metadata.PackageNotFoundError:

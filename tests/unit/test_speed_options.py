@@ -121,7 +121,7 @@ def test_blocks_bound_what_is_made(monkeypatch):
 
 
 def kept_bytes(**options):
-    """What one training step keeps for its backward pass."""
+    """Tensors that one training step keeps for its backward pass."""
     model = helpers.build(ADRRec, **{**EVERY_KERNEL, "n_layers": 4, "MAX_ITEM_LIST_LENGTH": 60, **options}).train()
     kept = {}
 

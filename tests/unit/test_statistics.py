@@ -38,7 +38,7 @@ def sample(values, users=None, seeds=None):
 
 
 def within_binomial(count, n, p):
-    """Whether a count is one that a rate of ``p`` gives in all but one in ten thousand simulations."""
+    """True for a count that is one that a rate of ``p`` gives in all but one in ten thousand simulations."""
     low, high = stats.binom.interval(0.9999, n, p)
     return low <= count <= high
 

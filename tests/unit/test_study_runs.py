@@ -45,7 +45,7 @@ def spec_of(folder: Path, model: str = "ADRRec", **study: Any) -> plans.RunSpec:
 
 
 def collected(ranks: list[list[int]], width: int, counts: list[int]) -> Any:
-    """What RecBole collects, for rows with hits at these ranks (from 1)."""
+    """Results as RecBole collects them, for rows with hits at these ranks (from 1)."""
     hits = np.zeros((len(ranks), width + 1), dtype=np.int32)
     for row, each in enumerate(ranks):
         hits[row, [rank - 1 for rank in each if rank <= width]] = 1
