@@ -71,14 +71,13 @@ def run_all(
     ray_module = import_ray() if ray else None
     with claimed(plan):
         specs = plan.specs()
+        chosen = [spec for spec in specs if only is None or (spec.dataset, spec.label) in only]
         if retry_failed:
-            for spec in specs:
+            for spec in chosen:
                 if status(plan.results, spec) == "failed":
                     record_path(plan.results, spec).unlink()
         over = {spec.id for spec in specs if status(plan.results, spec) is not None}
-        missing = [
-            spec for spec in specs if spec.id not in over and (only is None or (spec.dataset, spec.label) in only)
-        ]
+        missing = [spec for spec in chosen if spec.id not in over]
         with tqdm(total=len(specs), initial=len(over), desc=plan.name, unit="run", dynamic_ncols=True) as bar:
             bar.refresh()
             if ray_module is not None:
@@ -88,7 +87,7 @@ def run_all(
         ended = {spec.id: status(plan.results, spec) for spec in specs}
         failed = tuple(name for name, how in ended.items() if how == "failed")
         left = sum(how is None for how in ended.values())
-        return Outcome(len(specs) - len(failed) - left, failed, len(specs) - len(missing), left)
+        return Outcome(len(specs) - len(failed) - left, failed, len(over), left)
 
 
 def check(plan: Plan) -> None:

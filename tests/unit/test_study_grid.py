@@ -48,6 +48,10 @@ def test_every_run_is_run_once_and_never_again(
     assert instant.started == ids
     assert (again.done, again.failed, again.skipped) == (5, (ids[2],), 6)
     instant.bad = ()
+    # ids[2] is of ADRRec: what is not chosen keeps its record.
+    other = grid.run_all(plan, retry_failed=True, only=frozenset({("small", "SASRec")}))
+    assert instant.started == ids
+    assert (other.done, other.failed, other.skipped) == (5, (ids[2],), 6)
     third = grid.run_all(plan, retry_failed=True)
     assert instant.started == [*ids, ids[2]]
     assert (third.done, third.failed, third.skipped) == (6, (), 5)
