@@ -6,9 +6,11 @@ part is sorted. What grows in memory meanwhile are the names of users and items 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +33,9 @@ from recbole_adrrec.times import check_times, to_seconds
 BLOCK = 1 << 20
 """Events at a time in memory; a part that is sorted at a time has up to four times as many, and one user's."""
 
+LEFT_S = 86_400
+"""Seconds after which unfinished columns that nobody has written to are those of a killed process."""
+
 Allowed = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 
 
@@ -51,6 +56,11 @@ def make(source: Source, allowed: Sequence[Allowed | None], logger: Any) -> None
     """
     logger.info(f"{source.folder}: columns are made of {source.path.name}, once")
     new = source.folder.with_name(f".{source.folder.name}.{os.getpid()}.tmp")
+    for left in source.folder.parent.glob(f".{source.folder.name}.*.tmp"):
+        with contextlib.suppress(OSError):  # of another process, which is done with it by now
+            if time.time() - max(each.stat().st_mtime for each in (left, *left.iterdir())) > LEFT_S:
+                logger.info(f"{left}: left by a process that was killed, removed")
+                shutil.rmtree(left)
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()

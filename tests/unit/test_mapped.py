@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from pathlib import Path
@@ -136,6 +137,20 @@ def test_columns_are_made_once_and_anew_when_the_file_or_an_option_changes(
     assert made(tmp_path, "mapped")[1].inter_num == 302
     assert len(done) == 4
     assert sorted(each.name for each in path.parent.iterdir()) == ["tiny.columns", "tiny.inter"]
+
+
+def test_what_a_killed_making_left_goes_after_a_day(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path, "tiny", HEAD, rows_of())
+    folder = path.with_suffix(".columns")
+    old, new = (folder.with_name(f".{folder.name}.{number}.tmp") for number in (1, 2))
+    for each in (old, new):
+        each.mkdir()
+        (each / "rows").write_text("1")
+    for each in (old / "rows", old):
+        os.utime(each, (0, 0))
+    made(tmp_path, "mapped")
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_a_failure_leaves_no_columns(tmp_path: Path) -> None:
