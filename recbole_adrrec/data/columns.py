@@ -8,6 +8,7 @@ seconds since 1970), ``starts.npy`` (int64, where each user's events begin), the
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -166,7 +167,7 @@ class Columns:
         DataError
             They aren't there, are of another version, or of another size than they were written with.
         """
-        if not folder.is_dir():
+        if not os.path.isdir(folder):  # false for a name that no folder may have, too
             raise DataError(f"{folder} is not there; put it back, or let training make it anew of the same data file")
         try:
             about = json.loads((folder / "columns.json").read_text(encoding="utf-8"))

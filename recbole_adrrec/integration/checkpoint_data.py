@@ -248,7 +248,7 @@ class CheckpointData:
             first, last = stored["days"]
             n_users, packed_users, packed_events = stored["n_users"], stored["users"], stored["events"]
             items = unpack(stored["items"], "items")
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, LookupError, ValueError) as error:
             raise CorruptCheckpoint("a part of its data is missing") from error
         texts, numbers = (dataset, user, item, time), (first, last, n_users)
         if not all(isinstance(each, str) for each in texts) or not all(type(each) is int for each in numbers):

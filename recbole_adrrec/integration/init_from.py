@@ -124,7 +124,8 @@ def _refuse_differences(config: Any, stored: Mapping[str, Any], clock: Mapping[s
 
 def _as_text(value: Any) -> str:
     """A value as it is given on the command line."""
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    text = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return text if text.isprintable() else repr(text)
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def best_file(checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> Pa
     """The best model that goes with a checkpoint; where it goes, if there is none yet."""
     training = checkpoint["training"]
     best = Path(file).with_name(Path(training["best_file"]).name)
-    if training.get("has_best") and not best.is_file():
+    if training.get("has_best") is True and not best.is_file():
         raise CheckpointError(
             f"resume: {file} goes with the best model so far, {best}, which is not there; put it back, or train anew"
         )

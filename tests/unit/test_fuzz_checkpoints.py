@@ -17,7 +17,7 @@ from fuzzing import checkpoint_values as values
 from fuzzing.checkpoint_readers import time_limit
 from fuzzing.checkpoints import Fuzz
 
-from recbole_adrrec.errors import CheckpointError, DataError
+from recbole_adrrec.errors import CheckpointError, DataError, OptionError
 from recbole_adrrec.integration.checkpoint import save_checkpoint
 from recbole_adrrec.options import check_data
 
@@ -33,7 +33,7 @@ def made_fuzz(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def read(fuzz: Any, reader: str, content: bytes) -> str:
     """The line in which a reader refuses a file's bytes."""
     Path(fuzz.path).write_bytes(content)
-    with time_limit(20), pytest.raises(CheckpointError) as refused:
+    with time_limit(20), pytest.raises((CheckpointError, OptionError)) as refused:
         fuzz.readers[reader][0](fuzz.path)
     said = str(refused.value)
     assert fuzz.path in said
@@ -143,6 +143,9 @@ CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
     "an unknown option": ("resume", 1, ("config", "given", "learning_rat"), 1, "unknown option learning_rat"),
     "an option without a file": ("resume", 1, ("config", "given", "loss_decimal_place"), -4, "loss_decimal_place: -4"),
     "names of parts": ("resume", 1, ("config", "given", "benchmark_filename"), 3, "benchmark_filename: 3"),
+    "two answers to one question": ("resume", 1, ("training", "has_best"), torch.ones(2), "its state of training"),
+    "fields that are numbers": ("load", 0, ("data", "fields"), torch.ones(2, 2), "part of its data is missing"),
+    "an option of several lines": ("init_from", 0, ("config", "options", "input_scale"), "a\nb", "input_scale"),
     "a clock of three": ("init_from", 0, ("clock",), torch.ones(3), "unit of time|weights don't fit"),
 }
 

@@ -291,6 +291,8 @@ def test_damaged_columns_say_so(tmp_path: Path) -> None:
     (folder / "time.npy").unlink()
     with pytest.raises(DataError, match=r"time.npy is not there\); remove the folder"):
         Columns.open(folder)
+    with pytest.raises(DataError, match="xxx is not there; put it back"):
+        Columns.open(Path("x" * 5000))
 
 
 def test_ties_are_counted_in_several_passes() -> None:
