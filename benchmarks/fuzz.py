@@ -49,7 +49,8 @@ def fuzz_checkpoints(inputs: int, seed: int) -> list[str]:
     """Read files, print the tables, and give what was wrong."""
     with tempfile.TemporaryDirectory() as folder:
         found = checkpoints.Fuzz(Path(folder), seed).run(inputs)
-    stages = [stage for stage in checkpoints.STAGES if any(stage == each for _, each in found.counts)]
+    reached = {stage for _, stage in found.counts}
+    stages = [stage for stage in checkpoints.STAGES if stage in reached] + sorted(reached - {*checkpoints.STAGES})
     for counts in (found.counts, found.readers):
         print(table(counts, stages), "\n")
     wrong = [f"{len(each):,} x {problem}; first {each[0]}" for problem, each in found.failures.items()]

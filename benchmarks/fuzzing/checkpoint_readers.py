@@ -26,7 +26,7 @@ import recbole_adrrec
 from fuzzing.checkpoint_values import MARK
 from recbole_adrrec import cli
 from recbole_adrrec.cli import train as training
-from recbole_adrrec.errors import UserError
+from recbole_adrrec.errors import OptionError, UserError
 from recbole_adrrec.integration import init_from, resume
 from recbole_adrrec.integration import register as plugin
 
@@ -169,7 +169,11 @@ class Readers:
         training.check(given, {"command line": given})
         typed = {name: value for name, value in given.items() if name not in ("model", "dataset")}
         with plugin.command_line(typed):
-            resume.check_resume(self.recbole.Config(model=given["model"], dataset=given["dataset"]))
+            try:
+                config = self.recbole.Config(model=given["model"], dataset=given["dataset"])
+            except ValueError as error:  # as the command line says what RecBole refuses
+                raise OptionError(f"{path}: RecBole: {error}") from error
+            resume.check_resume(config)
         run, config = self.resumed, self._config(self.resumed, resume=path)
         model = self.recbole.get_model(config["model"])(config, run.train_data._dataset)
         with mock.patch("recbole.trainer.trainer.get_tensorboard"):  # a folder for each trainer otherwise

@@ -283,7 +283,7 @@ def restore_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) 
             if options.get(name) is not None:
                 options[name] = getattr(enum_type, kind)[options[name]]
         options["device"] = _device(options["device"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its options can't be read ({first_line(error)}); train again") from error
     with named(path):
         rules.check_model(stored["model"])

@@ -158,7 +158,7 @@ def unpack(packed: Any, what: str) -> list[str]:
         text, lengths = packed["text"], packed["lengths"]
         ends = lengths.long().cumsum(0).tolist()
         fits = isinstance(text, str) and not bool((lengths < 0).any()) and (ends[-1] if ends else 0) == len(text)
-    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (TypeError, LookupError, AttributeError, RuntimeError) as error:
         raise CorruptCheckpoint(f"its names of {what} can't be read") from error
     if not fits:
         raise CorruptCheckpoint(f"its names of {what} can't be read")
@@ -301,7 +301,7 @@ def _read_events(packed: Any, n_users: int, n_items: int) -> tuple[Tensor, Tenso
             and bool((counts >= 0).all())
             and items.shape == times.shape == (int(counts.sum()),)
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise CorruptCheckpoint("its events can't be read") from error
     if not fits or (len(items) and not 1 <= int(items.min()) <= int(items.max()) <= n_items):
         raise CorruptCheckpoint("its events name items or users that it doesn't have")

@@ -340,7 +340,7 @@ class ResumableTrainer(Trainer):
                 == {name: parameters[number].shape if shape else shape for name, shape in kept.items()}
                 for number, entries in state.items()
             )
-        except (TypeError, KeyError, AttributeError, RuntimeError):
+        except (TypeError, LookupError, AttributeError, RuntimeError):
             return False
 
     def _check_training(self, training: Mapping[str, Any], file: str | os.PathLike[str]) -> None:

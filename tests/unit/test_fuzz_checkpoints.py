@@ -144,6 +144,7 @@ CHANGES: dict[str, tuple[str, int, Any, Any, str]] = {
     "an option without a file": ("resume", 1, ("config", "given", "loss_decimal_place"), -4, "loss_decimal_place: -4"),
     "names of parts": ("resume", 1, ("config", "given", "benchmark_filename"), 3, "benchmark_filename: 3"),
     "two answers to one question": ("resume", 1, ("training", "has_best"), torch.ones(2), "its state of training"),
+    "numbers for users": ("load", 0, ("data", "users"), torch.ones(2, 2), "its names of users can't be read"),
     "fields that are numbers": ("load", 0, ("data", "fields"), torch.ones(2, 2), "part of its data is missing"),
     "an option of several lines": ("init_from", 0, ("config", "options", "input_scale"), "a\nb", "input_scale"),
     "a clock of three": ("init_from", 0, ("clock",), torch.ones(3), "unit of time|weights don't fit"),
