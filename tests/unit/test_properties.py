@@ -142,7 +142,7 @@ def test_tuned_options_lie_over_the_models_on_their_data_set_alone_and_under_the
     assert {name: config(model, dataset)[name] for name in tuned} == tuned
     own = {name: value for name, value in defaults.items() if name in tuned}
     assert own
-    assert {name: config(model, "ml-1m")[name] for name in own} == own
+    assert {name: config(model, "ml-20m")[name] for name in own} == own
     assert config(model, dataset, hidden_dropout_prob=0.3)["hidden_dropout_prob"] == 0.3
     assert config("TiSASRec", dataset)["hidden_dropout_prob"] == 0.2
 
