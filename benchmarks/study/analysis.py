@@ -135,8 +135,9 @@ def _best_baseline(entries: Mapping[str, Entry], settings: Settings) -> tuple[st
     baselines = {label: entry for label, entry in entries.items() if not settings.is_ours(label, entry.model)}
     if not baselines:
         return None, "No baseline ran under this protocol."
-    most = max(len(entry.runs) for entry in baselines.values())
-    short = [label for label, entry in baselines.items() if len(entry.runs) < most]
+    # Popularity is the same with every seed: it keeps nobody out with more of them, and is not kept out with fewer.
+    drawn = {label: len(entry.runs) for label, entry in baselines.items() if entry.model != "Popularity"}
+    short = [label for label, count in drawn.items() if count < max(drawn.values())]
     eligible = {label: entry for label, entry in baselines.items() if label not in short}
     scores = {label: entry.valid.mean for label, entry in eligible.items() if entry.valid is not None}
     metrics = {str(run.facts.get("valid_metric")).lower() for label in scores for run in eligible[label].runs}

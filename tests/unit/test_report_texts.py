@@ -142,6 +142,18 @@ def test_the_baseline_is_chosen_on_validation_and_said(tmp_path):
     assert {each.label for each in table.tested} == {"ADRRec", "SASRec", "STOSA"}
 
 
+def test_seeds_of_popularity_keep_no_baseline_out(tmp_path):
+    write_run(tmp_path, "ADRRec", 1)
+    write_run(tmp_path, "SASRec", 1, valid=0.4)
+    for seed in (1, 2):
+        write_run(tmp_path, "Popularity", seed, valid=0.2)
+    (table,) = analyse(Results.read(tmp_path)).tables
+    assert (table.baseline, table.why) == (
+        "SASRec",
+        "Best baseline, chosen by mean validation NDCG@10 alone: SASRec (0.4000).",
+    )
+
+
 def test_which_models_are_ours_is_a_setting(tmp_path):
     write_run(tmp_path, "ADRRec", 1, valid=0.9)
     write_run(tmp_path, "SASRec", 1, valid=0.1)
