@@ -26,7 +26,7 @@ SMALL = {
     "pvn_weight": 0.1,
     "refinement": "simple",
 }
-"""What tests have in place of the models' defaults."""
+"""Options of tests in place of the models' defaults."""
 
 OF_MODEL = {"MEANTIME": {"relative_kernels": ["sinusoid", "log1p"], "use_query_time": False}, "STOSA": {"n_heads": 2}}
 

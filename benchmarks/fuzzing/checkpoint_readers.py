@@ -187,9 +187,8 @@ class Readers:
         init_from.fill(self.run.model, self.run.train_data._dataset, path, logging.getLogger())
 
     def load_data_and_model(self, path: str) -> None:
-        """RecBole's ``load_data_and_model``, whose logger wraps the streams of the process once more each time."""
-        with contextlib.redirect_stdout(sys.stdout), contextlib.redirect_stderr(sys.stderr):
-            self.recbole.load_data_and_model(path)
+        """RecBole's ``load_data_and_model``."""
+        self.recbole.load_data_and_model(path)
 
     def upgrade(self, path: str) -> None:
         """``upgrade-checkpoint`` without ``--trust``, which has to refuse."""

@@ -183,3 +183,20 @@ def patch_values() -> None:
                 with suppress(Exception):
                     config_dict[name] = original(self, {name: value})[name]
         return config_dict
+
+
+@patch(
+    "streams wrapped again",
+    "utils/logger.py:74",
+    "each load_data_and_model wraps stdout and stderr once more, until a print exceeds Python's depth of recursion",
+)
+def patch_streams() -> None:
+    """Wrap the streams of the process once."""
+    from recbole.utils import logger
+
+    wrapper = importlib.import_module("colorama.ansitowin32").StreamWrapper
+
+    @override(logger, "init")
+    def init(original: Any, **given: Any) -> None:
+        if not any(isinstance(stream, wrapper) for stream in (sys.stdout, sys.stderr)):
+            original(**given)

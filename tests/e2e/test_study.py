@@ -21,7 +21,7 @@ from recbole_adrrec.errors import OptionError
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ROOT / "benchmarks" / "configs" / "quick.yaml"
 OF_THE_MOMENT = ("wall_s", "train_s", "started", "command", "commit", "saved")
-"""What two runs of the same study may differ in."""
+"""Entries in which two runs of the same study may differ."""
 
 
 def compare(results: Path, *more: str) -> subprocess.Popen[str]:

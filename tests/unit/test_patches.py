@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from colorama.ansitowin32 import StreamWrapper
 from recbole.config import Config
 from recbole.quick_start import quick_start
 from recbole.trainer import HyperTuning
@@ -255,6 +257,21 @@ def test_other_strings_are_read_as_before(monkeypatch: pytest.MonkeyPatch) -> No
         patching.original(Config._convert_config_dict)(None, {"a": "1/0"})
 
 
+def test_streams_are_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recbole.utils import logger
+
+    for init, wrapped_again in ((logger.init, False), (patching.original(logger.init), True)):
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        init(autoreset=True)
+        once = sys.stdout, sys.stderr
+        assert isinstance(once[0], StreamWrapper)
+        init(autoreset=True)
+        assert [now is before for now, before in zip((sys.stdout, sys.stderr), once, strict=True)] == (
+            [not wrapped_again] * 2
+        )
+
+
 def test_the_scaler_does_not_warn() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -312,6 +329,7 @@ def test_only_patches_that_are_needed_are_applied(monkeypatch: pytest.MonkeyPatc
 def test_other_versions_of_recbole_are_refused_before_anything_is_changed() -> None:
     out = run_alone("""
 import importlib.metadata
+import io
 import recbole.config.configurator
 import recbole_adrrec
 version = importlib.metadata.version
