@@ -43,16 +43,20 @@ class TableKey:
         return self.candidates != "full"
 
     @property
+    def split_name(self) -> str:
+        """Split in words."""
+        return {"leave_one_out": "leave-one-out", "temporal": "temporal split"}.get(self.split, self.split)
+
+    @property
     def ranked(self) -> str:
         """Split and ranked items in words."""
-        split = {"leave_one_out": "leave-one-out", "temporal": "temporal split"}.get(self.split, self.split)
         if not self.sampled:
             ranked = "all items ranked" if self.seen == "all" else "only items new to the user ranked"
         else:
             drawn = {"pop100": "100 negatives by popularity"}.get(self.candidates, self.candidates)
             ranked = f"SAMPLED: {drawn}"
             ranked += ", items known to the user among them" if self.seen == "all" else ", all new to the user"
-        return f"{split}, {ranked}" + ("" if self.ties == "file" else f", ties {self.ties}")
+        return f"{self.split_name}, {ranked}" + ("" if self.ties == "file" else f", ties {self.ties}")
 
     @property
     def title(self) -> str:
