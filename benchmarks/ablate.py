@@ -22,7 +22,8 @@ from recbole_adrrec.errors import OptionError
 
 OWN: dict[str, str] = {
     "groups": f"parts that are varied, separated by commas, out of {', '.join(GROUPS)}; all but rows if unset",
-    "removal": "what becomes of a removed kernel's head: constant (it sees items alone, the default) or drop",
+    "removal": "with mixture: heads, what becomes of a removed kernel's head: constant (it sees items alone, the "
+    "default) or drop",
     "lengths": f"of group length, separated by commas; {', '.join(map(str, ablations.LENGTHS))} if unset",
     "backbones": f"of group refinement, out of {', '.join(ablations.BACKBONES)}; all if unset",
     "baselines": "models beside ADRRec in groups length and robustness; SASRec if unset",

@@ -1,9 +1,10 @@
 """Entries of a study that takes ADRRec and AWRSR apart, piece by piece, and the reference of each.
 
-A removed kernel's place is taken by ``constant``, a head that sees the items alone (``removal: constant``): number
-and width of the heads, and almost the number of parameters, stay as they are, so that only what the kernel knows is
-gone. ``removal: drop`` takes the whole head; the others then share the width among them, and ``hidden_size`` is lowered
-to a number that every count of heads divides, for all entries of ADRRec alike.
+With ``mixture: adaptive`` a removed kernel is left out of all heads. With ``mixture: heads`` its place is taken by
+``constant``, a head that sees the items alone (``removal: constant``): number and width of the heads, and almost the
+number of parameters, stay as they are, so that only what the kernel knows is gone. ``removal: drop`` takes the whole
+head; the others then share the width among them, and ``hidden_size`` is lowered to a number that every count of heads
+divides, for all entries of ADRRec alike.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from study import checks
 from study.plan import Entry
 
 GROUPS: dict[str, str] = {
-    "kernels": "ADRRec less each kernel, less all absolute heads, less all relative heads",
+    "kernels": "ADRRec less each kernel, less all absolute ones, less all relative ones",
     "query_time": "the same with the query time known, and less each kernel",
     "noise": "ADRRec less layer-wise noise injection; its strengths, kinds, layers and stop-gradient",
     "objective": "cloze against causal, without and with the query time",
@@ -73,11 +74,14 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Choices:
-    """The parts of an ablation; ``base`` has ADRRec's options, defaults included, as the study changes them in all."""
+    """The parts of an ablation; ``base`` has ADRRec's options, defaults included, as the study changes them in all.
+
+    ``removal`` is ``constant`` or ``drop`` where the base has one head for each kernel, ``constant`` if None.
+    """
 
     groups: Sequence[str]
     base: Mapping[str, Any]
-    removal: str = "constant"
+    removal: str | None = None
     lengths: Sequence[int] = LENGTHS
     backbones: Sequence[str] = BACKBONES
     baselines: Sequence[str] = ("SASRec",)
@@ -95,12 +99,17 @@ def ablation(choices: Choices) -> Ablation:
         raise OptionError("groups: parts is a study: compare.py --config benchmarks/configs/parts.yaml")
     for name, values, known in (
         ("groups", choices.groups, GROUPS),
-        ("removal", [choices.removal], REMOVALS),
+        ("removal", [choices.removal or REMOVALS[0]], REMOVALS),
         ("backbones", choices.backbones, BACKBONES),
     ):
         checks.distinct(values, name)
         for value in checks.listed(list(values), name, next(iter(known))):
             checks.one_of(value, known, name)
+    if choices.removal is not None and choices.base["mixture"] == "adaptive":
+        raise OptionError(
+            f"removal: {choices.removal}: with mixture: adaptive a removed kernel leaves no head; leave it out, or "
+            "give --mixture heads"
+        )
     checks.distinct(choices.lengths, "lengths")
     for length in checks.listed(list(choices.lengths), "lengths", "50"):
         checks.whole(length, "lengths")
@@ -116,6 +125,8 @@ class _Builder:
         self.groups: dict[str, list[str]] = {}
         self.measured: dict[str, frozenset[str]] = {}
         self.takes_kernels = bool({"kernels", "query_time"} & set(choices.groups))
+        self.by_head = self.base["mixture"] != "adaptive"
+        self.filled = self.by_head and choices.removal != "drop"
         self.shared: dict[str, Any] = {}
         if self.takes_kernels and choices.removal == "drop":
             self.shared["hidden_size"] = self._divisible_width()
@@ -153,7 +164,9 @@ class _Builder:
         return max(step, int(self.base["hidden_size"]) // step * step)
 
     def _removal_note(self) -> str:
-        if self.choices.removal == "constant":
+        if not self.by_head:
+            return "A removed kernel is gone from every head; number and width of the heads stay as they are."
+        if self.filled:
             return (
                 "A removed kernel's head becomes a constant head, which sees the items alone: number and width of "
                 "the heads stay as they are."
@@ -168,30 +181,30 @@ class _Builder:
         gone_absolute, gone_relative = set(absolute), set(relative)
         kept_absolute = [name for name in self.absolute if name not in gone_absolute]
         kept_relative = [name for name in self.relative if name not in gone_relative]
-        if self.choices.removal == "constant":
+        if self.filled:
             gone = len(self.absolute) + len(self.relative) - len(kept_absolute) - len(kept_relative)
             kept_absolute += ["constant"] * gone
         return {"absolute_kernels": kept_absolute, "relative_kernels": kept_relative}
 
     def _less_each(self, group: str, full: str, options: Mapping[str, Any]) -> None:
         for name in dict.fromkeys(self.absolute):
-            if name != "constant" or self.choices.removal == "drop":
+            if name != "constant" or not self.filled:
                 self._add(group, f"{full} -{name}", {**options, **self._without([name], [])}, full)
         for name in dict.fromkeys(self.relative):
             self._add(group, f"{full} -{name}", {**options, **self._without([], [name])}, full)
 
     def _kernels(self, group: str) -> None:
-        if len(self.absolute) + len(self.relative) < 2:
+        if len(self.absolute) + len(self.relative) < (2 if self.by_head else 1):
             raise OptionError(
                 "groups: kernels takes away one of several, and absolute_kernels and relative_kernels name one"
             )
         self._add(group, FULL, {})
         self._less_each(group, FULL, {})
-        both = bool(self.absolute) and bool(self.relative)
+        both, kind = bool(self.absolute) and bool(self.relative), "heads" if self.by_head else "kernels"
         if both and len(self.absolute) > 1:
-            self._add(group, f"{FULL} -absolute heads", self._without(self.absolute, []), FULL)
+            self._add(group, f"{FULL} -absolute {kind}", self._without(self.absolute, []), FULL)
         if both and len(self.relative) > 1:
-            self._add(group, f"{FULL} -relative heads", self._without([], self.relative), FULL)
+            self._add(group, f"{FULL} -relative {kind}", self._without([], self.relative), FULL)
 
     def _query_time(self, group: str) -> None:
         self._add(group, FULL, {})

@@ -14,6 +14,7 @@ from recbole_adrrec.errors import CheckpointError, OptionError
 BASE = {
     "MAX_ITEM_LIST_LENGTH": 50,
     **options.load_properties("model", "ADRRec"),
+    "mixture": "heads",
     "absolute_kernels": ["position", "day"],
     "relative_kernels": ["sinusoid", "distance"],
     "lni_weight": 0.01,
@@ -52,6 +53,22 @@ def test_each_kernel_gives_way_to_a_head_that_sees_items_alone():
     }
     assert set(references_of(found).values()) == {"ADRRec"}
     assert "constant head" in found.notes[0]
+
+
+def test_a_kernel_of_the_adaptive_mixture_leaves_every_head():
+    found = listed("kernels", base={"mixture": "adaptive"})
+    assert by_label(found) == {
+        "ADRRec": {},
+        "ADRRec -position": {"absolute_kernels": ["day"], "relative_kernels": ["sinusoid", "distance"]},
+        "ADRRec -day": {"absolute_kernels": ["position"], "relative_kernels": ["sinusoid", "distance"]},
+        "ADRRec -sinusoid": {"absolute_kernels": ["position", "day"], "relative_kernels": ["distance"]},
+        "ADRRec -distance": {"absolute_kernels": ["position", "day"], "relative_kernels": ["sinusoid"]},
+        "ADRRec -absolute kernels": {"absolute_kernels": [], "relative_kernels": ["sinusoid", "distance"]},
+        "ADRRec -relative kernels": {"absolute_kernels": ["position", "day"], "relative_kernels": []},
+    }
+    assert "gone from every head" in found.notes[0]
+    alone = listed("kernels", base={"mixture": "adaptive", "absolute_kernels": [], "relative_kernels": ["gap_bias"]})
+    assert by_label(alone) == {"ADRRec": {}, "ADRRec -gap_bias": {"absolute_kernels": [], "relative_kernels": []}}
 
 
 def test_dropped_heads_leave_a_width_that_all_can_share():
@@ -144,6 +161,10 @@ def test_other_kernels_are_taken_away_too():
     [
         ({"groups": ["kernel"]}, "groups: 'kernel' is none of .*did you mean kernels"),
         ({"groups": ["kernels"], "removal": "cut"}, "removal: 'cut' is none of constant, drop"),
+        (
+            {"groups": ["kernels"], "removal": "drop", "base": {**BASE, "mixture": "adaptive"}},
+            "removal: drop: with mixture: adaptive a removed kernel leaves no head",
+        ),
         ({"groups": ["refinement"], "backbones": ["gru"]}, "backbones: 'gru'"),
         ({"groups": ["parts"]}, "compare.py --config benchmarks/configs/parts.yaml"),
         ({"groups": ["length"], "lengths": [0]}, "lengths: 0"),
@@ -163,11 +184,13 @@ def planned(tmp_path, *arguments):
     return planned_from(given)
 
 
-def test_every_entry_is_configured_as_its_runs_will_be(tmp_path):
+@pytest.mark.parametrize("by_head", [False, True])
+def test_every_entry_is_configured_as_its_runs_will_be(tmp_path, by_head):
     from study import grid
 
     groups = "kernels,query_time,noise,objective,refinement"
-    _, plan = planned(tmp_path, "--seeds", "1", "--groups", groups, "--backbones", "mix", "--removal", "drop")
+    given = ["--mixture", "heads", "--relative_kernels", "[sinusoid,distance]", "--removal", "drop"] if by_head else []
+    _, plan = planned(tmp_path, "--seeds", "1", "--groups", groups, "--backbones", "mix", *given)
     assert len(plan.models) > 20
     grid.check(plan)
 
@@ -187,7 +210,7 @@ def test_options_that_vary_are_those_of_the_full_models(tmp_path):
     given = {entry.label: dict(entry.options) for entry in plan.models}
     assert given["ADRRec"] == {"lni_weight": 0.05, "absolute_kernels": ["hour", "day"]}
     assert given["ADRRec -LNI"]["lni_weight"] == 0
-    assert given["ADRRec -hour"]["absolute_kernels"] == ["day", "constant"]
+    assert given["ADRRec -hour"]["absolute_kernels"] == ["day"]
     assert plan.options == {"epochs": 3}
     assert not plan.keep_models
     assert "ADRRec -hour" in references_of(found)
@@ -206,7 +229,7 @@ def test_a_dry_run_prints_the_list_and_does_nothing(tmp_path, capsys):
     arguments += ["--absolute_kernels", "[position,day]", "--relative_kernels", "[sinusoid,distance]"]
     assert ablate.main(arguments) == 0
     told = capsys.readouterr().out
-    assert "ADRRec -relative heads" in told
+    assert "ADRRec -relative kernels" in told
     assert "against ADRRec" in told
     assert "21 runs, 21 of them to do" in told
     assert not results.exists()
