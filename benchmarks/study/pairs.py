@@ -70,7 +70,7 @@ def _pair(metric: str, table: TableKey, labelled: dict[str, list[Run]], label: s
     return Pair(table, label, reference, mean, beside, compare(ours, theirs))
 
 
-def blocks_of(pairs: Sequence[Pair], metric: str, alpha: float = 0.05) -> list[Block]:
+def blocks_of(pairs: Sequence[Pair], metric: str) -> list[Block]:
     """Table of pairs."""
     name = plots.metric_name(metric)
     rows = []
@@ -87,7 +87,7 @@ def blocks_of(pairs: Sequence[Pair], metric: str, alpha: float = 0.05) -> list[B
                 p_value(c.p_users_holm),
                 p_value(c.p_seeds),
                 f"{c.n_users:,} / {c.n_seeds}",
-                Verdict.of(c, alpha).value,
+                Verdict.of(c).value,
             )
         )
     header = ("Data", "Model", "Beside", "Difference, 95 % interval", "In percent", "p, users", "p, corrected")
@@ -105,7 +105,7 @@ def picture(pairs: Sequence[Pair], metric: str) -> plots.Picture:
     rows: dict[str, dict[str, plots.Interval]] = {}
     for pair in pairs:
         c = pair.comparison
-        middle, *ends = (None if (s := pair.share(each)) is None else 100 * s for each in (c.difference, c.low, c.high))
+        middle, low, high = (share and 100 * share for share in map(pair.share, (c.difference, c.low, c.high)))
         if middle is not None:
-            rows.setdefault(pair.where, {})[f"{pair.label} beside {pair.reference}"] = (middle, ends[0], ends[1])
+            rows.setdefault(pair.where, {})[f"{pair.label} beside {pair.reference}"] = middle, low, high
     return plots.render(lambda: plots.groups({"": rows}, f"{metric}, percent"))

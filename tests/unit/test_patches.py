@@ -329,7 +329,6 @@ def test_only_patches_that_are_needed_are_applied(monkeypatch: pytest.MonkeyPatc
 def test_other_versions_of_recbole_are_refused_before_anything_is_changed() -> None:
     out = run_alone("""
 import importlib.metadata
-import io
 import recbole.config.configurator
 import recbole_adrrec
 version = importlib.metadata.version
