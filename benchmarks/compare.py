@@ -12,7 +12,6 @@ before all runs were; 130 interrupted.
 from __future__ import annotations
 
 import importlib
-import itertools
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,6 @@ from study import checks, command_line, study_file
 from study.command_line import EXIT_FAILED, EXIT_UNFINISHED
 from study.plan import Plan
 
-from recbole_adrrec.errors import OptionError
-
 if TYPE_CHECKING:
     from study.grid import Outcome
 
@@ -33,8 +30,7 @@ FLAGS: dict[str, str] = {
     "ray": "run on a Ray cluster: its address, auto for the one that is up, none for one on this machine",
     "gpus": "GPUs that each run takes of a Ray cluster, a part of one too",
     "retry_failed": "run again what is recorded as failed",
-    "only": "entries to run now, by words out of their labels, separated by ; (the others are left for later)",
-    "only_data": "data sets to run now, by their labels, separated by ; (the others are left for later)",
+    **command_line.ONLY,
     "dry_run": "print the plan and stop",
 }
 
@@ -72,41 +68,11 @@ def run_missing(plan: Plan, flags: Mapping[str, Any], deadline: float | None) ->
 
     jobs = checks.whole(flags.get("jobs", 1), "jobs")
     gpus = checks.number(flags["gpus"], "gpus") if flags.get("gpus") else 0.0
-    only = only_of(flags, plan)
+    only = command_line.only_of(flags, plan)
     if "ray" in flags:
         grid.import_ray()
     grid.check(plan)
     return grid.run_all(plan, jobs, flags.get("ray"), bool(flags.get("retry_failed")), gpus, deadline, only)
-
-
-def only_of(flags: Mapping[str, Any], plan: Plan) -> frozenset[tuple[str, str]] | None:
-    """Data sets and labels of the entries that ``--only`` and ``--only_data`` name; None where neither is given.
-
-    Raises
-    ------
-    OptionError
-        A word is in no label.
-    """
-    if "only" not in flags and "only_data" not in flags:
-        return None
-    data, labels = list(plan.datasets), [entry.label for entry in plan.models]
-    chosen = (_named(flags, "only_data", data, exact=True), _named(flags, "only", labels))
-    return frozenset(itertools.product(*chosen))
-
-
-def _named(flags: Mapping[str, Any], name: str, labels: Sequence[str], exact: bool = False) -> set[str]:
-    """Labels that a flag's words name: equal ones, else those that hold the word; all without the flag."""
-    if name not in flags:
-        return set(labels)
-    found = set()
-    for word in (word.strip() for word in flags[name].split(";")):
-        named = [label for label in labels if label == word] or [
-            label for label in labels if word in label and not exact
-        ]
-        if not named:
-            raise OptionError(f"{name}: {word!r} is in no label of the study; there are {'; '.join(labels)}")
-        found.update(named)
-    return found
 
 
 def reported(plan: Plan, outcome: Outcome) -> int:
@@ -132,7 +98,7 @@ def described(plan: Plan, flags: Mapping[str, Any]) -> str:
     """The plan in words and its runs: what each has come to, those ``to do`` now, and those left for ``later``."""
     from study.runs import status
 
-    specs, only = plan.specs(), only_of(flags, plan)
+    specs, only = plan.specs(), command_line.only_of(flags, plan)
     states = {}
     for spec in specs:
         state = status(plan.results, spec)

@@ -20,6 +20,7 @@ from study.plan import safe
 
 FLAGS: dict[str, str] = {
     **command_line.FLAGS,
+    **command_line.ONLY,
     "trials": "trials for each model on each data set; 20 if unset",
     "first_epochs": "epochs of each trial; the two best are then trained to their end, and the better one is chosen",
     "space": "file of search spaces; configs/space.yaml if unset",
@@ -35,12 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         deadline = command_line.deadline_of(flags)
         tuned = overrides.pop("tuned", None)
         plan = study_file.load(flags.get("config"), overrides, command, read_tuned=False)
+        only = command_line.only_of(flags, plan)
         from study import grid, search
 
         spaces = search.read_spaces(flags.get("space") or Path(__file__).parent / "configs" / "space.yaml", plan)
         grid.check(plan)
         folder = Path(tuned or plan.tuned_from or f"results/{safe(plan.name)}-tuned").resolve()
-        found = search.search(plan, spaces, trials, folder, jobs, deadline, first_epochs)
+        found = search.search(plan, spaces, trials, folder, jobs, deadline, first_epochs, only)
         for file in found.files:
             print(f"chosen: {file}")
         for name in found.empty:

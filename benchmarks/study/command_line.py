@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 import time
@@ -14,6 +15,7 @@ from recbole_adrrec import options
 from recbole_adrrec.errors import OptionError, UserError
 from recbole_adrrec.options import suggestion
 from study import checks
+from study.plan import Plan
 from study.study_file import KEYS
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_UNFINISHED, EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -24,6 +26,12 @@ FLAGS: dict[str, str] = {
     "minutes": "stop after so many minutes; given again, the command goes on from each run's last whole epoch",
 }
 """Flags of every program."""
+
+ONLY: dict[str, str] = {
+    "only": "entries to run now, by words out of their labels, separated by ; (the others are left for later)",
+    "only_data": "data sets to run now, by their labels, separated by ; (the others are left for later)",
+}
+"""Flags of programs that can do a part of a study."""
 
 SWITCHES = ("retry_failed", "dry_run")
 TEXTS = ("config", "space", "name", "results", "data_path", "tuned", "valid_metric", "only", "only_data")
@@ -143,3 +151,33 @@ def deadline_of(flags: Mapping[str, Any]) -> float | None:
     if "minutes" not in flags:
         return None
     return time.monotonic() + 60 * checks.number(flags["minutes"], "minutes")
+
+
+def only_of(flags: Mapping[str, Any], plan: Plan) -> frozenset[tuple[str, str]] | None:
+    """Data sets and labels of the entries that ``--only`` and ``--only_data`` name; None where neither is given.
+
+    Raises
+    ------
+    OptionError
+        A word is in no label.
+    """
+    if "only" not in flags and "only_data" not in flags:
+        return None
+    data, labels = list(plan.datasets), [entry.label for entry in plan.models]
+    chosen = (_named(flags, "only_data", data, exact=True), _named(flags, "only", labels))
+    return frozenset(itertools.product(*chosen))
+
+
+def _named(flags: Mapping[str, Any], name: str, labels: Sequence[str], exact: bool = False) -> set[str]:
+    """Labels that a flag's words name: equal ones, else those that hold the word; all without the flag."""
+    if name not in flags:
+        return set(labels)
+    found = set()
+    for word in (word.strip() for word in flags[name].split(";")):
+        named = [label for label in labels if label == word] or [
+            label for label in labels if word in label and not exact
+        ]
+        if not named:
+            raise OptionError(f"{name}: {word!r} is in no label of the study; there are {'; '.join(labels)}")
+        found.update(named)
+    return found

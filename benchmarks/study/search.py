@@ -12,7 +12,7 @@ import importlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -271,13 +271,15 @@ def search(
     jobs: int = 1,
     deadline: float | None = None,
     first_epochs: int | None = None,
+    only: Set[tuple[str, str]] | None = None,
 ) -> Found:
     """Give every model its trials on each data set under each protocol, and write the settings that are chosen.
 
     Failed trials count. ``folder`` gets the chosen settings, a file each, and in ``work`` what the search needs to go
     on. ``jobs`` trials run at a time; those of one model follow each other. At ``deadline`` (``time.monotonic``) trials
     at work are stopped; the next call goes on with them. With ``first_epochs`` trials have so many epochs; the best two
-    are then trained as long as the study says, and the better one is chosen.
+    are then trained as long as the study says, and the better one is chosen. ``only``, if given, holds the data sets
+    and labels that are searched now.
     """
     with _claimed(plan, spaces, folder, first_epochs):
         work = folder / "work"
@@ -286,6 +288,7 @@ def search(
             for dataset in plan.datasets
             for protocol in plan.protocols
             for entry in plan.models
+            if only is None or (dataset, entry.label) in only
         ]
         done = sum(min(task.over, trials) for task in tasks)
         finals = FINALISTS * len(tasks) if first_epochs else 0
