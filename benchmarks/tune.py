@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         only = command_line.only_of(flags, plan)
         from study import grid, search
 
-        spaces = search.read_spaces(flags.get("space") or Path(__file__).parent / "configs" / "space.yaml", plan)
+        spaces = search.read_spaces(flags.get("space") or Path(__file__).parent / "configs" / "space.yaml", plan, only)
         grid.check(plan)
         folder = Path(tuned or plan.tuned_from or f"results/{safe(plan.name)}-tuned").resolve()
         found = search.search(plan, spaces, trials, folder, jobs, deadline, first_epochs, only)

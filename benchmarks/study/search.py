@@ -54,8 +54,8 @@ class Spaces:
         return {name: values for name, values in own.items() if values is not None and name not in entry.options}
 
 
-def read_spaces(path: str | Path, plan: Plan) -> Spaces:
-    """Read a file of search spaces and check it against the models of a study.
+def read_spaces(path: str | Path, plan: Plan, only: Set[tuple[str, str]] | None = None) -> Spaces:
+    """Read a file of search spaces and check it against the models of a study, or those of ``only`` (see :func:`search`).
 
     YAML with ``every`` and ``models``, both mappings of options to a list of values or to ``{low, high}`` with ``step``
     or ``log: true``; under ``models`` a null takes an option out.
@@ -76,6 +76,8 @@ def read_spaces(path: str | Path, plan: Plan) -> Spaces:
     spaces = Spaces(every, models)
     ours = {each for name in options.model_names() for each, *_ in options.describe_options(name)}
     for entry in plan.models:
+        if only is not None and entry.label not in {label for _, label in only}:
+            continue
         space = spaces.of(entry)
         refuse_owned(space, where)
         options.check_names(space, entry.model, strict=True, where=where, warn=False)

@@ -169,16 +169,16 @@ def test_entries_and_data_sets_are_chosen_by_name(instant: type[Instant], small_
     data = ["small", {"name": "small", "label": "small again", "data_path": "."}]
     models = ["ADRRec", "SASRec", {"label": "SASRec, wide", "model": "SASRec"}]
     plan = plan_of(small_data, tmp_path / "r", datasets=data, models=models)
-    assert compare.only_of({}, plan) is None
-    assert compare.only_of({"only": "SASRec"}, plan) == {(each, "SASRec") for each in plan.datasets}
-    assert compare.only_of({"only": "wide; ADR", "only_data": "small"}, plan) == {
+    assert command_line.only_of({}, plan) is None
+    assert command_line.only_of({"only": "SASRec"}, plan) == {(each, "SASRec") for each in plan.datasets}
+    assert command_line.only_of({"only": "wide; ADR", "only_data": "small"}, plan) == {
         ("small", "SASRec, wide"),
         ("small", "ADRRec"),
     }
     for flags, words in (({"only": "TiSAS"}, "only: 'TiSAS' is in no"), ({"only_data": "again"}, "only_data: 'again'")):
         with pytest.raises(OptionError, match=words):
-            compare.only_of(flags, plan)
-    outcome = grid.run_all(plan, only=compare.only_of({"only": "ADRRec", "only_data": "small again"}, plan))
+            command_line.only_of(flags, plan)
+    outcome = grid.run_all(plan, only=command_line.only_of({"only": "ADRRec", "only_data": "small again"}, plan))
     assert (outcome.done, outcome.left) == (1, 5)
     (chosen,) = (spec.id for spec in plan.specs() if (spec.dataset, spec.label) == ("small again", "ADRRec"))
     assert instant.started == [chosen]
