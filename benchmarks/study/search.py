@@ -55,7 +55,7 @@ class Spaces:
 
 
 def read_spaces(path: str | Path, plan: Plan, only: Set[tuple[str, str]] | None = None) -> Spaces:
-    """Read a file of search spaces and check it against the models of a study, or those of ``only`` (see :func:`search`).
+    """Read a file of search spaces and check it against a study's models, of those in ``only`` (see :func:`search`).
 
     YAML with ``every`` and ``models``, both mappings of options to a list of values or to ``{low, high}`` with ``step``
     or ``log: true``; under ``models`` a null takes an option out.

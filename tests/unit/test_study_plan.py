@@ -188,8 +188,9 @@ def test_the_studies_that_come_along_are_sound(file: Path, tmp_path: Path, monke
         from study import search
 
         first = CONFIGS / "results-1.yaml"
-        trained = [entry.label for entry in study_file.load(first).models if entry.model != "Popularity"]
-        search.read_spaces(file, study_file.load(first, {"models": trained}))
+        study = study_file.load(first)
+        trained = {("ml-100k", entry.label) for entry in study.models if entry.model != "Popularity"}
+        search.read_spaces(file, study, trained)
         return
     plan = study_file.load(file, read_tuned=False)
     assert plan.name == file.stem

@@ -168,3 +168,35 @@ def test_few_epochs_first_and_the_best_two_to_their_end(
     assert len(ran) == 7
     assert tune.main([each for each in given if not each.startswith("--first_epochs")]) == 2
     assert "holds another search" in capsys.readouterr().err
+
+
+def test_a_search_of_some_entries_which_others_join_later(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--only`` leaves out an entry that cannot be searched, too; the folder takes the others later."""
+    ran: list[plans.RunSpec] = []
+
+    class Scored(Instant):
+        def finish(self) -> str:
+            ran.append(self.spec)
+            runs.write_record(self.results, self.spec, {"status": "done", "best_valid": 0.5}, {})
+            return "done"
+
+    use(monkeypatch, Scored)
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"every": {"hidden_dropout_prob": [0.2, 0.5]}}))
+    study = [
+        "--datasets",
+        "small",
+        "--data_path",
+        str(small_data),
+        "--models",
+        "ADRRec,SASRec,Popularity",
+        "--epochs=1",
+    ]
+    study += ["--trials=2", "--space", str(tmp_path / "space.yaml"), "--tuned", str(tmp_path / "tuned")]
+    assert tune.main(study) == command_line.EXIT_USER_ERROR
+    assert tune.main([*study, "--only", "ADRRec"]) == 0
+    assert {spec.label for spec in ran} == {"ADRRec"}
+    assert tune.main([*study, "--only", "Rec", "--only_data", "small"]) == 0
+    assert [spec.label for spec in ran] == ["ADRRec"] * 2 + ["SASRec"] * 2
+    assert len(list((tmp_path / "tuned").glob("*.yaml"))) == 2
