@@ -39,6 +39,8 @@ RANGE_KEYS = ("low", "high", "step", "log")
 STATE_FILE = "search.json"
 FINALISTS = 2
 """Trials of each model that are trained to their end, where the others had few epochs."""
+PROPOSALS = 20
+"""Proposals that may repeat settings which were tried before such settings get another trial."""
 
 
 @dataclass(frozen=True)
@@ -189,19 +191,29 @@ class Task:
 
     @property
     def over(self) -> int:
-        """Number of trials that are over, failed ones among them."""
-        return sum(trial.state.is_finished() for trial in self.study.trials)
+        """Number of trials that are over, failed ones among them; repetitions, which were never run, don't count."""
+        pruned = self.optuna.trial.TrialState.PRUNED
+        return sum(trial.state.is_finished() and trial.state != pruned for trial in self.study.trials)
 
     def next(self) -> tuple[int, RunSpec]:
         """Number and run of the trial to do: one that was begun and never ended, or else a new one."""
         begun = [trial for trial in self.study.trials if trial.state == self.optuna.trial.TrialState.RUNNING]
-        if begun:
-            trial = begun[0]
-        else:
-            # A seed for each trial: proposals don't depend on where a search was cut.
-            self.study.sampler = self.optuna.samplers.TPESampler(seed=self.base.seed + self.over)
-            trial = self.study.ask(self.distributions)
+        trial = begun[0] if begun else self._proposed()
         return trial.number, self._spec(trial, f"-trial{trial.number}", self.first_epochs)
+
+    def _proposed(self) -> Any:
+        tried = [trial.params for trial in self.study.trials]
+        for _ in range(PROPOSALS):
+            trial = self._ask()
+            if trial.params not in tried:
+                return trial
+            self.study.tell(trial, state=self.optuna.trial.TrialState.PRUNED)
+        return self._ask()
+
+    def _ask(self) -> Any:
+        # A seed for each proposal: they don't depend on where a search was cut.
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=self.base.seed + len(self.study.trials))
+        return self.study.ask(self.distributions)
 
     def _spec(self, trial: Any, suffix: str, epochs: int | None) -> RunSpec:
         given = {**self.base.options, **_decoded(trial.params), **({"epochs": epochs} if epochs else {})}

@@ -134,6 +134,26 @@ def test_a_cut_search_proposes_what_an_uncut_one_does(
         search.search(plan_of(small_data, tmp_path / "r", seeds=2), spaces, 3, tmp_path / "cut")
 
 
+def test_settings_are_tried_once_while_others_are_left(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[float, int]] = []
+
+    class Scored(Instant):
+        def finish(self) -> str:
+            ran.append((self.spec.options["hidden_dropout_prob"], self.spec.options["n_layers"]))
+            runs.write_record(self.results, self.spec, {"status": "done", "best_valid": 0.5}, {})
+            return "done"
+
+    use(monkeypatch, Scored)
+    space = {"every": {"hidden_dropout_prob": [0.2, 0.5], "n_layers": [1, 2]}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    plan = plan_of(small_data, tmp_path / "r", models=["SASRec"], seeds=1)
+    search.search(plan, search.read_spaces(tmp_path / "space.yaml", plan), 6, tmp_path / "tuned")
+    assert len(ran) == 6
+    assert len(set(ran[:4])) == 4
+
+
 def test_few_epochs_first_and_the_best_two_to_their_end(
     small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
