@@ -22,12 +22,13 @@ class Pair:
     mean: float
     beside: float
     comparison: Comparison
+    tuned: bool = False
 
     @property
     def where(self) -> str:
         """Data set and split."""
         known = ", query time known" if self.table.query_time else ""
-        return f"{self.table.dataset}, {self.table.split_name}{known}"
+        return f"{self.table.dataset}, {self.table.split_name}{known}" + (", tuned" if self.tuned else "")
 
     def share(self, difference: float | None) -> float | None:
         """A difference as a share of the reference's mean."""
@@ -37,8 +38,9 @@ class Pair:
 def find(folders: Iterable[Results], label: str, references: Sequence[str], seen: str) -> list[Pair]:
     """All pairs of ``label`` and a reference that share a table, corrected by Holm over all of them.
 
-    Tables are those of a full ranking; ``seen`` is ``unseen`` where only items new to the user are ranked, or ``all``.
-    Those of a sample, or of shuffled ties, answer other questions.
+    A reference that a folder does not have is taken from the first other one that has it on the same data, both tuned
+    or neither. Tables are those of a full ranking; ``seen`` is ``unseen`` where only items new to the user are ranked,
+    or ``all``. Those of a sample, or of shuffled ties, answer other questions.
 
     Raises
     ------
@@ -50,8 +52,14 @@ def find(folders: Iterable[Results], label: str, references: Sequence[str], seen
     for results in folders:
         for table, labelled in results.tables.items():
             if table.seen == seen and not table.sampled and table.ties == "file" and label in labelled:
-                beside = (name for name in references if name in labelled)
-                found += [_pair(results.metric, table, labelled, label, name) for name in beside]
+                alike = [results, *(each for each in folders if _alike(results, each, table.dataset))]
+                for name in references:
+                    runs = next(
+                        (each.tables[table][name] for each in alike if name in each.tables.get(table, ())), None
+                    )
+                    if runs:
+                        pair = _pair(results.metric, table, labelled[label], runs)
+                        found.append(replace(pair, tuned=_tuned(results)))
     found = [pair for pair in found if pair.comparison.difference is not None]
     if not found:
         held = sorted({run.label for results in folders for run in results.done})
@@ -63,11 +71,21 @@ def find(folders: Iterable[Results], label: str, references: Sequence[str], seen
     return [replace(pair, comparison=each) for pair, each in zip(found, corrected, strict=True)]
 
 
-def _pair(metric: str, table: TableKey, labelled: dict[str, list[Run]], label: str, reference: str) -> Pair:
-    ours, theirs = (sample_of(labelled[name], metric) for name in (label, reference))
+def _tuned(results: Results) -> bool:
+    return bool(results.stated.get("tuned"))
+
+
+def _alike(results: Results, other: Results, dataset: str) -> bool:
+    """True for folders with the same events of a data set, both tuned or neither."""
+    digests = [each.stated.get("data", {}).get(dataset) for each in (results, other)]
+    return _tuned(results) == _tuned(other) and digests[0] == digests[1]
+
+
+def _pair(metric: str, table: TableKey, runs: list[Run], others: list[Run]) -> Pair:
+    ours, theirs = (sample_of(each, metric) for each in (runs, others))
     seeds = list((ours.by_seed - theirs.by_seed).dropna().index)
     mean, beside = (float(each.by_seed[seeds].mean()) for each in (ours, theirs))
-    return Pair(table, label, reference, mean, beside, compare(ours, theirs))
+    return Pair(table, runs[0].label, others[0].label, mean, beside, compare(ours, theirs))
 
 
 def blocks_of(pairs: Sequence[Pair], metric: str) -> list[Block]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -95,6 +96,34 @@ def test_folders_with_different_metrics_are_refused(folders: list[Path], capsys)
     write_settings(folders[1], metric="recall@10")
     assert program.main([*map(str, folders)]) == 2
     assert "ndcg@10, recall@10" in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_study_of_the_same_data(folders: list[Path], tmp_path: Path) -> None:
+    third, tuned = tmp_path / "third", tmp_path / "tuned"
+    for folder in (third, tuned):
+        write_run(folder, "TiSASRec", 1, protocol=UNSEEN, dataset="one")
+        write_run(folder, "SASRec", 1, shift=0.2, protocol=UNSEEN, dataset="one")
+    write_run(tuned, "ADRRec", 1, protocol=UNSEEN, dataset="one")
+    (tuned / "study.json").write_text(json.dumps({"study": {"tuned": {"one/ADRRec": {"n_layers": 1}}}}))
+    read = [Results.read(folder) for folder in (*folders, third, tuned)]
+    found = {
+        (pair.where, pair.reference): pair for pair in pairs.find(read, "ADRRec", ["SASRec", "TiSASRec"], "unseen")
+    }
+    one, two = "one, leave-one-out", "two, leave-one-out"
+    assert set(found) == {
+        (one, "SASRec"),
+        (one, "TiSASRec"),
+        (two, "SASRec"),
+        *((f"{one}, tuned", name) for name in ("SASRec", "TiSASRec")),
+    }
+    ours, theirs = values(folders[0], "one", "ADRRec", 1), values(third, "one", "TiSASRec", 1)
+    assert found[one, "TiSASRec"].comparison.difference == pytest.approx((ours - theirs).mean())
+    assert found[one, "SASRec"].beside == pytest.approx(
+        np.mean([values(folders[0], "one", "SASRec", s) for s in SEEDS])
+    )
+    (third / "study.json").write_text(json.dumps({"study": {"data": {"one": "other events"}}}))
+    other = pairs.find([Results.read(folders[0]), Results.read(third)], "ADRRec", ["SASRec", "TiSASRec"], "unseen")
+    assert [pair.reference for pair in other] == ["SASRec"]
 
 
 def test_without_a_shared_seed_there_is_no_pair(tmp_path: Path) -> None:
