@@ -305,6 +305,7 @@ def search(
             if only is None or (dataset, entry.label) in only
         ]
         done = sum(min(task.over, trials) for task in tasks)
+        done += sum(len(task.finals()) - len(task.unranked(work)) for task in tasks if task.over >= trials)
         finals = FINALISTS * len(tasks) if first_epochs else 0
         total = trials * len(tasks) + finals
         with tqdm(total=total, initial=done, desc=f"{plan.name}, trials", unit="trial", dynamic_ncols=True) as bar:
@@ -318,8 +319,15 @@ def search(
                 found.empty.append(task.name)
             else:
                 found.files.append(tuned_file(folder, task.dataset, task.entry.label, task.protocol))
-                write_text(found.files[-1], yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
+                _write_chosen(found.files[-1], chosen)
         return found
+
+
+def _write_chosen(file: Path, chosen: dict[str, Any]) -> None:
+    """Write chosen settings, unless the file holds them: a search that had nothing left to do keeps their origin."""
+    held = options.read_config_file(file) if file.is_file() else {}
+    if {**held, "made": None} != {**chosen, "made": None}:
+        write_text(file, yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True))
 
 
 class _Search:

@@ -184,8 +184,11 @@ def test_few_epochs_first_and_the_best_two_to_their_end(
     (file,) = (tmp_path / "tuned").glob("*.yaml")
     chosen = yaml.safe_load(file.read_text())
     assert chosen["options"]["learning_rate"] == rates[-2] == -chosen["value"]
+    text = file.read_text()
     assert tune.main(given) == 0
     assert len(ran) == 7
+    assert file.read_text() == text
+    assert "7/7" in capsys.readouterr().err
     assert tune.main([each for each in given if not each.startswith("--first_epochs")]) == 2
     assert "holds another search" in capsys.readouterr().err
 
